@@ -1,30 +1,32 @@
 """The one tree of exceptions. Each leaf maps to one HTTP status and names what to change.
 
-    TandemError
-    ├── RequestError            the caller can mend it             4xx
-    │   ├── InvalidParameter        400  invalid_value
-    │   ├── UnsupportedParameter    400  unsupported_parameter
-    │   ├── ContextLengthExceeded   400  context_length_exceeded
-    │   ├── RequestTooLarge         413  request_too_large
-    │   ├── UnsupportedMediaType    415  unsupported_media_type
-    │   ├── InvalidKey              401  invalid_api_key
-    │   ├── NotFound                404  not_found
-    │   │   └── ModelNotFound       404  model_not_found
-    │   ├── Conflict                409  conflict
-    │   └── DeadlineExceeded        408  timeout
-    ├── CapacityError           trying later helps                 503, Retry-After
-    │   ├── Overloaded              503  overloaded
-    │   ├── NoPrefillInstance       503  no_prefill_instance
-    │   ├── NoDecodeInstance        503  no_decode_instance
-    │   └── Draining                503  draining
-    ├── RefusedError            the operator asked for what is not allowed   409
-    ├── MovementError           a movement between instances failed          500
-    │   ├── TransferFailed
-    │   ├── HandshakeRefused
-    │   └── Fenced                  a newer epoch owns the request
-    └── SetupError              a start that cannot work           500, CLI exit 2
-        ├── ConfigError             the YAML says something wrong
-        └── ModelFileError          a model file is missing or broken
+TandemError
+├── RequestError            the caller can mend it             4xx
+│   ├── InvalidParameter        400  invalid_value
+│   ├── UnsupportedParameter    400  unsupported_parameter
+│   ├── ContextLengthExceeded   400  context_length_exceeded
+│   ├── RequestTooLarge         413  request_too_large
+│   ├── UnsupportedMediaType    415  unsupported_media_type
+│   ├── InvalidKey              401  invalid_api_key
+│   ├── NotFound                404  not_found
+│   │   └── ModelNotFound       404  model_not_found
+│   ├── Conflict                409  conflict
+│   └── DeadlineExceeded        408  timeout
+├── CapacityError           trying later helps                 503, Retry-After
+│   ├── Overloaded              503  overloaded
+│   ├── NoPrefillInstance       503  no_prefill_instance
+│   ├── NoDecodeInstance        503  no_decode_instance
+│   └── Draining                503  draining
+├── RefusedError            the operator asked for what is not allowed   409
+├── Unreachable             nothing answers at the control address       503
+├── MovementError           a movement between instances failed          500
+│   ├── TransferFailed
+│   ├── HandshakeRefused
+│   └── Fenced                  a newer epoch owns the request
+├── InstanceDied            an instance ended while it was needed        500
+└── SetupError              a start that cannot work           500, CLI exit 2
+    ├── ConfigError             the YAML says something wrong
+    └── ModelFileError          a model file is missing or broken
 """
 
 from __future__ import annotations
@@ -130,6 +132,11 @@ class RefusedError(TandemError):
     code = "refused"
 
 
+class Unreachable(TandemError):
+    status = 503
+    code = "unreachable"
+
+
 class MovementError(TandemError):
     code = "movement_failed"
 
@@ -144,6 +151,10 @@ class HandshakeRefused(MovementError):
 
 class Fenced(MovementError):
     code = "fenced"
+
+
+class InstanceDied(TandemError):
+    code = "instance_died"
 
 
 class SetupError(TandemError):

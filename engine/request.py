@@ -35,11 +35,7 @@ class Sampling:
     @property
     def has_penalties(self) -> bool:
         """Whether the drawn token depends on the tokens before it beyond the logits."""
-        return (
-            self.presence_penalty != 0.0
-            or self.frequency_penalty != 0.0
-            or self.repetition_penalty != 1.0
-        )
+        return self.presence_penalty != 0.0 or self.frequency_penalty != 0.0 or self.repetition_penalty != 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,9 @@ class Epoch(NamedTuple):
     move: int = 0
 
 
+START = Epoch()
+
+
 class SequenceKey(NamedTuple):
     request_id: str
     choice: int
@@ -76,7 +79,7 @@ class Sequence:
     phase: Phase = Phase.WAITING
     tier: Tier = Tier.DEVICE
     blocks: list[int] = field(default_factory=list)
-    epoch: Epoch = Epoch()
+    epoch: Epoch = START
     home: str = ""
     cached: int = 0
     preemptions: int = 0

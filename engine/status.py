@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class InstanceStatus:
-    """A snapshot. Block counts obey free + used + cached + reserved == total."""
+    """A snapshot. Block counts obey free + used + cached + reserved == total.
+
+    `arrivals` counts the requests that were submitted here or for which blocks were reserved here, ever.
+    """
 
     instance: str
     role: str
@@ -30,3 +33,4 @@ class InstanceStatus:
     handoffs_failed: int = 0
     chunks: int = 0
     step_seconds: float = 0.0
+    arrivals: int = 0

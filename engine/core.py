@@ -1,0 +1,289 @@
+"""Iteration-level scheduling of one instance: plan a step, run it, commit what it drew.
+
+    submit ─▶ queue ─▶ plan ─▶ Runner.run ─▶ commit ─▶ StepOutcome
+                ▲        │                     │
+                └────────┘ preempted           └─▶ finished: its blocks are free, its event leaves at once
+
+After ORCA (OSDI'22): the batch is chosen anew at each iteration and a finished request leaves in the
+iteration that finishes it. The core composes: a BatchPolicy says who gets how many tokens and a
+WaitingQueue who is next, the Planner makes it good, Commits enter the result, the Roster knows who is
+where, BlockTables where their KV is, Movements what comes and goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from collections.abc import Sequence as SequenceOf
+from typing import Protocol
+
+from engine import prefix_cache
+from engine.admission import refuse_overdrawn, refuse_what_never_fits
+from engine.batch import BatchPolicy, Limits, WaitingQueue
+from engine.blocks import BlockPool
+from engine.commits import Commits
+from engine.errors import Conflict, Overloaded
+from engine.live import Live
+from engine.movements import Movements, Reservation
+from engine.outcome import Emitted, StepOutcome
+from engine.plan import StepPlan, StepResult
+from engine.planner import Planner
+from engine.request import Request
+from engine.roster import Roster
+from engine.sequence import START, Epoch, Sequence
+from engine.status import InstanceStatus
+from engine.tables import BlockTables
+
+__all__ = ["Emitted", "EngineCore", "Limits", "Reservation", "Runner", "StepOutcome"]
+
+
+class Runner(Protocol):
+    """Computes a step. A ValueError means that the plan's requests cannot be computed, and no more."""
+
+    def run(self, plan: StepPlan) -> StepResult: ...
+
+
+class EngineCore:
+    """Not thread-safe: it lives in the thread of an EngineLoop, or in the simulator.
+
+    `fingerprint` is `prefix_cache.fingerprint(weights digest, numerics, KV format)`: prefix keys are
+    the same wherever it is the same.
+    """
+
+    def __init__(
+        self,
+        *,
+        pool: BlockPool,
+        queue: WaitingQueue,
+        policy: BatchPolicy,
+        limits: Limits,
+        eos_token_ids: frozenset[int],
+        fingerprint: bytes = b"",
+    ) -> None:
+        self.pool = pool
+        self.limits = limits
+        self._eos = eos_token_ids
+        self._fingerprint = fingerprint
+        self._tables = BlockTables(pool, limits.watermark)
+        self._roster = Roster(queue, self._tables)
+        self._planner = Planner(self._roster, policy, limits.max_sequences)
+        self._commits = Commits(self._roster)
+        self._movements = Movements(self._roster, limits.max_sequences)
+        self._flight: tuple[StepPlan, list[Sequence]] | None = None
+        self._planned_at = 0.0
+        self._arrivals = self._submitted = self._reserved = 0
+        self._unstamped: list[Live] = []
+        self._steps = 0
+        self._step_seconds = 0.0
+
+    def submit(
+        self,
+        request: Request,
+        *,
+        choices: SequenceOf[Sequence] = (),
+        epoch: Epoch = START,
+        home: str = "",
+        handoff: bool = False,
+        now: float | None = None,
+    ) -> None:
+        """Take a request in. A recovered one brings `choices`: its unfinished ones with their output so far.
+
+        With `handoff` its sequences are PAUSED after their first token here, and named in
+        StepOutcome.prefilled. `now` is when it arrived at this instance, the next plan if absent.
+        A newer epoch of a request that lives here takes its place.
+
+        Raises InvalidParameter or ContextLengthExceeded for what can never run here, Conflict for a
+        request that lives here already, Overloaded when the queue is full.
+        """
+        refuse_what_never_fits(request, self.pool, self.limits)
+        refuse_overdrawn(request, choices)
+        self._make_way(request.id, epoch)
+        if len(self._roster.queue) >= self.limits.queue_limit:
+            raise Overloaded(
+                f"{self.limits.queue_limit} sequences wait here: try again later or raise engine.queue_limit",
+                param="engine.queue_limit",
+            )
+        undrawn = tuple(s.choice for s in choices if not s.output) if choices else range(request.sampling.n)
+        live = self._record(request, epoch, home, tuple(undrawn))
+        self._submitted += 1
+        live.handoff = handoff
+        live.arrived = now
+        if now is None:
+            self._unstamped.append(live)
+        self._roster.live[request.id] = live
+        if live.undrawn:
+            self._wait(live, live.undrawn[0], [])
+        for sequence in choices:
+            if sequence.output:
+                self._wait(live, sequence.choice, sequence.output)
+
+    def _wait(self, live: Live, choice: int, output: Iterable[int]) -> None:
+        sequence = Sequence(live.request, choice, list(output), epoch=live.epoch, home=live.home)
+        live.add(sequence, [])
+        self._roster.wait(sequence)
+
+    def _record(self, request: Request, epoch: Epoch, home: str, undrawn: tuple[int, ...]) -> Live:
+        self._arrivals += 1
+        root = prefix_cache.root(self._fingerprint, request.adapter, request.salt)
+        return Live(
+            request, epoch, home, self._arrivals, root, self._eos, self.limits.max_length, undrawn=undrawn
+        )
+
+    def _make_way(self, request_id: str, epoch: Epoch) -> None:
+        live = self._roster.live.get(request_id)
+        if live is not None:
+            if epoch <= live.epoch:
+                raise Conflict(
+                    f"request {request_id} already lives here with epoch {tuple(live.epoch)}", param="id"
+                )
+            self.cancel(request_id)
+
+    def cancel(self, request_id: str) -> bool:
+        """End all choices without an event and free their blocks; False if none lives here."""
+        sequences = self._roster.sequences(request_id)
+        for sequence in sequences:
+            self._roster.end(sequence)
+        return bool(sequences)
+
+    def finish(self, request_id: str, choice: int, length: int) -> bool:
+        """Something outside (a stop string) ended a choice after `length` tokens: end it without an event.
+
+        False if it does not live here, or has not come so far: then another attempt was meant.
+        """
+        live = self._roster.live.get(request_id)
+        sequence = None if live is None else live.sequences.get(choice)
+        if sequence is None or len(sequence.output) < max(length, 1):
+            return False
+        self._roster.end(sequence)
+        return True
+
+    def plan(self, now: float) -> StepPlan | None:
+        """Decide the next step, None if nobody can run. It must be committed or failed before the next."""
+        assert self._flight is None, "the step before is still in flight"
+        for live in self._unstamped:
+            live.arrived = now
+        self._unstamped.clear()
+        self._flight = self._planner.plan(now, self._movements.promised)
+        if self._flight is None:
+            return None
+        self._tables.hold()
+        self._planned_at = now
+        return self._flight[0]
+
+    def commit(self, plan: StepPlan, result: StepResult, now: float) -> StepOutcome:
+        """Enter what a step drew. Sequences that were ended or frozen meanwhile stay as they are."""
+        sequences = self._land(plan)
+        self._steps += 1
+        self._step_seconds = now - self._planned_at
+        return self._commits.commit(plan, sequences, result, now)
+
+    def _land(self, plan: StepPlan) -> list[Sequence]:
+        assert self._flight is not None, "no step is in flight"
+        assert self._flight[0] is plan, "another step is in flight"
+        sequences = self._flight[1]
+        self._flight = None
+        self._tables.let_go()
+        return sequences
+
+    def fail(self, plan: StepPlan) -> StepOutcome:
+        """The step could not be computed: every choice in it ends FAILED."""
+        return self._commits.fail(self._land(plan))
+
+    def settle(self) -> StepOutcome | None:
+        """What movements must hear of although there is no step; None if there is nothing."""
+        roster = self._roster
+        return roster.tell() if roster.dropped or roster.prefilled else None
+
+    def step(self, runner: Runner, now: float) -> StepOutcome | None:
+        """Plan, run, commit; None if nobody can run."""
+        plan = self.plan(now)
+        return None if plan is None else self.commit(plan, runner.run(plan), now)
+
+    def sequences(self, request_id: str) -> list[Sequence]:
+        """The live choices of a request; until their first token one stands for all."""
+        return self._roster.sequences(request_id)
+
+    def freeze(self, request_id: str) -> list[Sequence]:
+        """Pause every live choice and return them: nothing about them changes until `resume`."""
+        return self._movements.freeze(request_id)
+
+    def resume(self, request_id: str) -> bool:
+        """Un-pause: the request runs on here, a handoff that waited for its transfer included."""
+        return self._movements.resume(request_id)
+
+    def release(self, request_id: str) -> bool:
+        """The request lives elsewhere now: free its blocks without an event."""
+        return self._movements.release(request_id)
+
+    def reserve(self, session: str, request: Request, tokens: int) -> Reservation:
+        """Blocks for `tokens` tokens of a request to come: its cached prefix pinned, the rest allocated.
+
+        Raises Overloaded when there are not enough blocks or sequences, InvalidParameter or
+        ContextLengthExceeded for what could never run here.
+        """
+        refuse_what_never_fits(request, self.pool, self.limits)
+        root = prefix_cache.root(self._fingerprint, request.adapter, request.salt)
+        keys: list[bytes] = []
+        if self.pool.caching:
+            prefix_cache.extend(keys, root, request.prompt, self.pool.block_size)
+        self._reserved += 1
+        return self._movements.reserve(session, request, tokens, keys)
+
+    def extend(self, reservation: Reservation, blocks: int) -> list[int]:
+        """More blocks for a reservation, appended to it. Raises Overloaded."""
+        return self._movements.extend(reservation, blocks)
+
+    def adopt(self, reservation: Reservation, sequences: list[Sequence]) -> None:
+        """The sequences, whose tables name blocks of the reservation, run on here in the phase they carry.
+
+        Blocks that no table names are freed. Raises Conflict if as new an epoch of the request lives here.
+        """
+        first = sequences[0]
+        self._make_way(first.request.id, first.epoch)
+        undrawn = () if first.output else tuple(range(first.request.sampling.n))
+        live = self._record(first.request, first.epoch, first.home, undrawn)
+        live.cached = first.cached
+        self._movements.adopt(reservation, live, sequences)
+
+    def unreserve(self, reservation: Reservation) -> None:
+        """It does not come: free what was reserved. Does nothing a second time."""
+        self._movements.unreserve(reservation)
+
+    def status(self) -> InstanceStatus:
+        """A snapshot; `instance` and `role` are empty, the instance knows them. Prefix counts are tokens."""
+        pool, roster = self.pool, self._roster
+        return InstanceStatus(
+            instance="",
+            role="",
+            steps=self._steps,
+            running=len(roster.running),
+            waiting=len(roster.queue),
+            waiting_tokens=sum(sequence.remaining for sequence in roster.queue),
+            blocks_total=pool.total,
+            blocks_free=pool.free,
+            blocks_used=pool.used,
+            blocks_cached=pool.cached,
+            blocks_reserved=pool.reserved,
+            block_size=pool.block_size,
+            prompt_tokens=self._commits.prompt_tokens,
+            output_tokens=self._commits.output_tokens,
+            prefix_queries=self._planner.prefix_queries,
+            prefix_hits=self._planner.prefix_hits,
+            preemptions=roster.preemptions,
+            handoffs=self._movements.handoffs,
+            handoffs_failed=self._movements.handoffs_failed,
+            chunks=self._commits.chunks,
+            step_seconds=self._step_seconds,
+            arrivals=self._submitted + self._reserved,
+        )
+
+    def check(self) -> None:
+        """The ledger: the pool's own, and that every reference is one entry of one table."""
+        self.pool.check()
+        entries = [0] * self.pool.total
+        tables = [s.blocks for live in self._roster.live.values() for s in live.sequences.values()]
+        held = [r.blocks for r in self._movements.reservations.values()]
+        for table in (*tables, *held, *self._tables.given):
+            for block in table:
+                entries[block] += 1
+        refs = [self.pool.refs(block) for block in range(self.pool.total)]
+        assert entries == refs, "reference counts differ from the tables"

@@ -1,0 +1,173 @@
+"""The engine core in a thread of its own, with a mailbox for everybody else.
+
+call(fn) ─▶ mailbox ─┐
+                     ▼
+    ┌─▶ run the calls ─▶ plan ─▶ Runner.run ─▶ commit ─▶ sink, observers ─┐
+    └─────────────────────────────────────────────────────────────────────┘
+                     nobody can run: wait for the mailbox
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
+from concurrent.futures import Future
+from queue import Empty, SimpleQueue
+from typing import Any, Generic, Protocol, TypeVar
+
+from engine.core import EngineCore, Runner
+from engine.errors import Draining, TandemError
+from engine.outcome import Emitted, StepOutcome
+from engine.plan import StepPlan
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+
+class Clock(Protocol):
+    """Seconds, monotonic."""
+
+    def now(self) -> float: ...
+
+
+class TokenSink(Protocol):
+    """Where tokens go. Called in the loop thread: it must not block."""
+
+    def push(self, emitted: SequenceOf[Emitted]) -> None: ...
+
+
+class _Call(Generic[T]):
+    """A letter in the mailbox."""
+
+    def __init__(self, fn: Callable[[EngineCore], T]) -> None:
+        self._fn = fn
+        self.future: Future[T] = Future()
+
+    def run(self, core: EngineCore) -> None:
+        if self.future.set_running_or_notify_cancel():
+            try:
+                self.future.set_result(self._fn(core))
+            except Exception as error:
+                self.future.set_exception(error)
+
+    def refuse(self, error: TandemError) -> None:
+        if self.future.set_running_or_notify_cancel():
+            self.future.set_exception(error)
+
+
+class EngineLoop:
+    """Steps the core while somebody can run. Everything else enters through `call`, between two steps.
+
+    A ValueError of the runner ends the requests of that step as FAILED. Any other exception in the
+    thread ends the loop: `failed` holds it, and every call, in the mailbox or to come, fails too.
+    `ended` is done when the thread is: with that exception, or with None after `stop`.
+    """
+
+    def __init__(self, core: EngineCore, runner: Runner, sink: TokenSink, clock: Clock, *, name: str) -> None:
+        self._core = core
+        self._runner = runner
+        self._sink = sink
+        self._clock = clock
+        self._name = name
+        self._observers: list[Callable[[StepOutcome], None]] = []
+        self._mailbox: SimpleQueue[_Call[Any] | None] = SimpleQueue()
+        self._door = threading.Lock()
+        self._closed: TandemError | None = None
+        self._failed: BaseException | None = None
+        self.ended: Future[None] = Future()
+        self._thread = threading.Thread(target=self._main, name=name, daemon=True)
+
+    @property
+    def failed(self) -> BaseException | None:
+        """What ended the thread, None while it is well or was stopped."""
+        return self._failed
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, timeout: float) -> None:
+        """End the thread after its present step; wait `timeout` seconds for that at most.
+
+        Calls that have not run fail with Draining. What lives in the core stays as it is.
+        """
+        self._close(Draining(f"the engine loop {self._name} has been stopped: send requests elsewhere"))
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            self._thread.join(timeout)
+            if self._thread.is_alive():
+                log.warning("engine loop %s did not end its step within %s s", self._name, timeout)
+
+    def call(self, fn: Callable[[EngineCore], T]) -> Future[T]:
+        """Run `fn` in the loop thread between two steps, or at once if it is idle."""
+        letter = _Call(fn)
+        with self._door:
+            closed = self._closed
+            if closed is None:
+                self._mailbox.put(letter)
+        if closed is not None:
+            letter.refuse(closed)
+        return letter.future
+
+    def observe(self, observer: Callable[[StepOutcome], None]) -> None:
+        """Call `observer` after each commit in the loop thread; it must be quick and may not raise."""
+        self._observers.append(observer)
+
+    def _close(self, error: TandemError) -> None:
+        """Let nobody in any more and send away who waits. The None wakes the thread."""
+        with self._door:
+            if self._closed is None:
+                self._closed = error
+        waiting = []
+        while True:
+            try:
+                waiting.append(self._mailbox.get_nowait())
+            except Empty:
+                break
+        self._mailbox.put(None)
+        for letter in waiting:
+            if letter is not None:
+                letter.refuse(error)
+
+    def _main(self) -> None:
+        try:
+            while self._closed is None:
+                idle = not self._step()
+                self._read_mail(wait=idle)
+        except BaseException as error:
+            log.exception("engine loop %s died", self._name)
+            self._failed = error
+            self._close(TandemError(f"the engine loop {self._name} died: {error!r}"))
+            self.ended.set_exception(error)
+        else:
+            self.ended.set_result(None)
+
+    def _read_mail(self, *, wait: bool) -> None:
+        """Run every call that is there; with `wait`, wait for the first."""
+        try:
+            letter = self._mailbox.get(block=wait)
+            while letter is not None:
+                letter.run(self._core)
+                letter = self._mailbox.get_nowait()
+        except Empty:
+            pass
+
+    def _step(self) -> bool:
+        """One iteration; False if nobody could run."""
+        plan = self._core.plan(self._clock.now())
+        outcome = self._core.settle() if plan is None else self._compute(plan)
+        if outcome is not None:
+            if outcome.emitted:
+                self._sink.push(outcome.emitted)
+            for observer in self._observers:
+                observer(outcome)
+        return plan is not None
+
+    def _compute(self, plan: StepPlan) -> StepOutcome:
+        try:
+            result = self._runner.run(plan)
+        except ValueError:
+            log.exception("a step of engine loop %s could not be computed", self._name)
+            return self._core.fail(plan)
+        return self._core.commit(plan, result, self._clock.now())

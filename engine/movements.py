@@ -1,0 +1,144 @@
+"""Both ends of a movement, as the engine core sees them: pause and release here, reserve and adopt there.
+
+source        freeze ─▶ resume (it stays)        destination   reserve ─▶ unreserve (it does not come)
+                 └────▶ release (it is gone)                    └─ extend* ─▶ adopt (it runs here)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.errors import Overloaded, TransferFailed
+from engine.live import Live
+from engine.request import Request
+from engine.roster import RUNS, Roster
+from engine.sequence import Phase, Sequence
+
+
+@dataclass(slots=True, eq=False)
+class Reservation:
+    """Blocks that wait for a request's KV. The first of `blocks` hold `cached` tokens of its prompt already.
+
+    It holds one reference to each of its blocks until it is adopted or unreserved.
+    """
+
+    session: str
+    request: Request
+    blocks: list[int]
+    cached: int = 0
+
+
+class Movements:
+    """Moves whole requests: all of their choices that live here."""
+
+    def __init__(self, roster: Roster, max_sequences: int) -> None:
+        self._roster = roster
+        self._tables = roster.tables
+        self._pool = roster.tables.pool
+        self._max_sequences = max_sequences
+        self.reservations: dict[int, Reservation] = {}
+        self.handoffs = 0
+        self.handoffs_failed = 0
+
+    @property
+    def promised(self) -> int:
+        """Choices that have a place among the running and are not here yet."""
+        return sum(reservation.request.sampling.n for reservation in self.reservations.values())
+
+    def freeze(self, request_id: str) -> list[Sequence]:
+        """Nothing about these sequences changes until they go on: a step in flight is lost on them."""
+        sequences = self._roster.sequences(request_id)
+        for sequence in sequences:
+            self._roster.pause(sequence)
+        return sequences
+
+    def resume(self, request_id: str) -> bool:
+        """Go on here. A handoff that is resumed has failed: the request decodes where it is."""
+        live = self._roster.live.get(request_id)
+        if live is None:
+            return False
+        if live.handoff:
+            live.handoff = False
+            self.handoffs_failed += 1
+        for sequence in live.sequences.values():
+            if sequence.phase is Phase.PAUSED:
+                self._roster.go_on(sequence)
+        return True
+
+    def release(self, request_id: str) -> bool:
+        """It lives elsewhere now: free the blocks and say nothing."""
+        live = self._roster.live.get(request_id)
+        if live is None:
+            return False
+        self.handoffs += live.handoff
+        for sequence in list(live.sequences.values()):
+            self._roster.end(sequence, moved=True)
+        return True
+
+    def reserve(self, session: str, request: Request, tokens: int, keys: list[bytes]) -> Reservation:
+        """See EngineCore.reserve; `keys` are the prefix keys of the full blocks of the prompt."""
+        running = self._roster.width() + self.promised
+        if running + request.sampling.n > self._max_sequences:
+            raise Overloaded(
+                f"{running} of {self._max_sequences} sequences run here: raise engine.max_sequences",
+                param="engine.max_sequences",
+            )
+        found = self._pool.find(keys, tokens // self._pool.block_size)
+        need = self._pool.blocks_for(tokens) - len(found)
+        if not self._tables.room(found, need, alone=not self._roster.running):
+            raise Overloaded(
+                f"{need} KV blocks asked for, {self._pool.available} of {self._pool.total} available: "
+                "raise engine.kv_memory",
+                param="engine.kv_memory",
+            )
+        self._pool.share(found)
+        blocks = found + self._pool.reserve(need)
+        reservation = Reservation(session, request, blocks, len(found) * self._pool.block_size)
+        self.reservations[id(reservation)] = reservation
+        return reservation
+
+    def _require(self, reservation: Reservation) -> None:
+        if id(reservation) not in self.reservations:
+            raise TransferFailed(f"session {reservation.session} has no reservation here any more")
+
+    def _examine(self, reservation: Reservation, sequence: Sequence) -> None:
+        """What came from elsewhere must be able to run on what was reserved for it."""
+        slots = len(sequence.blocks) * self._pool.block_size
+        if not set(reservation.blocks).issuperset(sequence.blocks):
+            raise TransferFailed(f"{sequence.key} names KV blocks that its session did not reserve")
+        if not sequence.computed <= slots or sequence.remaining < 1:
+            raise TransferFailed(
+                f"{sequence.key} has {len(sequence)} tokens, {sequence.computed} of them computed, "
+                f"in {slots} slots"
+            )
+
+    def extend(self, reservation: Reservation, blocks: int) -> list[int]:
+        self._require(reservation)
+        fresh = self._pool.reserve(blocks)
+        reservation.blocks += fresh
+        return fresh
+
+    def unreserve(self, reservation: Reservation) -> None:
+        if self.reservations.pop(id(reservation), None) is not None:
+            self._pool.release(reservation.blocks)
+
+    def adopt(self, reservation: Reservation, live: Live, sequences: list[Sequence]) -> None:
+        """See EngineCore.adopt; `live` is the new record of the request, without sequences."""
+        self._require(reservation)
+        for sequence in sequences:
+            self._examine(reservation, sequence)
+        self._pool.settle(reservation.blocks)
+        for sequence in sequences:
+            self._pool.share(sequence.blocks)
+        self.unreserve(reservation)
+        self._roster.live[reservation.request.id] = live
+        for sequence in sequences:
+            keys: list[bytes] = []
+            live.add(sequence, keys)
+            self._tables.recount(sequence, keys, live.root)
+            if sequence.phase in RUNS:
+                self._roster.run(sequence, sequence.phase)
+            elif sequence.phase is Phase.WAITING:
+                self._roster.wait(sequence)
+            else:
+                self._roster.paused[sequence.key] = sequence

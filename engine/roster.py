@@ -1,0 +1,121 @@
+"""Who lives in an engine core and where: waiting in the queue, running, or paused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as SequenceOf
+
+from engine.batch import WaitingQueue
+from engine.live import Live
+from engine.outcome import Emitted, StepOutcome
+from engine.sequence import Phase, Sequence, SequenceKey
+from engine.tables import BlockTables
+
+RUNS = frozenset({Phase.PREFILL, Phase.DECODE})
+
+
+class Roster:
+    """Moves sequences between queue, running list and pause, and keeps their blocks right as it does."""
+
+    def __init__(self, queue: WaitingQueue, tables: BlockTables) -> None:
+        self.queue = queue
+        self.tables = tables
+        self.live: dict[str, Live] = {}
+        self.running: list[Sequence] = []
+        self.paused: dict[SequenceKey, Sequence] = {}
+        self.dropped: dict[str, None] = {}
+        self.prefilled: dict[str, None] = {}
+        self.preemptions = 0
+
+    def sequences(self, request_id: str) -> list[Sequence]:
+        live = self.live.get(request_id)
+        return [] if live is None else list(live.sequences.values())
+
+    def width(self) -> int:
+        """Choices that run or hold blocks to run on with; a common prompt counts for all its choices."""
+        resident = [sequence for sequence in self.paused.values() if sequence.blocks]
+        return sum(self.live[one.request.id].width(one) for one in (*self.running, *resident))
+
+    def wait(self, sequence: Sequence, *, front: bool = False) -> None:
+        if sequence.phase is not Phase.WAITING:
+            sequence.become(Phase.WAITING)
+        self.queue.add(sequence, front=front)
+
+    def run(self, sequence: Sequence, phase: Phase) -> None:
+        """Join those that run, behind all that arrived earlier."""
+        if sequence.phase is not phase:
+            sequence.become(phase)
+        rank = (self.live[sequence.request.id].order, sequence.choice)
+        place = len(self.running)
+        while place and rank < self._rank(self.running[place - 1]):
+            place -= 1
+        self.running.insert(place, sequence)
+
+    def _rank(self, sequence: Sequence) -> tuple[int, int]:
+        return self.live[sequence.request.id].order, sequence.choice
+
+    def _leave(self, sequence: Sequence) -> None:
+        if sequence.phase is Phase.WAITING:
+            self.queue.remove(sequence.key)
+        elif sequence.phase in RUNS:
+            self.running = [other for other in self.running if other is not sequence]
+        else:
+            self.paused.pop(sequence.key, None)
+
+    def pause(self, sequence: Sequence) -> None:
+        """Keep tokens and blocks, and compute nothing."""
+        if sequence.phase is not Phase.PAUSED:
+            self._leave(sequence)
+            sequence.become(Phase.PAUSED)
+            self.paused[sequence.key] = sequence
+
+    def go_on(self, sequence: Sequence) -> None:
+        """From a pause back to what the sequence did before it."""
+        del self.paused[sequence.key]
+        if not sequence.blocks:
+            self.wait(sequence, front=True)
+        elif sequence.output and sequence.remaining == 1:
+            self.run(sequence, Phase.DECODE)
+        else:
+            self.run(sequence, Phase.PREFILL)
+
+    def preempt(self, sequence: Sequence) -> None:
+        """Back to the head of the queue with all tokens and no blocks: they are computed again later."""
+        self._leave(sequence)
+        self.tables.close(sequence)
+        sequence.computed = 0
+        sequence.preemptions += 1
+        self.preemptions += 1
+        self.wait(sequence, front=True)
+        self.dropped[sequence.request.id] = None
+
+    def end(self, sequence: Sequence, *, moved: bool = False) -> None:
+        """The last of a sequence here: its blocks go back. `moved`: nobody has to be told."""
+        self._leave(sequence)
+        self.tables.close(sequence)
+        sequence.become(Phase.FINISHED)
+        request_id = sequence.request.id
+        live = self.live[request_id]
+        del live.sequences[sequence.choice]
+        del live.keys[sequence.choice]
+        if not live.sequences:
+            del self.live[request_id]
+            self.prefilled.pop(request_id, None)
+            if not moved:
+                self.dropped[request_id] = None
+        elif live.handoff:
+            self.hand_over(live)
+
+    def hand_over(self, live: Live) -> None:
+        """Name a handoff as prefilled, once, when all that is left of it is paused."""
+        if not live.handed and all(s.phase is Phase.PAUSED for s in live.sequences.values()):
+            live.handed = True
+            self.prefilled[live.request.id] = None
+
+    def tell(
+        self, emitted: SequenceOf[Emitted] = (), progress: SequenceOf[tuple[str, int]] = ()
+    ) -> StepOutcome:
+        """An outcome that says all that movements have not been told yet."""
+        outcome = StepOutcome(tuple(emitted), tuple(progress), tuple(self.prefilled), tuple(self.dropped))
+        self.prefilled.clear()
+        self.dropped.clear()
+        return outcome

@@ -1,0 +1,24 @@
+"""How free an instance is: blocks left per request, about the decode steps it can take before it must
+preempt.
+
+Freeness is Llumnix's F = (M − ΣV) / B (OSDI'24, §4.4) in its dispatch form: V counts all queued demand, not
+only the head of the line, and B counts running and waiting requests. Blocks of the prefix cache count as
+free, since they are evicted on demand.
+"""
+
+from __future__ import annotations
+
+from global_scheduler.view import Load
+
+
+def freeness(load: Load, *, hold: int = 0) -> float:
+    """Blocks per request once a request of `hold` tokens has joined; negative when the demand exceeds the
+    pool."""
+    joined = 1 if hold else 0
+    return (load.free - load.blocks_for(hold)) / max(1, load.requests + joined)
+
+
+def backlog(load: Load, *, prefill: int = 0) -> int:
+    """Prompt tokens to compute before a request that joins now, with `prefill` of its own, has its first
+    token."""
+    return load.queued_tokens + prefill

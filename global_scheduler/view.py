@@ -1,0 +1,149 @@
+"""What the scheduler believes of the cluster: the last status of each instance, and what was just sent there.
+
+A status is a picture of the past. Without the second part two quick requests would both go to the instance
+that looked free in it. What was sent is forgotten one by one as the instance's own count of arrivals grows,
+so neither the order of messages nor the time a request spends in its prefill matters; what never arrives is
+forgotten after `settle` seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from engine.status import InstanceStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What placing needs to know of a request. Counts are tokens.
+
+    `prompt_tokens` includes what a recovered request has put out; `exclude` names instances that just failed
+    it.
+    """
+
+    id: str
+    prompt_tokens: int
+    max_tokens: int
+    choices: int = 1
+    tenant: str = ""
+    priority: int = 0
+    attempt: int = 0
+    exclude: frozenset[str] = frozenset()
+
+    @property
+    def longest(self) -> int:
+        """The most tokens one choice may come to hold."""
+        return self.prompt_tokens + self.max_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one request will ask of an instance: tokens to prefill, and tokens whose KV it will hold there."""
+
+    prefill: int
+    hold: int
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """An instance as placing sees it, everything that is on its way there counted in.
+
+    `demand` is in blocks and may exceed `blocks`: used, reserved, and asked for by queued and sent requests.
+    """
+
+    instance: str
+    role: str
+    blocks: int
+    block_size: int
+    demand: int
+    queued_tokens: int
+    queued: int
+    requests: int
+    cordoned: bool = False
+    stale: bool = False
+
+    @property
+    def free(self) -> int:
+        """Blocks left when everything queued has been let in; negative if it cannot all be."""
+        return self.blocks - self.demand
+
+    def blocks_for(self, tokens: int) -> int:
+        return -(-tokens // self.block_size)
+
+
+@dataclass(slots=True)
+class _Known:
+    status: InstanceStatus
+    taken: float
+    cordoned: bool = False
+    sent: dict[str, tuple[float, Share]] = field(default_factory=dict)
+
+
+class ClusterView:
+    """Statuses in, loads out. Times are seconds on one clock, the controller's."""
+
+    def __init__(self, *, settle: float = 10.0, stale: float = 3.0) -> None:
+        self.settle = settle
+        self.stale = stale
+        self._known: dict[str, _Known] = {}
+
+    def __contains__(self, instance: str) -> bool:
+        return instance in self._known
+
+    def observe(self, status: InstanceStatus, taken: float) -> None:
+        """Take in a status. `taken` is when it was asked for; one that is older than the last is dropped."""
+        known = self._known.get(status.instance)
+        if known is None:
+            self._known[status.instance] = _Known(status, taken)
+            return
+        if taken < known.taken:
+            return
+        arrived = status.arrivals - known.status.arrivals
+        for request_id in list(known.sent)[: len(known.sent) if arrived < 0 else arrived]:
+            del known.sent[request_id]
+        known.status, known.taken = status, taken
+
+    def cordon(self, instance: str, *, on: bool = True) -> None:
+        """Nothing more is placed on a cordoned instance."""
+        known = self._known.get(instance)
+        if known is not None:
+            known.cordoned = on
+
+    def forget(self, instance: str) -> None:
+        """The instance is dead or stopped."""
+        self._known.pop(instance, None)
+
+    def send(self, request_id: str, shares: dict[str, Share], now: float) -> None:
+        """A request was placed: it asks `shares` of the instances. An earlier placement of it is void."""
+        for known in self._known.values():
+            known.sent.pop(request_id, None)
+        for instance, share in shares.items():
+            self._known[instance].sent[request_id] = (now, share)
+
+    def loads(self, now: float) -> list[Load]:
+        """All instances, in the order in which they became known."""
+        return [self._load(name, known, now) for name, known in self._known.items()]
+
+    def statuses(self) -> Iterator[InstanceStatus]:
+        return (known.status for known in self._known.values())
+
+    def _load(self, name: str, known: _Known, now: float) -> Load:
+        status = known.status
+        size = status.block_size
+        while known.sent and next(iter(known.sent.values()))[0] + self.settle < now:
+            del known.sent[next(iter(known.sent))]
+        shares = [share for _, share in known.sent.values()]
+        demand = status.blocks_used + status.blocks_reserved + -(-status.waiting_tokens // size)
+        return Load(
+            instance=name,
+            role=status.role,
+            blocks=status.blocks_total,
+            block_size=size,
+            demand=demand + sum(-(-share.hold // size) for share in shares),
+            queued_tokens=status.waiting_tokens + sum(share.prefill for share in shares),
+            queued=status.waiting + sum(1 for share in shares if share.prefill),
+            requests=status.running + status.waiting + len(shares),
+            cordoned=known.cordoned,
+            stale=known.taken + self.stale < now,
+        )
