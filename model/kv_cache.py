@@ -1,0 +1,133 @@
+"""The KV cache of an instance: one tensor of blocks, and moving blocks in and out of it as bytes.
+
+    pool [layers, 2, blocks, block_size, kv_heads, head_dim]      2: keys, values
+      └ pool[layer, 0], pool[layer, 1]: the contiguous views that kernels get
+    bytes of a block: [layers, 2, block_size, kv_heads, head_dim], in C order, blocks one after another
+
+A block is contiguous on the way, so that a receiver may take any run of blocks out of a message.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.errors import SetupError
+from kernels.dispatch import Kernels
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+@dataclass(frozen=True, slots=True)
+class KVLayout:
+    """What two instances must share to exchange blocks. `dtype` is a name such as "float32"."""
+
+    layers: int
+    block_size: int
+    kv_heads: int
+    head_dim: int
+    dtype: str
+
+    @property
+    def block_shape(self) -> tuple[int, int, int, int, int]:
+        return (self.layers, 2, self.block_size, self.kv_heads, self.head_dim)
+
+    @property
+    def block_nbytes(self) -> int:
+        return 2 * self.layers * self.block_size * self.kv_heads * self.head_dim * DTYPES[self.dtype].itemsize
+
+
+class KVCache:
+    """`blocks` blocks of a layout on one device. Blocks are numbered from 0; who owns which is the engine's."""
+
+    def __init__(self, layout: KVLayout, blocks: int, device: torch.device, kernels: Kernels) -> None:
+        """Raises SetupError if the pool does not fit into the memory that is free now."""
+        self.layout = layout
+        self.blocks = blocks
+        self._device = device
+        self._kernels = kernels
+        self._dtype = DTYPES[layout.dtype]
+        self.pool = _allocate(layout, blocks, device)
+
+    @property
+    def block_nbytes(self) -> int:
+        return self.layout.block_nbytes
+
+    def layer(self, index: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer, each [blocks, block_size, kv_heads, head_dim], sharing the pool."""
+        return self.pool[index, 0], self.pool[index, 1]
+
+    def gather(self, blocks: Sequence[int], out: memoryview) -> None:
+        """Copy blocks into `out`, a writable buffer of len(blocks) · block_nbytes bytes.
+
+        Raises ValueError for a buffer of another size, IndexError for a block outside the pool.
+        """
+        index = self._index(blocks, out.nbytes)
+        if not blocks:
+            return
+        target = self._view(out, len(blocks))
+        with torch.inference_mode():
+            if self._device.type == "cpu":
+                self._kernels.gather_blocks(self.pool, index, target)
+                return
+            staged = torch.empty(target.shape, dtype=target.dtype, device=self._device)
+            self._kernels.gather_blocks(self.pool, index, staged)
+            target.copy_(staged)
+
+    def scatter(self, blocks: Sequence[int], data: memoryview) -> None:
+        """Write into distinct `blocks` what `gather` put into `data`. Raises as `gather`."""
+        index = self._index(blocks, data.nbytes)
+        if not blocks:
+            return
+        if len(set(blocks)) < len(blocks):
+            raise ValueError("a block is written twice")
+        with torch.inference_mode():
+            self._kernels.scatter_blocks(self.pool, index, self._view(data, len(blocks)).to(self._device))
+
+    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy blocks within the pool, (source, target) each: all sources are read first."""
+        if not pairs:
+            return
+        sources, targets = zip(*pairs, strict=True)
+        with torch.inference_mode():
+            self._kernels.copy_blocks(self.pool, self._index(sources), self._index(targets))
+
+    def _index(self, blocks: Sequence[int], nbytes: int | None = None) -> Tensor:
+        if nbytes is not None and nbytes != len(blocks) * self.block_nbytes:
+            raise ValueError(f"{len(blocks)} blocks take {len(blocks) * self.block_nbytes} bytes, not {nbytes}")
+        if blocks and not (0 <= min(blocks) and max(blocks) < self.blocks):
+            raise IndexError(f"blocks {min(blocks)} to {max(blocks)} are not all in a pool of {self.blocks}")
+        return torch.tensor(blocks, dtype=torch.int64).to(self._device)
+
+    def _view(self, data: memoryview, count: int) -> Tensor:
+        # torch warns of read-only buffers, such as received bytes; by address it takes them, and
+        # `scatter` only reads. The caller's `data` keeps the memory alive.
+        address = np.frombuffer(data, dtype=np.uint8).ctypes.data
+        flat = torch.frombuffer((ctypes.c_char * data.nbytes).from_address(address), dtype=self._dtype)
+        return flat.view(count, *self.layout.block_shape)
+
+
+def _allocate(layout: KVLayout, blocks: int, device: torch.device) -> Tensor:
+    """Zeroed; on the CPU untouched pages cost no memory until a block is used."""
+    layers, two, *block = layout.block_shape
+    shape = (layers, two, blocks, *block)
+    if device.type != "cpu":
+        try:
+            return torch.zeros(shape, dtype=DTYPES[layout.dtype], device=device)
+        except torch.OutOfMemoryError as error:
+            raise _too_large(layout, blocks, "the memory of " + str(device)) from error
+    try:
+        raw = np.zeros(blocks * layout.block_nbytes, dtype=np.uint8)
+    except MemoryError as error:
+        raise _too_large(layout, blocks, "memory") from error
+    return torch.from_numpy(raw).view(DTYPES[layout.dtype]).view(shape)
+
+
+def _too_large(layout: KVLayout, blocks: int, where: str) -> SetupError:
+    size = blocks * layout.block_nbytes / 2**20
+    return SetupError(f"a KV cache of {size:.0f} MiB ({blocks} blocks) does not fit into {where}: lower its size")
