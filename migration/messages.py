@@ -1,0 +1,98 @@
+"""What the two ends of a movement say to each other, apart from how it is encoded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """Who speaks and what its KV looks like. `oldest` … `newest` are the protocol versions it knows.
+
+    `layout` describes a block in words that only compare; `block_size` is in tokens, `block_nbytes`
+    in bytes. `nonce` is what the other end signs.
+    """
+
+    oldest: int
+    newest: int
+    instance: str
+    layout: str
+    block_size: int
+    block_nbytes: int
+    weights_digest: str
+    nonce: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """The caller knows the secret: its signature of both hellos."""
+
+    mac: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """The listener knows the secret too, and this version is spoken from here on."""
+
+    version: int
+    mac: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """No, and why. After a COMMIT, `settled` says that the destination never claimed and never will."""
+
+    code: str
+    reason: str
+    settled: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Reserve:
+    """Keep `blocks` blocks for a request, those of its prompt that are cached at the destination included."""
+
+    blocks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """The blocks are kept. The first `cached` ones of the prompt are there already."""
+
+    cached: int
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """Blocks [first, first + count) of the session's list; their bytes go with the message."""
+
+    first: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """All `blocks` blocks have been sent and the sequences are frozen: take them over."""
+
+    blocks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """They run at the destination."""
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """The session is over and the source keeps the request."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Renew:
+    """The source is alive but has nothing to send."""
+
+
+FromSource = Reserve | Copy | Commit | Abort | Renew
+FromDestination = Reserved | Refused | Committed | Abort
+Message = Hello | Proof | Welcome | Refused | Reserve | Reserved | Copy | Commit | Committed | Abort | Renew
