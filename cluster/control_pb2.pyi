@@ -79,6 +79,7 @@ class Instance(_message.Message):
     ADDRESS_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
     STARTED_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     role: _builtins.str
     state: _builtins.str
@@ -92,6 +93,8 @@ class Instance(_message.Message):
     def address(self) -> _wire_pb2.Address: ...
     @_builtins.property
     def status(self) -> Global___InstanceStatus: ...
+    @_builtins.property
+    def model(self) -> Global___Model: ...
     def __init__(
         self,
         *,
@@ -104,10 +107,11 @@ class Instance(_message.Message):
         address: _wire_pb2.Address | None = ...,
         status: Global___InstanceStatus | None = ...,
         started: _builtins.float = ...,
+        model: Global___Model | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "status", b"status"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "model", b"model", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "device", b"device", "name", b"name", "node", b"node", "pid", b"pid", "role", b"role", "started", b"started", "state", b"state", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "device", b"device", "model", b"model", "name", b"name", "node", b"node", "pid", b"pid", "role", b"role", "started", b"started", "state", b"state", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -138,6 +142,7 @@ class InstanceStatus(_message.Message):
     HANDOFFS_FAILED_FIELD_NUMBER: _builtins.int
     CHUNKS_FIELD_NUMBER: _builtins.int
     STEP_SECONDS_FIELD_NUMBER: _builtins.int
+    ARRIVALS_FIELD_NUMBER: _builtins.int
     instance: _builtins.str
     role: _builtins.str
     steps: _builtins.int
@@ -159,6 +164,7 @@ class InstanceStatus(_message.Message):
     handoffs_failed: _builtins.int
     chunks: _builtins.int
     step_seconds: _builtins.float
+    arrivals: _builtins.int
     def __init__(
         self,
         *,
@@ -183,10 +189,11 @@ class InstanceStatus(_message.Message):
         handoffs_failed: _builtins.int = ...,
         chunks: _builtins.int = ...,
         step_seconds: _builtins.float = ...,
+        arrivals: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "blocks_cached", b"blocks_cached", "blocks_free", b"blocks_free", "blocks_reserved", b"blocks_reserved", "blocks_total", b"blocks_total", "blocks_used", b"blocks_used", "chunks", b"chunks", "handoffs", b"handoffs", "handoffs_failed", b"handoffs_failed", "instance", b"instance", "output_tokens", b"output_tokens", "preemptions", b"preemptions", "prefix_hits", b"prefix_hits", "prefix_queries", b"prefix_queries", "prompt_tokens", b"prompt_tokens", "role", b"role", "running", b"running", "step_seconds", b"step_seconds", "steps", b"steps", "waiting", b"waiting", "waiting_tokens", b"waiting_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrivals", b"arrivals", "block_size", b"block_size", "blocks_cached", b"blocks_cached", "blocks_free", b"blocks_free", "blocks_reserved", b"blocks_reserved", "blocks_total", b"blocks_total", "blocks_used", b"blocks_used", "chunks", b"chunks", "handoffs", b"handoffs", "handoffs_failed", b"handoffs_failed", "instance", b"instance", "output_tokens", b"output_tokens", "preemptions", b"preemptions", "prefix_hits", b"prefix_hits", "prefix_queries", b"prefix_queries", "prompt_tokens", b"prompt_tokens", "role", b"role", "running", b"running", "step_seconds", b"step_seconds", "steps", b"steps", "waiting", b"waiting", "waiting_tokens", b"waiting_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -201,6 +201,11 @@ class SchedulerStub:
                 request_serializer=cluster_dot_control__pb2.PlaceRequest.SerializeToString,
                 response_deserializer=cluster_dot_control__pb2.Placement.FromString,
                 _registered_method=True)
+        self.Join = channel.unary_unary(
+                '/tandem.control.v1.Scheduler/Join',
+                request_serializer=cluster_dot_control__pb2.Gateway.SerializeToString,
+                response_deserializer=cluster_dot_control__pb2.ClusterStatus.FromString,
+                _registered_method=True)
 
 
 class SchedulerServicer:
@@ -213,6 +218,13 @@ class SchedulerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Join(self, request, context):
+        """a gateway's beat: it is listed while it beats
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SchedulerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -220,6 +232,11 @@ def add_SchedulerServicer_to_server(servicer, server):
                     servicer.Place,
                     request_deserializer=cluster_dot_control__pb2.PlaceRequest.FromString,
                     response_serializer=cluster_dot_control__pb2.Placement.SerializeToString,
+            ),
+            'Join': grpc.unary_unary_rpc_method_handler(
+                    servicer.Join,
+                    request_deserializer=cluster_dot_control__pb2.Gateway.FromString,
+                    response_serializer=cluster_dot_control__pb2.ClusterStatus.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -250,6 +267,33 @@ class Scheduler:
             '/tandem.control.v1.Scheduler/Place',
             cluster_dot_control__pb2.PlaceRequest.SerializeToString,
             cluster_dot_control__pb2.Placement.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Join(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tandem.control.v1.Scheduler/Join',
+            cluster_dot_control__pb2.Gateway.SerializeToString,
+            cluster_dot_control__pb2.ClusterStatus.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,125 @@
+"""tandem config: check a file, show what is in force and why, print the schema."""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from cluster.cli.failures import Exit, Failure
+from cluster.cli.options import ConfigFile, Format, Output, Settings, overrides
+from cluster.cli.output import out, print_json, table
+from cluster.config import Config, read
+from cluster.config_layers import Resolved
+from cluster.config_schema import is_secret, json_schema, markdown
+from cluster.config_yaml import Mark, Problem, leaves
+
+commands = typer.Typer(no_args_is_help=True, help="Check and show the configuration.")
+
+
+class ShowFormat(StrEnum):
+    YAML = "yaml"
+    JSON = "json"
+
+
+class SchemaFormat(StrEnum):
+    JSON = "json"
+    MARKDOWN = "markdown"
+
+
+@commands.command()
+def validate(
+    file: ConfigFile = None,
+    argument: Annotated[Path | None, typer.Argument(metavar="FILE", help="The same as -f FILE.")] = None,
+    settings: Settings = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Check a config file; prints every problem with its place."""
+    resolved = read(file or argument, overrides(settings))
+    if output is Format.JSON:
+        print_json("ProblemList", [_problem(problem) for problem in resolved.problems])
+        if resolved.problems:
+            raise typer.Exit(int(Exit.USAGE))
+        return
+    _require(resolved)
+    out().print("the configuration is valid")
+
+
+@commands.command()
+def show(
+    file: ConfigFile = None,
+    settings: Settings = None,
+    origin: Annotated[bool, typer.Option("--origin", help="Say where each value comes from.")] = False,
+    output: Annotated[ShowFormat, typer.Option("--output", "-o", help="How to print it.")] = ShowFormat.YAML,
+) -> None:
+    """Print the configuration in force. Secrets are masked."""
+    resolved = read(file, overrides(settings))
+    data = _masked(_require(resolved))
+    if origin:
+        _show_origins(data, resolved, output)
+    elif output is ShowFormat.JSON:
+        print_json("Config", [data])
+    else:
+        sys.stdout.write(yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
+
+
+@commands.command()
+def schema(
+    output: Annotated[
+        SchemaFormat, typer.Option("--output", "-o", help="How to print it.")
+    ] = SchemaFormat.JSON,
+) -> None:
+    """Print the JSON schema of the config file, or its documentation."""
+    if output is SchemaFormat.MARKDOWN:
+        sys.stdout.write(markdown(Config))
+    else:
+        sys.stdout.write(json.dumps(json_schema(Config), indent=2) + "\n")
+
+
+def _require(resolved: Resolved[Config]) -> Config:
+    if resolved.config is None:
+        text = "\n".join(str(problem) for problem in resolved.problems)
+        count = len(resolved.problems)
+        raise Failure(
+            Exit.USAGE, "config_error", f"{count} problem{'s' * (count > 1)} in the configuration\n{text}"
+        )
+    return resolved.config
+
+
+def _problem(problem: Problem) -> dict[str, object]:
+    at = problem.at
+    place = (
+        {"source": at.source, "line": at.line, "column": at.column}
+        if isinstance(at, Mark)
+        else {"source": at}
+    )
+    return {"at": place, "path": ".".join(problem.path), "message": problem.message}
+
+
+def _masked(config: Config) -> dict[str, Any]:
+    data: dict[str, Any] = config.model_dump(mode="json")
+    for path, value in list(leaves(data)):
+        if value and is_secret(Config, path):
+            holder = data
+            for step in path[:-1]:
+                holder = holder[step]
+            holder[path[-1]] = "…"
+    return data
+
+
+def _show_origins(data: dict[str, Any], resolved: Resolved[Config], output: ShowFormat) -> None:
+    found = [(".".join(path), value, resolved.origins[path]) for path, value in leaves(data)]
+    if output is ShowFormat.JSON:
+        print_json(
+            "ConfigValueList", [{"key": key, "value": value, "origin": at} for key, value, at in found]
+        )
+        return
+    rows = table("KEY", "VALUE", "ORIGIN")
+    for key, value, at in found:
+        rows.add_row(key, json.dumps(value, ensure_ascii=False), at)
+    out().print(rows)

@@ -1,0 +1,73 @@
+"""How a command ends when it cannot do what it was asked: exit codes, and the error on the terminal.
+
+0 ok · 1 the operation failed · 2 usage or config error · 3 not found · 4 unreachable · 5 a wait timed out
+6 conflict or refused · 7 authentication · 130 on SIGINT
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import IntEnum
+
+from rich.console import Console
+
+from engine import errors
+
+
+class Exit(IntEnum):
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    NOT_FOUND = 3
+    UNREACHABLE = 4
+    TIMEOUT = 5
+    REFUSED = 6
+    AUTH = 7
+    INTERRUPTED = 130
+
+
+# The first match decides, so a class stands before its base.
+EXITS: tuple[tuple[type[errors.TandemError], Exit], ...] = (
+    (errors.SetupError, Exit.USAGE),
+    (errors.NotFound, Exit.NOT_FOUND),
+    (errors.Unreachable, Exit.UNREACHABLE),
+    (errors.DeadlineExceeded, Exit.TIMEOUT),
+    (errors.RefusedError, Exit.REFUSED),
+    (errors.Conflict, Exit.REFUSED),
+    (errors.Draining, Exit.REFUSED),
+    (errors.InvalidKey, Exit.AUTH),
+    (errors.RequestError, Exit.USAGE),
+    (errors.TandemError, Exit.FAILED),
+)
+
+
+class Failure(Exception):
+    """A command's own end: what happened, what to do about it, and the exit code."""
+
+    def __init__(self, exit_code: Exit, code: str, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+        self.code = code
+        self.message = message
+        self.hint = hint
+
+
+def failure(error: errors.TandemError) -> Failure:
+    """The failure that an error of ours means at the command line."""
+    exit_code = next(code for kind, code in EXITS if isinstance(error, kind))
+    return Failure(exit_code, error.code, error.message)
+
+
+def report(failed: Failure, *, as_json: bool) -> None:
+    """To stderr for people; with -o json also to stdout, so that a program reads one JSON object."""
+    if as_json:
+        body = {"code": failed.code, "message": failed.message, "hint": failed.hint}
+        sys.stdout.write(json.dumps({"error": body}, ensure_ascii=False) + "\n")
+        return
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print("[bold red]error:[/] ", end="")
+    console.print(failed.message, markup=False)
+    if failed.hint:
+        console.print("[bold]hint:[/] ", end="")
+        console.print(failed.hint, markup=False)

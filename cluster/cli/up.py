@@ -1,0 +1,147 @@
+"""tandem up: start everything on this machine, show that it works, and stay until Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from cluster.cli.detach import detach as start_detached
+from cluster.cli.detach import log_file
+from cluster.cli.failures import Exit, Failure
+from cluster.cli.greeting import ask_sample, print_addresses
+from cluster.cli.options import ConfigFile, Settings, Wait, overrides, root
+from cluster.cli.output import messages
+from cluster.cli.progress import Steps
+from cluster.config import Config, load
+from cluster.local import LocalCluster, settle
+from cluster.local_state import only_one
+
+TICK = 1.0
+
+
+def command(
+    context: typer.Context,
+    file: ConfigFile = None,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="PATH", help="A Hugging Face folder or a GGUF file.")
+    ] = None,
+    host: Annotated[str | None, typer.Option("--host", help="The address of the gateway.")] = None,
+    port: Annotated[
+        int | None, typer.Option("--port", help="The port of the gateway; 0 takes a free one.")
+    ] = None,
+    prefill: Annotated[int | None, typer.Option("--prefill", help="Instances of the prefill pool.")] = None,
+    decode: Annotated[int | None, typer.Option("--decode", help="Instances of the decode pool.")] = None,
+    settings: Settings = None,
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Return when it is ready.")] = False,
+    wait: Wait = "300s",  # type: ignore[assignment]
+    address: Annotated[
+        str | None,
+        typer.Option("--address", metavar="RAY", help="Join this Ray cluster; default: start one."),
+    ] = None,
+    sample: Annotated[bool, typer.Option(help="Ask one question when it is ready.")] = True,
+) -> None:
+    """Start a cluster on this machine and serve a model; Ctrl-C ends it."""
+    config = load(file, _overrides(model, host, port, prefill, decode, settings))
+    if detach:
+        print_addresses(start_detached(wait), config)
+        return
+    with only_one(), signals() as interrupt:
+        _run(config, Steps(messages(quiet=root(context).quiet)), interrupt, address, wait, sample=sample)
+
+
+def _overrides(
+    model: str | None,
+    host: str | None,
+    port: int | None,
+    prefill: int | None,
+    decode: int | None,
+    settings: list[str] | None,
+) -> dict[str, object]:
+    named = {
+        "model.path": model,
+        "gateway.host": host,
+        "gateway.port": port,
+        "pools.prefill.replicas": prefill,
+        "pools.decode.replicas": decode,
+    }
+    return overrides(settings) | {key: value for key, value in named.items() if value is not None}
+
+
+class Interrupt:
+    """SIGINT and SIGTERM: an exception while starting, an event while serving, and nothing while stopping."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self.again = False
+        self._event = threading.Event()
+        self._raising = True
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        self.again = self.signal is not None
+        self.signal = self.signal or number
+        self._event.set()
+        if self._raising:
+            self._raising = False
+            raise KeyboardInterrupt
+
+    def quietly(self) -> None:
+        """From now on signals only set the event."""
+        self._raising = False
+
+    def wait(self, seconds: float) -> bool:
+        return self._event.wait(seconds)
+
+
+@contextmanager
+def signals() -> Iterator[Interrupt]:
+    interrupt = Interrupt()
+    before = {number: signal.signal(number, interrupt.handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield interrupt
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _run(
+    config: Config, steps: Steps, interrupt: Interrupt, address: str | None, wait: float, *, sample: bool
+) -> None:
+    lost = False
+    settled = settle(config, steps.step)
+    cluster = LocalCluster(settled, address=address, log=log_file())
+    ready = False
+    try:
+        state = cluster.start(steps.step, wait)
+        ready = True
+        print_addresses(state, config)
+        if sample:
+            ask_sample(state, config)
+        interrupt.quietly()
+        lost = _stay(cluster, interrupt)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        interrupt.quietly()
+        steps.say("stopping")
+        cluster.stop(drain=ready and not lost, hurry=lambda: interrupt.again)
+        steps.say("stopped; nothing is left running")
+    if lost:
+        raise Failure(Exit.FAILED, "lost", "Ray has ended on its own", "see its logs, and start again")
+    if interrupt.signal == signal.SIGINT:
+        raise typer.Exit(int(Exit.INTERRUPTED))
+    if not ready:
+        raise typer.Exit(int(Exit.FAILED))
+
+
+def _stay(cluster: LocalCluster, interrupt: Interrupt) -> bool:
+    """Until a signal comes, or Ray is lost (True)."""
+    while not interrupt.wait(TICK):
+        if not cluster.alive():
+            return True
+    return False

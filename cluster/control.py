@@ -1,0 +1,61 @@
+"""The controller's gRPC services: Control for operators, Scheduler for gateways."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any, TypeAlias
+
+import grpc
+
+from cluster import control_pb2 as pb
+from cluster import control_pb2_grpc
+from cluster.controller import Controller
+from cluster.rpc import abort, listen, server
+from engine.errors import TandemError
+
+Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+
+
+class ControlService(control_pb2_grpc.ControlServicer):
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
+
+    async def GetStatus(self, request: pb.StatusRequest, context: Context) -> pb.ClusterStatus:
+        return self._controller.status()
+
+    async def Scale(self, request: pb.ScaleRequest, context: Context) -> pb.ScaleReply:
+        try:
+            return self._controller.scale(request.pool, request.replicas, dry_run=request.dry_run)
+        except TandemError as error:
+            await abort(context, error)
+
+    async def WatchEvents(self, request: pb.EventsRequest, context: Context) -> AsyncIterator[pb.Event]:
+        events = self._controller.events
+        if not request.follow:
+            for event in events.after(request.after):
+                yield event
+            return
+        async for event in events.follow(request.after):
+            yield event
+
+
+class SchedulerService(control_pb2_grpc.SchedulerServicer):
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
+
+    async def Place(self, request: pb.PlaceRequest, context: Context) -> pb.Placement:
+        return self._controller.place(request)
+
+    async def Join(self, request: pb.Gateway, context: Context) -> pb.ClusterStatus:
+        return self._controller.join(request)
+
+
+async def serve_control(controller: Controller) -> tuple[grpc.aio.Server, str]:
+    """Serve both at control.host and control.port; gives the server and its host:port. Raises SetupError."""
+    config = controller.config.control
+    serving = server(config.token or "")
+    control_pb2_grpc.add_ControlServicer_to_server(ControlService(controller), serving)
+    control_pb2_grpc.add_SchedulerServicer_to_server(SchedulerService(controller), serving)
+    address = listen(serving, config.host, config.port, setting="control.port")
+    await serving.start()
+    return serving, address

@@ -1,0 +1,172 @@
+"""Answers a completion or a chat: whole, or as a stream of events."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncGenerator, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from cluster import sse
+from cluster.gateway_service import GatewayService
+from cluster.http_frame import json_response, request_id, timeout_of
+from cluster.job import Job, Update
+from cluster.openai import ChatBody, CompletionBody
+from cluster.openai_answers import Answer, ChatAnswer, CompletionAnswer
+from cluster.openai_errors import as_tandem, error_body
+from engine.errors import TandemError
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    usage: bool
+    running_usage: bool
+    debug: bool
+
+
+async def generate(service: GatewayService, http: Request, body: CompletionBody | ChatBody) -> Response:
+    """The response; raises a TandemError for what fails before anything was answered.
+
+    Its run is dropped on every instance when the client leaves.
+    """
+    identity = request_id(http.scope)
+    try:
+        job = await service.begin(body, identity, timeout_of(http))
+    except TandemError as error:
+        service.metrics.refused(error, body.user or "")
+        raise _in_terms_of(body, error) from error
+    kind = ChatAnswer if isinstance(body, ChatBody) else CompletionAnswer
+    answer = kind(
+        identity,
+        service.model.name,
+        int(time.time()),
+        service.tokenizer,
+        logprobs=body.alternatives is not None,
+    )
+    asked = body.stream_options
+    usage = bool(asked and asked.include_usage)
+    options = _Options(
+        usage=usage,
+        running_usage=usage and bool(asked and asked.continuous_usage_stats),
+        debug=http.headers.get("x-tandem-debug") == "1",
+    )
+    leaving = asyncio.create_task(sse.disconnected(http.receive))
+    try:
+        if body.stream:
+            # Until something has come, a failure can still be answered with a status of its own.
+            first = await _or_left(job.next(service.config.keepalive), leaving)
+            events = _events(service.config.keepalive, job, answer, options, first)
+            return sse.EventStream(events, _debug_headers(job, options), closed=job.close)
+        return await _whole(job, answer, options, leaving)
+    except ClientLeft:
+        job.close()
+        return Response(status_code=CLIENT_LEFT)
+    except TandemError as error:
+        job.close(error)
+        raise _in_terms_of(body, error) from error
+    except BaseException:
+        job.close(TandemError("unexpected error"))
+        raise
+    finally:
+        leaving.cancel()
+
+
+CLIENT_LEFT = 499
+"""Never arrives: whoever it is for has left."""
+
+
+class ClientLeft(Exception):
+    """Nobody waits for the answer any more."""
+
+
+async def _or_left(update: Coroutine[Any, Any, Update | None], leaving: asyncio.Task[None]) -> Update | None:
+    """The update, unless the client leaves first: then raises ClientLeft."""
+    task = asyncio.ensure_future(update)
+    try:
+        await asyncio.wait([task, leaving], return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientLeft
+        return task.result()
+    finally:
+        task.cancel()
+
+
+async def _whole(job: Job, answer: Answer, options: _Options, leaving: asyncio.Task[None]) -> Response:
+    while update := await _or_left(job.next(), leaving):
+        for index, pieces in update:
+            choice = job.choices[index]
+            choice.text += "".join(piece.text for piece in pieces)
+            choice.pieces += pieces
+    job.close()
+    body = answer.whole_body(job.choices, job.usage())
+    if options.debug:
+        body["tandem"] = _debug(job)
+    return json_response(body, headers=_debug_headers(job, options))
+
+
+async def _events(
+    keepalive: float, job: Job, answer: Answer, options: _Options, update: Update | None
+) -> AsyncGenerator[bytes]:
+    """The stream, from its first update on."""
+    begun: set[int] = set()
+    try:
+        while update is None or update:
+            if update is None:
+                yield sse.PING
+            for index, pieces in update or ():
+                choice = job.choices[index]
+                for body in answer.chunk_bodies(index, choice, pieces, first=index not in begun):
+                    if options.usage:
+                        body["usage"] = job.usage().body() if options.running_usage else None
+                    yield sse.event(body, f"{answer.id}:{job.position()}")
+                begun.add(index)
+                choice.shown += sum(len(piece.text) for piece in pieces)
+            update = await job.next(keepalive)
+        if options.usage:
+            body = answer.usage_chunk(job.usage())
+            if options.debug:
+                body["tandem"] = _debug(job)
+            yield sse.event(body, f"{answer.id}:{job.position()}")
+        if options.debug:
+            yield sse.comment(f"tandem {json.dumps(_debug(job))}")
+    except Exception as failure:
+        error = as_tandem(failure)
+        job.close(error)
+        yield sse.event(error_body(error))
+    yield sse.DONE
+
+
+def _debug(job: Job) -> dict[str, Any]:
+    """Where a request ran and how fast; of several prompts, the first."""
+    progress = job.runs[0].progress
+    return {
+        "prefill": progress.prefill,
+        "decode": progress.decode,
+        "ttft_ms": _milliseconds(progress.ttft),
+        "tpot_ms": _milliseconds(progress.tpot),
+        "recoveries": progress.recoveries,
+    }
+
+
+def _debug_headers(job: Job, options: _Options) -> dict[str, str]:
+    """Of a stream, the instances that are known when it begins."""
+    progress = job.runs[0].progress
+    if not options.debug or not progress.prefill:
+        return {}
+    return {"x-tandem-prefill-instance": progress.prefill, "x-tandem-decode-instance": progress.decode}
+
+
+def _milliseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1000, 2)
+
+
+def _in_terms_of(body: CompletionBody | ChatBody, error: TandemError) -> TandemError:
+    """An instance knows prompts only; a chat's client knows its messages."""
+    if error.param == "prompt" and body.subject != "prompt":
+        return type(error)(error.message, param=body.subject)
+    return error

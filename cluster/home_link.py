@@ -1,0 +1,136 @@
+"""The connection from an instance to one home: batches go out in order and are kept until they are answered."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import Callable
+
+import grpc
+
+from cluster import control_pb2 as pb
+from cluster import control_pb2_grpc
+from engine.sequence import Epoch
+
+Connect = Callable[[str], grpc.aio.Channel]
+Fenced = Callable[[str, Epoch], None]
+
+FOREVER = Epoch(2**32 - 1, 0)
+"""Newer than any epoch: the home does not know the request, or will never know it again."""
+
+_WINDOW = 64
+_IDLE = 30.0
+
+
+class HomeLink:
+    """Sends messages to `home`; ends by itself when idle. `fenced` is told of requests that are not wanted any more.
+
+    At most `_WINDOW` batches are unanswered; what comes meanwhile is put into the next one. If the home cannot be reached
+    for `lease` seconds, all requests that still push there are given up as fenced.
+    """
+
+    def __init__(self, instance: str, home: str, connect: Connect, fenced: Fenced, *, lease: float) -> None:
+        self._instance = instance
+        self._home = home
+        self._connect = connect
+        self._fenced = fenced
+        self._lease = lease
+        self._pending: list[pb.Tokens] = []
+        self._unanswered: deque[pb.TokenBatch] = deque()
+        self._live: set[str] = set()
+        self._changed = asyncio.Event()
+        self._closing = False
+        self._replies = 0
+        self._task = asyncio.create_task(self._run(), name=f"push to {home}")
+
+    @property
+    def done(self) -> bool:
+        return self._task.done()
+
+    def send(self, messages: list[pb.Tokens]) -> None:
+        self._pending.extend(messages)
+        self._live.update(message.request_id for message in messages)
+        self._changed.set()
+
+    async def close(self) -> None:
+        self._closing = True
+        self._changed.set()
+        _, late = await asyncio.wait([self._task], timeout=1.0)
+        for task in late:
+            task.cancel()
+        await asyncio.wait([self._task])
+
+    async def _run(self) -> None:
+        silent_since = time.monotonic()
+        pause = 0.01
+        while True:
+            async with self._connect(self._home) as channel:
+                answered = await self._talk(channel)
+            if not self._pending and not self._unanswered:
+                return
+            now = time.monotonic()
+            if answered:
+                silent_since, pause = now, 0.01
+            if self._closing or now - silent_since > self._lease:
+                self._give_up()
+                return
+            await asyncio.sleep(pause)
+            pause = min(1.0, pause * 2)
+
+    async def _talk(self, channel: grpc.aio.Channel) -> bool:
+        """One connection, until it breaks or has nothing to do. Whether the home has answered over it."""
+        call = control_pb2_grpc.HomeStub(channel).Push()
+        self._replies = 0
+        reader = asyncio.create_task(self._read(call))
+        try:
+            for batch in list(self._unanswered):
+                await call.write(batch)
+            while not reader.done():
+                if self._pending and len(self._unanswered) < _WINDOW:
+                    batch = pb.TokenBatch(instance=self._instance, tokens=self._pending)
+                    self._pending = []
+                    self._unanswered.append(batch)
+                    await call.write(batch)
+                elif self._closing and not self._unanswered:
+                    break
+                elif not await self._change():
+                    break
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            pass
+        finally:
+            call.cancel()
+            with contextlib.suppress(grpc.aio.AioRpcError, asyncio.CancelledError):
+                await reader
+        return self._replies > 0
+
+    async def _change(self) -> bool:
+        """Wait for something to do; False when idle for long."""
+        self._changed.clear()
+        try:
+            await asyncio.wait_for(self._changed.wait(), _IDLE)
+        except TimeoutError:
+            return bool(self._unanswered)
+        return True
+
+    async def _read(self, call: grpc.aio.StreamStreamCall[pb.TokenBatch, pb.PushReply]) -> None:
+        try:
+            async for reply in call:
+                self._replies += 1
+                if self._unanswered:
+                    batch = self._unanswered.popleft()
+                    self._live.difference_update(m.request_id for m in batch.tokens if m.finish_reason)
+                for fence in reply.fenced:
+                    self._live.discard(fence.request_id)
+                    self._fenced(fence.request_id, Epoch(fence.epoch.attempt, fence.epoch.move))
+                self._changed.set()
+        finally:
+            self._changed.set()
+
+    def _give_up(self) -> None:
+        self._pending.clear()
+        self._unanswered.clear()
+        for request_id in self._live:
+            self._fenced(request_id, FOREVER)
+        self._live.clear()

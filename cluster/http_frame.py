@@ -1,0 +1,147 @@
+"""What is the same for every route: request ids, keys, CORS, the time taken, and a last word on errors."""
+
+from __future__ import annotations
+
+import hmac
+import json
+import re
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from cluster.openai_errors import as_tandem, error_body, error_headers
+from engine.errors import InvalidKey, InvalidParameter, RequestTooLarge, TandemError, UnsupportedMediaType
+
+_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_OPEN = frozenset({"/health", "/ready", "/ping", "/version", "/metrics", "/load", "/openapi.json"})
+_PREFLIGHT = "Authorization, Content-Type, X-Request-Id, X-Request-Timeout-Seconds, X-Tandem-Debug"
+
+
+def error_response(error: TandemError) -> Response:
+    return json_response(error_body(error), status=error.status, headers=error_headers(error))
+
+
+def json_response(
+    body: Mapping[str, object], *, status: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
+    text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+    return Response(text, status_code=status, headers=dict(headers or {}), media_type="application/json")
+
+
+def request_id(scope: Scope) -> str:
+    """The id of the request at hand, the client's own if it sent one that is fit to be one."""
+    return str(scope["state"]["request_id"])
+
+
+class Frame:
+    """Around the whole application. `keys` are the accepted bearer tokens, none: everybody may come in."""
+
+    def __init__(self, app: ASGIApp, *, keys: Sequence[str], origins: Sequence[str]) -> None:
+        self._app = app
+        self._keys = [key.encode() for key in keys]
+        self._origins = frozenset(origins)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begun = time.perf_counter()
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        identity = given if _ID.fullmatch(given) else f"r-{uuid.uuid4().hex}"
+        scope.setdefault("state", {})["request_id"] = identity
+        allowed = self._allowed(headers.get("origin", ""))
+        started = False
+
+        async def answer(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                out = MutableHeaders(raw=message["headers"])
+                out["x-request-id"] = identity
+                out["openai-processing-ms"] = str(int((time.perf_counter() - begun) * 1000))
+                out.update(allowed)
+            await send(message)
+
+        try:
+            if scope["method"] == "OPTIONS" and allowed:
+                await _preflight()(scope, receive, answer)
+                return
+            self._authorize(scope["path"], headers.get("authorization", ""))
+            await self._app(scope, receive, answer)
+        except Exception as error:
+            if started:
+                raise
+            await error_response(as_tandem(error))(scope, receive, answer)
+
+    def _authorize(self, path: str, header: str) -> None:
+        """Raises InvalidKey. All keys are compared, each in constant time."""
+        if not self._keys or path in _OPEN:
+            return
+        scheme, _, key = header.partition(" ")
+        matches = [hmac.compare_digest(key.strip().encode("utf-8", "replace"), known) for known in self._keys]
+        if scheme.lower() != "bearer" or not any(matches):
+            raise InvalidKey("the API key is missing or wrong; send it as 'Authorization: Bearer KEY'")
+
+    def _allowed(self, origin: str) -> dict[str, str]:
+        """CORS headers for an origin on the list."""
+        if not origin or not ({origin, "*"} & self._origins):
+            return {}
+        return {
+            "access-control-allow-origin": origin,
+            "access-control-expose-headers": "x-request-id, openai-processing-ms, retry-after",
+            "vary": "Origin",
+        }
+
+
+def _preflight() -> Response:
+    return Response(
+        status_code=204,
+        headers={
+            "access-control-allow-methods": "GET, POST, OPTIONS",
+            "access-control-allow-headers": _PREFLIGHT,
+            "access-control-max-age": "600",
+        },
+    )
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """The body, refused as soon as it is known to be above `limit` bytes. Raises RequestTooLarge."""
+    encoding = request.headers.get("content-encoding", "identity").lower()
+    if encoding != "identity":
+        raise UnsupportedMediaType(
+            f"the content encoding {encoding[:50]!r} is not supported; send plain JSON"
+        )
+    too_large = RequestTooLarge(f"the body is above the limit of {limit} bytes (gateway.body_limit)")
+    length = request.headers.get("content-length", "")
+    if length.isascii() and length.isdigit() and int(length[:20]) > limit:
+        raise too_large
+    chunks = []
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > limit:
+            raise too_large
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def timeout_of(request: Request) -> float | None:
+    """The client's own limit in seconds. Raises InvalidParameter."""
+    given = request.headers.get("x-request-timeout-seconds")
+    if given is None:
+        return None
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < float("inf"):
+        raise InvalidParameter(
+            "x-request-timeout-seconds must be a number above 0", param="x-request-timeout-seconds"
+        )
+    return seconds

@@ -1,0 +1,163 @@
+"""A handle on an instance: the only place that calls a Ray actor.
+
+Instances are detached named actors in the namespace "tandem", so that whoever knows a name reaches it, and a
+controller that was started again finds them. They are never restarted by Ray: that takes seconds, and our own
+supervisor knows better.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.serve.handle import DeploymentHandle
+
+from engine.errors import Fenced, InstanceDied, Overloaded, TandemError
+
+NAMESPACE = "tandem"
+MAX_CONCURRENCY = 10_000
+"""Calls that may be pending at one instance: a `lifetime` per gateway and controller, and a moment's starts."""
+
+
+class InstanceHandle:
+    """Async methods of the worker's names. All are bounded by `timeout` seconds, but `ready` and `lifetime`.
+
+    They raise InstanceDied when there is no such instance any more, Overloaded when it does not answer in
+    time, and the TandemErrors that the worker raised, as they were.
+    """
+
+    def __init__(self, name: str, *, timeout: float = 5.0, actor: ActorHandle[Any] | None = None) -> None:
+        self.name = name
+        self._timeout = timeout
+        self._actor = actor
+
+    async def ready(self, within: float) -> bytes:
+        """Wait until the instance has loaded its model. Gives a pb Instance."""
+        return bytes(await self._call("ready", within=within))
+
+    async def memo(self) -> bytes:
+        """What the last controller left there."""
+        return bytes(await self._call("memo"))
+
+    async def start(self, start: bytes) -> None:
+        """Run a request: a pb Start. Raises what the engine refuses it with."""
+        await self._call("start", start)
+
+    async def cancel(self, request_id: str) -> None:
+        """Drop a request; no error if the instance does not know it."""
+        await self._call("cancel", request_id)
+
+    async def status(self, generation: int | None = None, memo: bytes = b"") -> bytes:
+        """A pb Instance. A controller names its generation, which takes the instance over, and leaves a memo.
+
+        Raises Fenced if a controller of a newer generation has the instance.
+        """
+        return bytes(await self._call("status", generation, memo))
+
+    async def drain(self, generation: int | None = None) -> None:
+        """Take no new requests; those that run go on. Raises Fenced as `status` does."""
+        await self._call("drain", generation)
+
+    async def stop(self, generation: int | None = None) -> None:
+        """End the instance, cleanly if it answers. Raises Fenced as `status` does."""
+        try:
+            await self._call("stop", generation)
+        except Fenced:
+            raise
+        except TandemError:
+            pass
+        await self.kill()
+
+    async def kill(self) -> None:
+        """End the process at once."""
+        try:
+            actor = await self._get()
+        except TandemError:
+            return
+        await asyncio.to_thread(ray.kill, actor, no_restart=True)
+
+    async def lifetime(self) -> None:
+        """Never returns; raises InstanceDied within milliseconds of the instance's death."""
+        await self._call("lifetime", within=None)
+
+    async def _get(self) -> ActorHandle[Any]:
+        if self._actor is None:
+            try:
+                self._actor = await asyncio.to_thread(ray.get_actor, self.name, namespace=NAMESPACE)
+            except ValueError:
+                raise InstanceDied(f"instance {self.name} is gone") from None
+        return self._actor
+
+    async def _call(self, method: str, *args: Any, within: float | None = -1.0) -> Any:
+        actor = await self._get()
+        answer: Awaitable[Any] = getattr(actor, method).remote(*args)
+        try:
+            async with asyncio.timeout(self._timeout if within == -1.0 else within):
+                return await answer
+        except (TimeoutError, GetTimeoutError):
+            raise Overloaded(f"instance {self.name} did not answer {method} in time") from None
+        except RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, TandemError):
+                raise type(cause)(cause.message, param=cause.param) from None
+            raise TandemError(f"instance {self.name} failed in {method}: {cause}") from error
+        except ActorUnavailableError as error:
+            raise Overloaded(f"instance {self.name} cannot be reached for {method}: {error}") from None
+        except RayActorError as error:
+            raise InstanceDied(f"instance {self.name} died: {_first_line(error)}") from None
+        except RayError as error:
+            raise TandemError(f"instance {self.name} failed in {method}: {_first_line(error)}") from error
+
+
+def spawn(
+    worker: type, name: str, *args: Any, resources: dict[str, float], timeout: float = 5.0
+) -> InstanceHandle:
+    """Start a worker as the actor `name`; returns at once, `ready` waits. Raises TandemError if it cannot.
+
+    `resources` are Ray's: CPU and GPU by those names, custom ones by theirs.
+    """
+    custom = {key: value for key, value in resources.items() if key not in ("CPU", "GPU", "memory")}
+    options = {
+        "name": name,
+        "namespace": NAMESPACE,
+        "lifetime": "detached",
+        "max_restarts": 0,
+        "max_task_retries": 0,
+        "max_concurrency": MAX_CONCURRENCY,
+        "num_cpus": resources.get("CPU", 0),
+        "num_gpus": resources.get("GPU", 0),
+        "resources": custom,
+    }
+    if "memory" in resources:
+        options["memory"] = resources["memory"]
+    actor: ActorHandle[Any] = ray.remote(worker).options(**options).remote(*args)  # type: ignore[assignment]
+    return InstanceHandle(name, timeout=timeout, actor=actor)
+
+
+def existing() -> list[str]:
+    """The names of all live instances of this Ray cluster, whoever started them."""
+    actors = ray.util.list_named_actors(all_namespaces=True)
+    return sorted(actor["name"] for actor in actors if actor["namespace"] == NAMESPACE)
+
+
+async def end_all(within: float) -> list[str]:
+    """End every instance of this Ray cluster, each `within` so many seconds; gives their names."""
+    names = await asyncio.to_thread(existing)
+    await asyncio.gather(
+        *(InstanceHandle(name, timeout=within).stop() for name in names), return_exceptions=True
+    )
+    return names
+
+
+async def address_of(controller: DeploymentHandle[Any]) -> str:
+    """host:port of the controller's gRPC services; another one when Serve has started the controller again."""
+    address: str = await controller.address.remote()
+    return address
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

@@ -1,0 +1,219 @@
+"""Starts a whole cluster on this machine and ends it again, with nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import socket
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+
+from cluster import control_pb2 as pb
+from cluster import embedded, preflight
+from cluster.config import Config
+from cluster.control_client import ControlClient
+from cluster.local_ray import (
+    Scratch,
+    end_processes,
+    prepare_process,
+    processes,
+    start_ray,
+    stop_ray,
+    wait_until,
+)
+from cluster.local_state import LocalState, read_state, remove_state, write_state
+from engine.errors import DeadlineExceeded, SetupError, TandemError, Unreachable
+
+APPLICATION = "tandem"
+POLL = 0.1
+HOPELESS = 3
+"""Instances that failed to start, one after the other, until a start is given up."""
+Advance = Callable[[int, int], None]
+Step = Callable[[str], AbstractContextManager[Advance]]
+"""Opens a step of the start by its title, for whoever shows progress."""
+
+
+def settle(config: Config, step: Step) -> Config:
+    """What is to be run: the model found or fetched, paths made absolute, ports and the token drawn.
+
+    Checks all that can be checked before anything is started. Raises SetupError.
+    """
+    preflight.check_ports(config)
+    cache = config.cache_directory.absolute()
+    preflight.check_disk(config, 0)
+    if config.model.path is not None:
+        path = Path(config.model.path).expanduser().absolute()
+    else:
+        found = embedded.find(cache)
+        if found is None:
+            with step("fetching the embedded model (93 MB, once)") as advance:
+                found = embedded.fetch(cache, advance)
+        path = found
+    return config.model_copy(
+        update={
+            "model": config.model.model_copy(update={"path": str(path)}),
+            "cache": config.cache.model_copy(update={"directory": str(cache)}),
+            "control": config.control.model_copy(
+                update={
+                    "port": config.control.port or _free_port(config.control.host),
+                    "token": config.control.token or secrets.token_urlsafe(24),
+                }
+            ),
+        }
+    )
+
+
+def _free_port(host: str) -> int:
+    """A port that a restarted controller can take again."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+class LocalCluster:
+    """One use: `start`, perhaps `watch`, and in any case `stop`, which also ends a start that failed."""
+
+    def __init__(self, config: Config, *, address: str | None = None, log: str | None = None) -> None:
+        """`config` is settled; `address` names a Ray cluster to join instead of starting one."""
+        self.config = config
+        self._address = address
+        self._scratch = Scratch.create()
+        self._state = LocalState(
+            pid=psutil.Process().pid,
+            cluster=self._scratch.cluster,
+            scratch=str(self._scratch.folder),
+            log=log,
+            token=config.control.token,
+        )
+        self._ray = False
+        self._served = False
+
+    def start(self, step: Step, timeout: float) -> LocalState:
+        """Start Ray, the Serve application and the instances, and wait until they are ready.
+
+        Raises SetupError, and DeadlineExceeded after `timeout` seconds.
+        """
+        end = time.monotonic() + timeout
+        write_state(self._state)
+        prepare_process(self._scratch, self.config.engine.threads)
+        with step("joining Ray" if self._address else "starting Ray"):
+            self._ray = True
+            start_ray(self._scratch, self._address)
+        with step("starting the controller and the gateway"):
+            self._served = True
+            self._serve()
+        with step("starting the instances") as advance:
+            status = self._ready(end, advance)
+        self._state = replace(
+            self._state,
+            control=f"{self.config.control.host}:{self.config.control.port}",
+            gateways=[gateway.url for gateway in status.gateways],
+            model=status.model.name,
+            ready=True,
+        )
+        write_state(self._state)
+        return self._state
+
+    def client(self) -> ControlClient:
+        control = self.config.control
+        return ControlClient(f"{control.host}:{control.port}", control.token, timeout=control.call_timeout)
+
+    def alive(self) -> bool:
+        """Whether Ray's own processes are still there."""
+        if self._address is not None:
+            return True
+        names = {"gcs_server", "raylet"}
+        for child in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                if child.status() != psutil.STATUS_ZOMBIE:
+                    names.discard(child.name())
+        return not names
+
+    def stop(self, *, drain: bool, hurry: Callable[[], bool] = lambda: False) -> None:
+        """End everything: requests, if they may finish, the application, Ray, and what is left.
+
+        `hurry` tells that nobody wants to wait for requests any more.
+        """
+        found = processes(self._scratch.cluster)
+        with suppress(Exception):
+            if self._served and drain:
+                self._drain(hurry)
+        with suppress(Exception):
+            if self._served:
+                self._unserve()
+        if self._ray:
+            with suppress(Exception):
+                stop_ray()
+        if self._address is None:
+            known = {process.pid for process in found}
+            found += [one for one in processes(self._scratch.cluster) if one.pid not in known]
+            end_processes(found)
+        self._scratch.remove()
+        state = read_state()
+        if state is not None and state.cluster == self._scratch.cluster:
+            remove_state()
+
+    def _serve(self) -> None:
+        from ray import serve
+
+        from cluster.app import build
+
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
+        serve.start(proxy_location="Disabled")
+        try:
+            serve.run(build(self.config), name=APPLICATION, route_prefix="/")
+        except RuntimeError as error:
+            raise SetupError(f"the application did not start: {error}") from error
+
+    def _unserve(self) -> None:
+        from ray import serve
+
+        from cluster.instance_handle import end_all
+
+        serve.delete(APPLICATION)
+        asyncio.run(end_all(self.config.control.call_timeout))
+        serve.shutdown()
+
+    def _drain(self, hurry: Callable[[], bool]) -> None:
+        """Wait until no instance has a request, within control.drain_timeout."""
+
+        def idle() -> bool:
+            return hurry() or not any(
+                one.status.running or one.status.waiting for one in client.status().instances
+            )
+
+        with self.client() as client:
+            wait_until(idle, self.config.control.drain_timeout)
+
+    def _ready(self, end: float, advance: Advance) -> pb.ClusterStatus:
+        pools = self.config.pools
+        wanted = pools.prefill.replicas + pools.decode.replicas
+        with self.client() as client:
+            while True:
+                with suppress(Unreachable, DeadlineExceeded):
+                    status = client.status()
+                    advance(sum(pool.ready for pool in status.pools), wanted)
+                    if status.ready and status.gateways:
+                        return status
+                failures = _failures(client)
+                if len(failures) >= HOPELESS:
+                    raise SetupError(f"the instances do not start: {failures[-1]}")
+                if not self.alive():
+                    raise SetupError("Ray ended while it was starting")
+                if time.monotonic() > end:
+                    raise DeadlineExceeded(" ".join(["not ready in time", *failures[-1:]]))
+                time.sleep(POLL)
+
+
+def _failures(client: ControlClient) -> list[str]:
+    """What the controller says about instances that did not start."""
+    with suppress(TandemError):
+        return [event.reason for event in client.events() if event.kind == "start_failed"]
+    return []

@@ -1,0 +1,142 @@
+"""A Ray cluster of our own on this machine, and the certainty that nothing of it stays behind."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from engine.errors import SetupError
+
+# Every process of one local cluster inherits it, so that the last of them can be found by it.
+MARKER = "TANDEM_CLUSTER"
+OBJECT_STORE = 96 * 2**20
+# Longest path that Ray puts below its folder for a unix socket, whose name may have 107 bytes in all.
+SOCKET_ROOM = 107 - len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
+GRACE = 5.0
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """The identity of a local cluster and its folder for Ray's sockets and logs."""
+
+    cluster: str
+    folder: Path
+
+    @classmethod
+    def create(cls) -> Scratch:
+        """A new folder whose path is short enough for unix sockets."""
+        cluster = uuid.uuid4().hex[:12]
+        for parent in (tempfile.gettempdir(), "/tmp"):
+            folder = Path(parent) / f"tandem-{cluster}"
+            if len(str(folder)) <= SOCKET_ROOM:
+                folder.mkdir(mode=0o700)
+                return cls(cluster, folder)
+        raise SetupError(
+            f"the path {tempfile.gettempdir()} is too long for unix sockets; set TMPDIR to a short one"
+        )
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def prepare_process(scratch: Scratch, threads: int | None) -> None:
+    """Settle what Ray and its workers inherit. To be called before ray or torch is imported.
+
+    Ray puts the driver's working folder first in the search path of every worker. Ours becomes an
+    empty one, so that folders named model or engine beside the user shadow nothing.
+    """
+    os.chdir(scratch.folder)
+    os.environ[MARKER] = scratch.cluster
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_TQDM_PATCH_PRINT"] = "0"
+    # Two OpenMP threads on a busy core are many times slower than one.
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads or 1))
+    if "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = uuid.uuid4().hex
+
+
+def start_ray(scratch: Scratch, address: str | None) -> None:
+    """Start Ray here, or join the cluster at `address`. Raises SetupError."""
+    import ray
+
+    try:
+        if address is None:
+            ray.init(
+                address="local",
+                namespace="tandem",
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _node_ip_address="127.0.0.1",
+                _temp_dir=str(scratch.folder),
+            )
+        else:
+            ray.init(address=address, namespace="tandem", log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        where = f"Ray at {address} cannot be joined" if address else "Ray cannot be started"
+        raise SetupError(f"{where}: {error}") from error
+
+
+def stop_ray() -> None:
+    import ray
+
+    ray.shutdown()
+
+
+def processes(cluster: str) -> list[psutil.Process]:
+    """Every other process of a local cluster: our descendants, and whoever carries its marker."""
+    me = psutil.Process()
+    found = {child.pid: child for child in me.children(recursive=True)} if _marked(me, cluster) else {}
+    for process in psutil.process_iter():
+        if process.pid != me.pid and _marked(process, cluster):
+            found[process.pid] = process
+            with suppress(psutil.Error):
+                found |= {child.pid: child for child in process.children(recursive=True)}
+    return [process for process in found.values() if process.pid != me.pid]
+
+
+def _marked(process: psutil.Process, cluster: str) -> bool:
+    if process.pid == os.getpid():
+        return os.environ.get(MARKER) == cluster
+    try:
+        return process.environ().get(MARKER) == cluster
+    except (psutil.Error, OSError):
+        return False
+
+
+def end_processes(found: Iterable[psutil.Process], grace: float = GRACE) -> None:
+    """Wait for processes to end, ask those that don't, and kill those that won't."""
+    alive = _wait(found, grace)
+    for end in (signal.SIGTERM, signal.SIGKILL):
+        for process in alive:
+            with suppress(psutil.Error):
+                process.send_signal(end)
+        alive = _wait(alive, grace)
+
+
+def _wait(found: Iterable[psutil.Process], seconds: float) -> list[psutil.Process]:
+    _, alive = psutil.wait_procs(list(found), timeout=seconds)
+    return alive
+
+
+def wait_until(condition: Callable[[], bool], seconds: float, *, pause: float = 0.1) -> bool:
+    """Poll a condition of another process for at most so long."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(pause)
+    return True

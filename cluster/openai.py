@@ -1,0 +1,331 @@
+"""Requests of the OpenAI API: what a body may hold, and clear refusals of what it may not."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cluster.openai_fields import LogitBias, Prompts, Stop, Text, TokenId
+from engine.errors import InvalidParameter, UnsupportedMediaType, UnsupportedParameter
+from engine.request import Sampling
+
+logger = logging.getLogger("tandem.gateway")
+
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "add_generation_prompt": (True,),
+    "add_special_tokens": (True, False),
+    "allowed_token_ids": ([],),
+    "audio": (),
+    "bad_words": ([],),
+    "chat_template": (),
+    "continue_final_message": (False,),
+    "documents": ([],),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "kv_transfer_params": (),
+    "length_penalty": (1, 1.0),
+    "modalities": (["text"],),
+    "prediction": (),
+    "prompt_embeds": (),
+    "prompt_logprobs": (),
+    "response_format": ({"type": "text"},),
+    "skip_special_tokens": (True,),
+    "structured_outputs": (),
+    "suffix": ("",),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "truncate_prompt_tokens": (),
+    "use_beam_search": (False,),
+    "web_search_options": (),
+}
+"""Fields that would change the answer's meaning and that are not supported, with the values that ask for nothing."""
+
+_HARMLESS = frozenset(
+    {
+        "best_of",
+        "logprobs",
+        "metadata",
+        "parallel_tool_calls",
+        "prompt_cache_key",
+        "reasoning_effort",
+        "safety_identifier",
+    }
+    | {"service_tier", "store", "verbosity", "request_id", "echo", "top_logprobs"}
+)
+_MOST_WARNINGS = 256
+_warned: set[str] = set()
+
+
+class StreamOptions(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class SamplingBody(BaseModel):
+    """What completions and chats have in common. A null stands for the default everywhere."""
+
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+    model: Text
+    max_tokens: Count | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=2**31 - 1)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    stop: Stop | None = None
+    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
+    logit_bias: LogitBias | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    ignore_eos: bool | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] | None = None
+    include_stop_str_in_output: bool | None = None
+    user: Annotated[Text, Field(max_length=512)] | None = None
+    priority: Annotated[int, Field(ge=-(2**31), le=2**31 - 1)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    subject: ClassVar[str] = "prompt"
+
+    @property
+    def limit(self) -> int | None:
+        """The most tokens of a choice, None for as many as there is room for."""
+        return self.max_tokens
+
+    @property
+    def alternatives(self) -> int | None:
+        """How many alternatives to report beside each token, None for no log-probabilities."""
+        return None
+
+    def sampling(self, max_tokens: int, seed: int) -> Sampling:
+        """`seed` is used where the body has none."""
+        return Sampling(
+            max_tokens=max_tokens,
+            temperature=_or(self.temperature, 1.0),
+            top_k=max(0, _or(self.top_k, 0)),
+            top_p=_or(self.top_p, 1.0),
+            min_p=_or(self.min_p, 0.0),
+            seed=seed if self.seed is None else self.seed % 2**64,
+            n=_or(self.n, 1),
+            presence_penalty=_or(self.presence_penalty, 0.0),
+            frequency_penalty=_or(self.frequency_penalty, 0.0),
+            repetition_penalty=_or(self.repetition_penalty, 1.0),
+            logit_bias=_or(self.logit_bias, ()),
+            logprobs=self.alternatives,
+            stop=_or(self.stop, ()),
+            stop_token_ids=tuple(dict.fromkeys(self.stop_token_ids or ())),
+            include_stop=bool(self.include_stop_str_in_output),
+            ignore_eos=bool(self.ignore_eos),
+            min_tokens=_or(self.min_tokens, 0),
+        )
+
+    def check(self) -> None:
+        """What one field alone cannot say. Raises InvalidParameter or UnsupportedParameter."""
+        for name, value in (self.model_extra or {}).items():
+            if value is None:
+                continue
+            if name in _NEUTRAL and not any(_same(value, neutral) for neutral in _NEUTRAL[name]):
+                raise UnsupportedParameter(f"'{name}' is not supported; leave it out", param=name)
+            if name not in _NEUTRAL and name not in _HARMLESS:
+                _warn(name)
+        if self.stream_options is not None and not self.stream:
+            raise InvalidParameter("'stream_options' needs 'stream': true", param="stream_options")
+        if self.min_tokens is not None and self.limit is not None and self.min_tokens > self.limit:
+            raise InvalidParameter(
+                f"'min_tokens' is above the limit of {self.limit} tokens", param="min_tokens"
+            )
+
+
+class CompletionBody(SamplingBody):
+    """POST /v1/completions."""
+
+    prompt: Prompts
+    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+    echo: bool | None = None
+    best_of: Annotated[int, Field(ge=1, le=128)] | None = None
+
+    @property
+    def alternatives(self) -> int | None:
+        return self.logprobs
+
+    def check(self) -> None:
+        super().check()
+        if self.best_of is not None and self.best_of != _or(self.n, 1):
+            raise UnsupportedParameter("'best_of' must be equal to 'n' or left out", param="best_of")
+        if self.echo and self.logprobs is not None:
+            raise UnsupportedParameter("'logprobs' of an echoed prompt are not supported", param="logprobs")
+
+
+class Part(BaseModel):
+    """A part of a message's content."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    type: Text
+    text: Text | None = None
+
+
+class Message(BaseModel):
+    """One turn of a conversation."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | list[Part] | None = None
+
+    def plain(self, where: str) -> dict[str, str]:
+        """For the chat template. Raises UnsupportedParameter for what is not text."""
+        for name in ("tool_calls", "function_call", "audio"):
+            if (self.model_extra or {}).get(name):
+                raise UnsupportedParameter(f"'{where}.{name}' is not supported", param=f"{where}.{name}")
+        role = "system" if self.role == "developer" else self.role
+        if self.content is None and self.role != "assistant":
+            raise InvalidParameter(f"'{where}.content' is missing", param=f"{where}.content")
+        if not isinstance(self.content, list):
+            return {"role": role, "content": self.content or ""}
+        for number, part in enumerate(self.content):
+            inside = f"{where}.content.{number}"
+            if part.type != "text":
+                raise UnsupportedParameter(
+                    f"'{inside}': only parts of type text are supported", param=f"{inside}.type"
+                )
+            if part.text is None:
+                raise InvalidParameter(f"'{inside}.text' is missing", param=f"{inside}.text")
+        return {"role": role, "content": "".join(part.text or "" for part in self.content)}
+
+
+class ChatBody(SamplingBody):
+    """POST /v1/chat/completions."""
+
+    messages: Annotated[list[Message], Field(min_length=1, max_length=4096)]
+    max_completion_tokens: Count | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+
+    subject: ClassVar[str] = "messages"
+
+    @property
+    def limit(self) -> int | None:
+        return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+
+    @property
+    def alternatives(self) -> int | None:
+        return _or(self.top_logprobs, 0) if self.logprobs else None
+
+    def check(self) -> None:
+        super().check()
+        if self.top_logprobs and not self.logprobs:
+            raise InvalidParameter("'top_logprobs' needs 'logprobs': true", param="top_logprobs")
+        self.conversation()
+
+    def conversation(self) -> list[dict[str, str]]:
+        """The messages as a chat template takes them."""
+        return [message.plain(f"messages.{number}") for number, message in enumerate(self.messages)]
+
+
+class TokenizeBody(BaseModel):
+    """POST /tokenize: a prompt, or messages as a chat would send them."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    model: Text | None = None
+    prompt: Text | None = None
+    messages: Annotated[list[Message], Field(min_length=1, max_length=4096)] | None = None
+    add_special_tokens: bool | None = None
+    return_token_strs: bool | None = None
+
+    def check(self) -> None:
+        if (self.prompt is None) == (self.messages is None):
+            raise InvalidParameter("give either 'prompt' or 'messages'", param="prompt")
+
+
+class DetokenizeBody(BaseModel):
+    """POST /detokenize."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    model: Text | None = None
+    tokens: list[TokenId]
+
+    def check(self) -> None:
+        """Every field speaks for itself."""
+
+
+AnyBody = TypeVar("AnyBody", CompletionBody, ChatBody, TokenizeBody, DetokenizeBody)
+
+
+def parse(kind: type[AnyBody], content_type: str, body: bytes) -> AnyBody:
+    """The body as a checked value. Raises UnsupportedMediaType, InvalidParameter or UnsupportedParameter."""
+    media = content_type.partition(";")[0].strip().lower()
+    if media != "application/json" and not (media.startswith("application/") and media.endswith("+json")):
+        raise UnsupportedMediaType(
+            f"the body must be application/json, not {media or 'without a content type'}"
+        )
+    try:
+        # NaN and Infinity are let through here, so that the field that holds one can be named.
+        value = json.loads(body.decode("utf-8"), parse_int=_integer)
+    except UnicodeDecodeError as error:
+        raise InvalidParameter(f"the body is not valid UTF-8 at byte {error.start}") from error
+    except json.JSONDecodeError as error:
+        raise InvalidParameter(f"the body is not valid JSON: {error}") from error
+    except (RecursionError, ValueError) as error:
+        raise InvalidParameter("the body is nested too deep") from error
+    if not isinstance(value, dict):
+        raise InvalidParameter("the body must be a JSON object")
+    try:
+        parsed = kind.model_validate(value)
+    except ValidationError as error:
+        raise _refusal(error) from error
+    parsed.check()
+    return parsed
+
+
+def _refusal(error: ValidationError) -> InvalidParameter:
+    # Of a union's members the one that came furthest speaks.
+    first = max(error.errors(include_url=False, include_context=False), key=lambda found: len(found["loc"]))
+    # Members of unions stand in the location as type names.
+    param = ".".join(str(step) for step in first["loc"] if not str(step).endswith("]"))
+    if first["type"] == "missing":
+        return InvalidParameter(f"missing required parameter '{param}'", param=param)
+    return InvalidParameter(f"invalid '{param}': {first['msg']}", param=param)
+
+
+def _integer(digits: str) -> int | float:
+    """Python refuses to read integers of thousands of digits; as an infinity they are refused by field."""
+    return int(digits) if len(digits) <= 400 else math.copysign(math.inf, -1 if digits[0] == "-" else 1)
+
+
+def _warn(name: str) -> None:
+    if name not in _warned and len(_warned) < _MOST_WARNINGS:
+        _warned.add(name)
+        logger.warning("ignoring the unknown request field %.100r", name)
+
+
+T = TypeVar("T")
+
+
+def _or(value: T | None, default: T) -> T:
+    return default if value is None else value
+
+
+def _same(value: Any, neutral: Any) -> bool:
+    """Equality that tells 1 from true."""
+    if isinstance(value, float) and math.isnan(value):
+        return False
+    return type(value) is type(neutral) and bool(value == neutral)

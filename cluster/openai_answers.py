@@ -1,0 +1,174 @@
+"""Answers of the OpenAI API: completions and chats, whole and in chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from cluster.stream_order import Piece
+
+# Anything but stop and length ends a request with an error instead.
+_FINISH = {"stop": "stop", "length": "length"}
+
+
+class TokenNames(Protocol):
+    """The bytes that a token stands for."""
+
+    def token_bytes(self, token: int) -> bytes: ...
+
+
+@dataclass(slots=True)
+class Choice:
+    """What a choice has come to; `shown` is how many characters have been answered, an echoed prompt included."""
+
+    text: str = ""
+    pieces: list[Piece] = field(default_factory=list)
+    tokens: int = 0
+    shown: int = 0
+    finish: str | None = None
+    stop_reason: str | int | None = None
+
+
+@dataclass(slots=True)
+class Usage:
+    prompt: int
+    completion: int = 0
+    cached: int = 0
+
+    def body(self) -> dict[str, Any]:
+        return {
+            "prompt_tokens": self.prompt,
+            "completion_tokens": self.completion,
+            "total_tokens": self.prompt + self.completion,
+            "prompt_tokens_details": {"cached_tokens": self.cached},
+        }
+
+
+class Answer:
+    """Shapes of one request's answer. Subclass per endpoint; every chunk has the same id, time and model."""
+
+    prefix = ""
+    whole = ""
+    chunk = ""
+
+    def __init__(
+        self, request_id: str, model: str, created: int, names: TokenNames, *, logprobs: bool
+    ) -> None:
+        self.id = f"{self.prefix}-{request_id}"
+        self._model = model
+        self._created = created
+        self._names = names
+        self._logprobs = logprobs
+
+    def whole_body(self, choices: Sequence[Choice], usage: Usage) -> dict[str, Any]:
+        listed = [
+            {
+                "index": index,
+                **self._message(choice.text),
+                "logprobs": self._log(choice.pieces, choice.shown) if self._logprobs else None,
+                "finish_reason": choice.finish,
+                "stop_reason": choice.stop_reason,
+            }
+            for index, choice in enumerate(choices)
+        ]
+        return {**self._head(self.whole), "choices": listed, "usage": usage.body()}
+
+    def chunk_bodies(
+        self, index: int, choice: Choice, pieces: Sequence[Piece], *, first: bool
+    ) -> list[dict[str, Any]]:
+        """The chunks for new tokens of a choice."""
+        raise NotImplementedError
+
+    def usage_chunk(self, usage: Usage) -> dict[str, Any]:
+        return {**self._head(self.chunk), "choices": [], "usage": usage.body()}
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {"id": self.id, "object": kind, "created": self._created, "model": self._model}
+
+    def _message(self, text: str) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _log(self, pieces: Sequence[Piece], offset: int) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _name(self, token: int) -> str:
+        return self._names.token_bytes(token).decode("utf-8", "replace")
+
+
+class CompletionAnswer(Answer):
+    prefix = "cmpl"
+    whole = chunk = "text_completion"
+
+    def chunk_bodies(
+        self, index: int, choice: Choice, pieces: Sequence[Piece], *, first: bool
+    ) -> list[dict[str, Any]]:
+        text = "".join(piece.text for piece in pieces)
+        if first:
+            text = choice.text + text
+        ended = pieces[-1].finish or None
+        listed = {
+            "index": index,
+            "text": text,
+            "logprobs": self._log(pieces, choice.shown) if self._logprobs else None,
+            "finish_reason": _FINISH.get(ended or ""),
+            "stop_reason": pieces[-1].stop_reason,
+        }
+        return [{**self._head(self.chunk), "choices": [listed]}]
+
+    def _message(self, text: str) -> dict[str, Any]:
+        return {"text": text}
+
+    def _log(self, pieces: Sequence[Piece], offset: int) -> dict[str, Any]:
+        offsets, tokens, logprobs, tops = [], [], [], []
+        for piece in pieces:
+            if piece.token is not None and piece.logprob is not None:
+                offsets.append(offset)
+                tokens.append(self._name(piece.token))
+                logprobs.append(piece.logprob)
+                tops.append({self._name(token): logprob for token, logprob in piece.top})
+            offset += len(piece.text)
+        return {"text_offset": offsets, "token_logprobs": logprobs, "tokens": tokens, "top_logprobs": tops}
+
+
+class ChatAnswer(Answer):
+    prefix = "chatcmpl"
+    whole = "chat.completion"
+    chunk = "chat.completion.chunk"
+
+    def chunk_bodies(
+        self, index: int, choice: Choice, pieces: Sequence[Piece], *, first: bool
+    ) -> list[dict[str, Any]]:
+        bodies = []
+        if first:
+            bodies.append(self._delta(index, {"role": "assistant", "content": ""}))
+        text = "".join(piece.text for piece in pieces)
+        log = self._log(pieces, 0) if self._logprobs else None
+        if text or (log is not None and log["content"]):
+            bodies.append(self._delta(index, {"content": text}, logprobs=log))
+        if pieces[-1].finish:
+            finish = _FINISH.get(pieces[-1].finish)
+            bodies.append(self._delta(index, {}, finish_reason=finish, stop_reason=pieces[-1].stop_reason))
+        return bodies
+
+    def _delta(self, index: int, delta: Mapping[str, Any], **rest: Any) -> dict[str, Any]:
+        listed = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None, **rest}
+        return {**self._head(self.chunk), "choices": [listed]}
+
+    def _message(self, text: str) -> dict[str, Any]:
+        return {"message": {"role": "assistant", "content": text, "refusal": None, "annotations": []}}
+
+    def _log(self, pieces: Sequence[Piece], offset: int) -> dict[str, Any]:
+        content = [
+            {
+                **self._token(piece.token, piece.logprob),
+                "top_logprobs": [self._token(token, logprob) for token, logprob in piece.top],
+            }
+            for piece in pieces
+            if piece.token is not None and piece.logprob is not None
+        ]
+        return {"content": content, "refusal": None}
+
+    def _token(self, token: int, logprob: float) -> dict[str, Any]:
+        spelled = self._names.token_bytes(token)
+        return {"token": spelled.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(spelled)}

@@ -1,0 +1,113 @@
+"""What can be known to go wrong before anything is started: ports, memory, disk, the cache folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from cluster.config import Config
+from cluster.units import format_quantity
+from engine.errors import SetupError
+
+MEBI = 2**20
+# Resident memory of one process of ours: an instance that has imported torch, and Ray's own with the gateway.
+INSTANCE_OVERHEAD = 300 * MEBI
+CLUSTER_OVERHEAD = 700 * MEBI
+# Ray writes logs and sockets there, and refuses to work on a full disk.
+SCRATCH_NEED = 200 * MEBI
+SHARED_MEMORY = Path("/dev/shm")
+SHARED_MEMORY_NEED = 192 * MEBI
+
+
+def check_ports(config: Config) -> None:
+    """Raises SetupError naming the process that holds a port."""
+    check_port(config.gateway.host, config.gateway.port, "gateway.port (--port)")
+    check_port(config.control.host, config.control.port, "control.port")
+
+
+def check_port(host: str, port: int, setting: str) -> None:
+    if port == 0:
+        return
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            holder = _holder(port)
+            reason = f"is taken by {holder}" if holder else f"cannot be listened on: {error.strerror}"
+            raise SetupError(f"{host}:{port} {reason}; set another {setting}", param=setting) from None
+
+
+def _holder(port: int) -> str | None:
+    with suppress(psutil.Error):
+        for connection in psutil.net_connections("tcp"):
+            listens = connection.status == psutil.CONN_LISTEN
+            if listens and getattr(connection.laddr, "port", None) == port and connection.pid:
+                return f"process {connection.pid} ({psutil.Process(connection.pid).name()})"
+    return None
+
+
+def check_memory(config: Config, weights: int, *, available: int | None = None) -> None:
+    """`weights`: bytes that all instances of the machine share. Raises SetupError with the sum."""
+    instances = config.pools.prefill.replicas + config.pools.decode.replicas
+    needed = weights + instances * (config.engine.kv_memory + INSTANCE_OVERHEAD) + CLUSTER_OVERHEAD
+    available = available_memory() if available is None else available
+    if needed > available:
+        raise SetupError(
+            f"not enough memory: {_rough(needed)} needed ({instances} instances with "
+            f"{format_quantity(config.engine.kv_memory)} of KV cache and {_rough(INSTANCE_OVERHEAD)} each, "
+            f"{_rough(weights)} of weights, {_rough(CLUSTER_OVERHEAD)} for Ray and the gateway), "
+            f"{_rough(available)} available; lower engine.kv_memory or the replicas of a pool",
+            param="engine.kv_memory",
+        )
+
+
+def available_memory() -> int:
+    """Bytes that this process and its children may still use; a container's limit counts."""
+    free = int(psutil.virtual_memory().available)
+    with suppress(OSError, ValueError):
+        group = Path("/sys/fs/cgroup")
+        limit = int((group / "memory.max").read_text())
+        used = int((group / "memory.current").read_text())
+        reclaimable = 0
+        for line in (group / "memory.stat").read_text().splitlines():
+            name, _, value = line.partition(" ")
+            if name in ("inactive_file", "active_file"):
+                reclaimable += int(value)
+        free = min(free, max(0, limit - used + reclaimable))
+    return free
+
+
+def check_disk(config: Config, weights: int) -> None:
+    """Room and rights for the cache, temporary files and shared memory. Raises SetupError."""
+    cache = config.cache_directory
+    remedy = "set cache.directory (or XDG_CACHE_HOME) to another folder"
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache):
+            pass
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
+        raise SetupError(f"the cache folder {cache} cannot be written to ({reason}); {remedy}") from None
+    _check_room(cache, weights, remedy)
+    scratch = Path(tempfile.gettempdir())
+    _check_room(scratch, SCRATCH_NEED, "free some of it, or set TMPDIR to another folder")
+    if SHARED_MEMORY.is_dir():
+        _check_room(SHARED_MEMORY, SHARED_MEMORY_NEED, "give it more (for Docker: --shm-size=1g)")
+
+
+def _check_room(folder: Path, needed: int, remedy: str) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise SetupError(f"{folder} is full: {_rough(needed)} needed, {_rough(free)} free; {remedy}")
+
+
+def _rough(value: int) -> str:
+    return f"{value / 2**30:.1f} GiB" if value >= 2**30 else f"{value / MEBI:.0f} MiB"

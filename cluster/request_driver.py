@@ -1,0 +1,254 @@
+"""Carries out a request's Journey: asks the scheduler, starts instances, listens to tokens, recovers from deaths.
+
+run = driver.run(request, changed)     `changed` is set whenever there is something new
+run.take()                             tokens of all choices since the last call, in order, once
+run.ended, run.error                   whether there will be more, and what ended it if not itself
+run.close()                            the client has left: every instance drops the request
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Coroutine
+from typing import Any, Protocol
+
+from cluster import control_pb2 as pb
+from cluster.instance_watch import Instance, Instances
+from cluster.run_progress import RunProgress
+from cluster.stream_order import Piece
+from cluster.token_streams import TokenStreams
+from engine.errors import Overloaded, TandemError
+from engine.request import Request
+from engine.sequence import Epoch
+from global_scheduler import journey as way
+from global_scheduler.placement import Placement
+from migration.wire import start_message
+
+logger = logging.getLogger("tandem.gateway")
+
+START_TIMEOUT = 10.0
+"""Seconds an instance may take to accept a request before it is tried elsewhere."""
+
+CANCEL_TIMEOUT = 5.0
+
+GAP_GRACE = 0.5
+"""Seconds that tokens of a dead instance may still be on their way before they are drawn again."""
+
+
+class Scheduler(Protocol):
+    """Decides where a request runs; raises a TandemError if nowhere."""
+
+    async def place(self, request: pb.PlaceRequest) -> pb.Placement: ...
+
+
+class RequestDriver:
+    """All the requests of one gateway. `home` is the address that instances push to.
+
+    `last_token` is when the latest token came, in seconds on the monotonic clock.
+    """
+
+    def __init__(
+        self,
+        home: str,
+        streams: TokenStreams,
+        scheduler: Scheduler,
+        instances: Connect,
+        patience: way.Patience,
+    ) -> None:
+        self.home = home
+        self.streams = streams
+        self.scheduler = scheduler
+        self.instances = Instances(instances, self._lost)
+        self.patience = patience
+        self.runs: dict[str, Run] = {}
+        self.last_token = float("-inf")
+        self._background: set[asyncio.Task[None]] = set()
+
+    def run(self, request: Request, changed: asyncio.Event) -> Run:
+        """Begin a request. Raises Conflict if one with its id is under way."""
+        return Run(self, request, changed)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        return task
+
+    async def cancel(self, name: str, request_id: str) -> None:
+        """Best effort: an instance that cannot be told is dead, or will be fenced at its next push."""
+        try:
+            await asyncio.wait_for(self.instances.get(name).cancel(request_id), CANCEL_TIMEOUT)
+        except Exception as error:
+            logger.debug("%s could not be told to drop %s: %s", name, request_id, error)
+
+    async def close(self) -> None:
+        """End every request and wait until the instances have been told."""
+        for run in list(self.runs.values()):
+            run.close()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        await self.instances.close()
+
+    def _lost(self, name: str, reason: str) -> None:
+        for run in list(self.runs.values()):
+            run.lost(name, reason)
+
+
+class Connect(Protocol):
+    def __call__(self, name: str) -> Instance: ...
+
+
+class Run:
+    """One request on its way; `progress` has its numbers, also while it runs."""
+
+    def __init__(self, driver: RequestDriver, request: Request, changed: asyncio.Event) -> None:
+        self.request = request
+        self.progress = RunProgress(started=time.monotonic())
+        self.error: TandemError | None = None
+        self._driver = driver
+        self._changed = changed
+        self._journey = way.Journey(request, driver.patience)
+        self._order = driver.streams.open(request, self)
+        self._placements: dict[str, pb.Placement] = {}
+        self._timers: set[asyncio.Task[None]] = set()
+        self._pieces: list[Piece] = []
+        driver.runs[request.id] = self
+        self._step_all(self._journey.begin(time.monotonic()))
+
+    def take(self) -> list[Piece]:
+        """What has come since the last call."""
+        pieces, self._pieces = self._pieces, []
+        return pieces
+
+    @property
+    def ended(self) -> bool:
+        return self._journey.state in way.ENDED
+
+    def close(self) -> None:
+        """Nobody reads any more: drop the request wherever it is. Harmless after the end."""
+        self._step(way.Cancelled())
+
+    def lost(self, name: str, reason: str) -> None:
+        """An instance died."""
+        self._step(way.Lost(name, reason))
+        if not self.ended and self._order.gaps():
+            self._timer(self._mend(name))
+
+    # What instances tell: see token_streams.Listener
+
+    def tokens(self, instance: str, pieces: list[Piece], message: pb.Tokens) -> None:
+        now = self._driver.last_token = time.monotonic()
+        self.progress.take(instance, self._order.owner or instance, pieces, message, now)
+        self._pieces.extend(pieces)
+        for piece in pieces:
+            token = () if piece.token is None else (piece.token,)
+            self._step(way.Progress(piece.choice, token, bool(piece.finish)))
+        self._changed.set()
+
+    def moved(self, instance: str, epoch: Epoch) -> None:
+        self._driver.instances.get(instance)
+        self._step(way.Moved(instance, epoch))
+
+    def failed(self, instance: str, error: TandemError) -> None:
+        self._step(way.Refused(error, instance))
+
+    # What the journey wants done
+
+    def _step(self, event: way.Event) -> None:
+        self._step_all(self._journey.step(event, time.monotonic()))
+
+    def _step_all(self, actions: tuple[way.Action, ...]) -> None:
+        for action in actions:
+            self._act(action)
+        self.progress.recoveries = self._journey.recoveries
+
+    def _act(self, action: way.Action) -> None:
+        match action:
+            case way.Fence(epoch):
+                self._order.fence(epoch)
+            case way.Cancel(instance):
+                self._driver.spawn(self._driver.cancel(instance, self.request.id))
+            case way.Place():
+                self._timer(self._place(action))
+            case way.Start():
+                self._driver.spawn(self._start(action))
+            case way.Wait(seconds):
+                self._timer(self._wait(seconds))
+            case way.Finish():
+                self._end(None)
+            case way.Fail(error):
+                self._end(error)
+
+    def _end(self, error: TandemError | None) -> None:
+        self.error = error
+        self._driver.streams.close(self.request.id)
+        self._driver.runs.pop(self.request.id, None)
+        for timer in self._timers:
+            timer.cancel()
+        self._changed.set()
+
+    def _timer(self, work: Coroutine[Any, Any, None]) -> None:
+        """Work that ends with the request."""
+        task = self._driver.spawn(work)
+        self._timers.add(task)
+        task.add_done_callback(self._timers.discard)
+
+    async def _place(self, action: way.Place) -> None:
+        asked = pb.PlaceRequest(
+            request_id=self.request.id,
+            tenant=self.request.tenant,
+            priority=self.request.priority,
+            prompt_tokens=action.prompt_tokens,
+            max_tokens=action.max_tokens,
+            n=action.choices,
+            attempt=action.attempt,
+            exclude=sorted(action.exclude),
+        )
+        try:
+            found = await self._driver.scheduler.place(asked)
+        except TandemError as error:
+            self._step(way.Refused(error))
+            return
+        self.progress.placed(found.prefill, found.decode, time.monotonic())
+        self._placements[found.decode] = found
+        self._step(way.Placed(Placement(found.prefill, found.decode, found.reason)))
+
+    async def _start(self, action: way.Start) -> None:
+        placement = action.placement
+        decode = None
+        if placement.decode != placement.prefill:
+            found = self._placements[placement.decode]
+            decode = found.decode_address if found.HasField("decode_address") else None
+        message = start_message(self.request, action.epoch, self._driver.home, action.outputs, decode)
+        name = placement.prefill
+        try:
+            if placement.decode != name:
+                self._driver.instances.get(placement.decode)
+            instance = self._driver.instances.get(name)
+            await asyncio.wait_for(instance.start(message.SerializeToString()), START_TIMEOUT)
+        except TimeoutError:
+            self._step(
+                way.Refused(
+                    Overloaded(f"instance {name} did not take the request in {START_TIMEOUT:g} s"), name
+                )
+            )
+        except TandemError as error:
+            self._step(way.Refused(error, name))
+        except Exception as error:
+            self._step(way.Lost(name, str(error) or type(error).__name__))
+        else:
+            self._step(way.Started(action.epoch.attempt))
+        if self.ended:
+            await self._driver.cancel(name, self.request.id)
+
+    async def _wait(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        self._step(way.Waited())
+
+    async def _mend(self, dead: str) -> None:
+        """Tokens that a dead instance drew before it passed the request on may have died with it."""
+        before = self._order.epoch, self._order.position()
+        await asyncio.sleep(GAP_GRACE)
+        if (self._order.epoch, self._order.position()) == before and self._order.gaps():
+            self._step(way.Lost(self._journey.holder, f"tokens were lost with {dead}"))

@@ -1,0 +1,172 @@
+"""gRPC servers and channels of the cluster: a shared secret in the metadata, bounded messages, errors as
+values.
+
+Every server refuses a call without the secret before it reads the message. A TandemError that a servicer
+raises travels in the call's trailing metadata and is raised again, of the same class, at the caller.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn, TypeVar
+
+import grpc
+
+from cluster import control_pb2 as pb
+from engine import errors
+from engine.errors import Overloaded, SetupError, TandemError
+
+MESSAGE_LIMIT = 64 * 2**20
+"""Bytes of the largest message: a Start with a full context of tokens for many choices is well below it."""
+
+_ERROR = "tandem-error-bin"
+_LIMITS = [
+    ("grpc.max_receive_message_length", MESSAGE_LIMIT),
+    ("grpc.max_send_message_length", MESSAGE_LIMIT),
+]
+_SERVER = [*_LIMITS, ("grpc.so_reuseport", 0), ("grpc.http2.min_ping_interval_without_data_ms", 5000)]
+_CHANNEL = [
+    *_LIMITS,
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    # A channel of its own for each: a shared one would also share another's broken connection.
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_http_proxy", 0),
+]
+_STATUS = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    401: grpc.StatusCode.UNAUTHENTICATED,
+    404: grpc.StatusCode.NOT_FOUND,
+    408: grpc.StatusCode.DEADLINE_EXCEEDED,
+    409: grpc.StatusCode.FAILED_PRECONDITION,
+    413: grpc.StatusCode.OUT_OF_RANGE,
+    503: grpc.StatusCode.UNAVAILABLE,
+}
+
+T = TypeVar("T")
+
+
+def error_message(error: TandemError) -> pb.Error:
+    """An error as it travels in a message."""
+    return pb.Error(code=error.code, message=error.message, param=error.param or "")
+
+
+def error_from(message: pb.Error) -> TandemError:
+    """The error of a message, of the class that its code names."""
+    named = [cls for cls in _classes(TandemError) if cls.code == message.code]
+    return (named or [TandemError])[-1](message.message, param=message.param or None)
+
+
+def _classes(root: type[TandemError]) -> Iterator[type[TandemError]]:
+    """The tree below `root`: a class before those that take its code over."""
+    yield root
+    for child in root.__subclasses__():
+        if child.__module__ == errors.__name__:
+            yield from _classes(child)
+
+
+async def abort(context: grpc.aio.ServicerContext[Any, Any], error: TandemError) -> NoReturn:
+    """End a call with an error that the caller gets back whole."""
+    status = _STATUS.get(error.status, grpc.StatusCode.INTERNAL)
+    await context.abort(status, error.message, ((_ERROR, error_message(error).SerializeToString()),))
+    raise AssertionError("context.abort raises")
+
+
+@contextmanager
+def raised() -> Iterator[None]:
+    """Around calls: a failed one raises the TandemError it carries, Overloaded when the other end cannot be
+    reached."""
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        for key, value in error.trailing_metadata() or ():
+            if key == _ERROR and isinstance(value, bytes):
+                raise error_from(pb.Error.FromString(value)) from None
+        detail = f"{error.code().name.lower()}: {error.details()}"
+        if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+            raise Overloaded(f"the other end does not answer ({detail})") from error
+        if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+            raise errors.InvalidKey(error.details() or "the control token is wrong") from error
+        raise TandemError(f"a call failed ({detail})") from error
+
+
+class _Guard(grpc.aio.ServerInterceptor):
+    """Lets calls in that show the secret, compared in constant time."""
+
+    def __init__(self, token: str) -> None:
+        self._expected = f"Bearer {token}".encode()
+
+        async def refuse(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the control token is missing or wrong")
+
+        self._refuse = grpc.unary_unary_rpc_method_handler(refuse)
+
+    async def intercept_service(
+        self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any
+    ) -> Any:
+        for key, value in handler_call_details.invocation_metadata or ():
+            if key == "authorization" and hmac.compare_digest(value.encode(), self._expected):
+                return await continuation(handler_call_details)
+        return self._refuse
+
+
+class _Show:
+    """Shows the secret with every call of a channel."""
+
+    def __init__(self, token: str) -> None:
+        self._pair = ("authorization", f"Bearer {token}")
+
+    async def _call(self, continuation: Callable[[Any, Any], Awaitable[T]], details: Any, request: Any) -> T:
+        metadata = grpc.aio.Metadata(*(details.metadata or ()), self._pair)
+        return await continuation(details._replace(metadata=metadata), request)
+
+
+class _UnaryUnary(_Show, grpc.aio.UnaryUnaryClientInterceptor):
+    async def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        return await self._call(continuation, client_call_details, request)
+
+
+class _UnaryStream(_Show, grpc.aio.UnaryStreamClientInterceptor):
+    async def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        return await self._call(continuation, client_call_details, request)
+
+
+class _StreamStream(_Show, grpc.aio.StreamStreamClientInterceptor):
+    async def intercept_stream_stream(
+        self, continuation: Any, client_call_details: Any, request_iterator: Any
+    ) -> Any:
+        return await self._call(continuation, client_call_details, request_iterator)
+
+
+def server(token: str) -> grpc.aio.Server:
+    """A server that asks for the secret; add servicers, then `listen`. Raises SetupError without a secret."""
+    return grpc.aio.server(interceptors=(_Guard(_known(token)),), options=_SERVER)
+
+
+def listen(server: grpc.aio.Server, host: str, port: int, *, setting: str) -> str:
+    """Bind; gives host:port, with the port that was taken for 0. Raises SetupError that names `setting`."""
+    try:
+        taken = server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+    except RuntimeError as error:
+        raise SetupError(
+            f"{host}:{port} cannot be listened on; is it taken? Set {setting}", param=setting
+        ) from error
+    return f"[{host}]:{taken}" if ":" in host else f"{host}:{taken}"
+
+
+def channel(address: str, token: str) -> grpc.aio.Channel:
+    """A channel to host:port that shows the secret with every call. Use it in one event loop only."""
+    token = _known(token)
+    interceptors = [_UnaryUnary(token), _UnaryStream(token), _StreamStream(token)]
+    return grpc.aio.insecure_channel(address, options=_CHANNEL, interceptors=interceptors)
+
+
+def _known(token: str | None) -> str:
+    if not token:
+        raise SetupError("no control token: set control.token or start with `tandem up`, which draws one")
+    return token

@@ -1,0 +1,182 @@
+"""How tokens come home: the pusher beside an instance's engine loop, and the service at the gateway that takes them.
+
+    engine loop ─ push(emitted) ─▶ TokenPusher ─ text, stop strings ─▶ one link per home ══ Home.Push ══▶ HomeService
+         ▲                              │                                  │  one TokenBatch per step          │
+         └── finish (stop string), cancel (fenced, home gone) ─────────────┴── one PushReply per batch ◀───────┘
+
+A batch stays with the link until its reply has come and is sent again over a new connection, so a broken one loses nothing;
+the gateway drops repeats. A home that stays away longer than the lease loses its requests here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Future
+from typing import Any, Protocol
+
+import grpc
+
+from cluster import control_pb2 as pb
+from cluster import control_pb2_grpc
+from cluster.home_link import Connect, HomeLink
+from cluster.stream_text import ChoiceText, Detokenizer
+from cluster.token_streams import TokenStreams
+from engine.core import EngineCore, Emitted
+from engine.request import Request
+from engine.sequence import Epoch, FinishReason, SequenceKey
+from migration import wire_pb2
+
+Call = Callable[[Callable[[EngineCore], Any]], "Future[Any]"]
+
+
+class Texts(Protocol):
+    """Makes the detokeniser of one choice of a request."""
+
+    def __call__(self, request: Request) -> Detokenizer: ...
+
+
+class TokenPusher:
+    """The TokenSink of an instance. `push` is called in the engine's thread, everything else happens in an event loop.
+
+    The text state of a choice is only a cache: it is built anew from the sequence's own output when it is missing, which
+    is how a sequence that moved here or was recovered goes on with exactly the text that its client has.
+    """
+
+    def __init__(
+        self, instance: str, detokenizer: Texts, connect: Connect, *, lease: float = 30.0, texts: int = 2048
+    ) -> None:
+        self._instance = instance
+        self._detokenizer = detokenizer
+        self._connect = connect
+        self._lease = lease
+        self._texts: OrderedDict[tuple[SequenceKey, Epoch], ChoiceText] = OrderedDict()
+        self._most_texts = texts
+        self._links: dict[str, HomeLink] = {}
+        self._call: Call | None = None
+        self._events: asyncio.AbstractEventLoop | None = None
+
+    def start(self, call: Call) -> None:
+        """Begin to push; call in the event loop. `call` runs a function between two steps (EngineLoop.call)."""
+        self._call = call
+        self._events = asyncio.get_running_loop()
+
+    def push(self, emitted: Sequence[Emitted]) -> None:
+        """Take the tokens of one step; never blocks."""
+        events = self._events
+        if events is None or events.is_closed():
+            return
+        events.call_soon_threadsafe(self._take, tuple(emitted))
+
+    async def close(self) -> None:
+        """Send what is left, bounded to a second, and end the connections."""
+        self._events = None
+        await asyncio.gather(*(link.close() for link in self._links.values()))
+        self._links.clear()
+
+    def _take(self, emitted: tuple[Emitted, ...]) -> None:
+        homes: dict[str, list[pb.Tokens]] = {}
+        for one in emitted:
+            message = self._message(one)
+            if message is not None:
+                homes.setdefault(one.home, []).append(message)
+        for home, messages in homes.items():
+            link = self._links.get(home)
+            if link is None or link.done:
+                link = HomeLink(self._instance, home, self._connect, self._fenced, lease=self._lease)
+                self._links[home] = link
+            link.send(messages)
+
+    def _message(self, one: Emitted) -> pb.Tokens | None:
+        """The message of a token; of an earlier one, if its text turns out to have ended there; None after the end."""
+        cache = one.key, one.epoch
+        text = self._texts.get(cache)
+        output = one.sequence.output
+        if text is None or (text.count != one.index and text.stopped is None):
+            text = ChoiceText(one.sequence.request.sampling, self._detokenizer(one.sequence.request))
+            self._remember(cache, text)
+            for index in range(one.index):
+                piece = text.token(output[index])
+                if text.stopped is not None:
+                    self._finish(one.key, index + 1)
+                    return self._tokens(one, index, output[index], piece, text.stopped)
+        if text.stopped is not None:
+            return None
+        if one.drawn is None:
+            self._texts.pop(cache, None)
+            return self._tokens(one, one.index, None, text.end(), text.stopped)
+        piece = text.token(one.drawn.token, finish=one.finish, stop_token=one.stop_token)
+        if one.finish is not None:
+            self._texts.pop(cache, None)
+        elif text.stopped is not None:
+            self._finish(one.key, one.index + 1)
+        return self._tokens(one, one.index, one.drawn.token, piece, text.stopped)
+
+    def _remember(self, key: tuple[SequenceKey, Epoch], text: ChoiceText) -> None:
+        self._texts[key] = text
+        self._texts.move_to_end(key)
+        while len(self._texts) > self._most_texts:
+            self._texts.popitem(last=False)
+
+    def _tokens(
+        self, one: Emitted, index: int, token: int | None, text: str, stopped: str | None
+    ) -> pb.Tokens:
+        finish = FinishReason.STOP if stopped is not None else one.finish
+        message = pb.Tokens(
+            request_id=one.key.request_id,
+            choice=one.key.choice,
+            epoch=wire_pb2.Epoch(attempt=one.epoch.attempt, move=one.epoch.move),
+            index=index,
+            tokens=[] if token is None else [token],
+            text=[text],
+            finish_reason="" if finish is None else finish.value,
+            cached=one.cached,
+            queue_seconds=one.queued,
+            prefill_seconds=one.prefilled,
+        )
+        if one.drawn is not None and one.drawn.logprob is not None and index == one.index:
+            top = [pb.TopLogprob(token=token, logprob=logprob) for token, logprob in one.drawn.top]
+            message.logprobs.append(pb.Logprob(logprob=one.drawn.logprob, top=top))
+        if stopped is not None:
+            message.stop_string = stopped
+        elif one.stop_token is not None and one.stop_token in one.sequence.request.sampling.stop_token_ids:
+            message.stop_token = one.stop_token
+        if finish is FinishReason.FAILED:
+            message.error.code = "server_error"
+            message.error.message = f"instance {self._instance} could not go on with the request"
+        return message
+
+    def _finish(self, key: SequenceKey, length: int) -> None:
+        assert self._call is not None
+        self._call(lambda core: core.finish(key.request_id, key.choice, length))
+
+    def _fenced(self, request_id: str, epoch: Epoch) -> None:
+        """Drop a request that a newer epoch owns, unless this instance has become its owner again meanwhile."""
+
+        def drop(core: EngineCore) -> None:
+            if any(sequence.epoch < epoch for sequence in core.sequences(request_id)):
+                core.cancel(request_id)
+
+        assert self._call is not None
+        self._call(drop)
+
+
+class HomeService(control_pb2_grpc.HomeServicer):
+    """Home at the gateway: each batch of tokens is answered with the requests that its sender shall drop."""
+
+    def __init__(self, streams: TokenStreams) -> None:
+        self._streams = streams
+
+    async def Push(
+        self,
+        request_iterator: AsyncIterator[pb.TokenBatch],
+        context: grpc.aio.ServicerContext[pb.TokenBatch, pb.PushReply],
+    ) -> AsyncIterator[pb.PushReply]:
+        async for batch in request_iterator:
+            yield self._streams.push(batch)
+
+    async def Claim(
+        self, request: pb.ClaimRequest, context: grpc.aio.ServicerContext[pb.ClaimRequest, pb.ClaimReply]
+    ) -> pb.ClaimReply:
+        return self._streams.claim(request)
