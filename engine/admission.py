@@ -50,15 +50,15 @@ def refuse_what_never_fits(request: Request, pool: BlockPool, limits: Limits) ->
         )
 
 
-def refuse_overdrawn(request: Request, choices: SequenceOf[Sequence]) -> None:
+def refuse_overdrawn(request: Request, choices: SequenceOf[Sequence], limits: Limits) -> None:
     """Recovered choices must be distinct ones of the request that can still draw."""
     numbers = [sequence.choice for sequence in choices]
     if len(set(numbers)) < len(numbers) or not all(0 <= c < request.sampling.n for c in numbers):
         raise InvalidParameter(f"{numbers} are not distinct choices of n = {request.sampling.n}", param="n")
+    most = min(request.sampling.max_tokens, limits.max_length - len(request.prompt))
     for sequence in choices:
-        if len(sequence.output) >= request.sampling.max_tokens:
+        if len(sequence.output) >= most:
             raise InvalidParameter(
-                f"choice {sequence.choice} already has {len(sequence.output)} of max_tokens "
-                f"{request.sampling.max_tokens}: it has finished",
+                f"choice {sequence.choice} has {len(sequence.output)} of {most} tokens: it has finished",
                 param="max_tokens",
             )

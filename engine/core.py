@@ -12,7 +12,6 @@ where, BlockTables where their KV is, Movements what comes and goes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from collections.abc import Sequence as SequenceOf
 from typing import Protocol
 
@@ -95,7 +94,7 @@ class EngineCore:
         request that lives here already, Overloaded when the queue is full.
         """
         refuse_what_never_fits(request, self.pool, self.limits)
-        refuse_overdrawn(request, choices)
+        refuse_overdrawn(request, choices, self.limits)
         self._make_way(request.id, epoch)
         if len(self._roster.queue) >= self.limits.queue_limit:
             raise Overloaded(
@@ -103,30 +102,25 @@ class EngineCore:
                 param="engine.queue_limit",
             )
         undrawn = tuple(s.choice for s in choices if not s.output) if choices else range(request.sampling.n)
-        live = self._record(request, epoch, home, tuple(undrawn))
+        live = self._record(request, tuple(undrawn))
         self._submitted += 1
         live.handoff = handoff
         live.arrived = now
         if now is None:
             self._unstamped.append(live)
         self._roster.live[request.id] = live
-        if live.undrawn:
-            self._wait(live, live.undrawn[0], [])
-        for sequence in choices:
-            if sequence.output:
-                self._wait(live, sequence.choice, sequence.output)
+        if handoff:
+            self._roster.dropped.pop(request.id, None)  # it was of another movement than the one that begins
+        outputs = [(sequence.choice, sequence.output) for sequence in choices if sequence.output]
+        for choice, output in [(first, []) for first in live.undrawn[:1]] + outputs:
+            sequence = Sequence(request, choice, list(output), epoch=epoch, home=home)
+            live.add(sequence, [])
+            self._roster.wait(sequence)
 
-    def _wait(self, live: Live, choice: int, output: Iterable[int]) -> None:
-        sequence = Sequence(live.request, choice, list(output), epoch=live.epoch, home=live.home)
-        live.add(sequence, [])
-        self._roster.wait(sequence)
-
-    def _record(self, request: Request, epoch: Epoch, home: str, undrawn: tuple[int, ...]) -> Live:
+    def _record(self, request: Request, undrawn: tuple[int, ...]) -> Live:
         self._arrivals += 1
         root = prefix_cache.root(self._fingerprint, request.adapter, request.salt)
-        return Live(
-            request, epoch, home, self._arrivals, root, self._eos, self.limits.max_length, undrawn=undrawn
-        )
+        return Live(request, self._arrivals, root, self._eos, self.limits.max_length, undrawn=undrawn)
 
     def _make_way(self, request_id: str, epoch: Epoch) -> None:
         live = self._roster.live.get(request_id)
@@ -240,7 +234,7 @@ class EngineCore:
         first = sequences[0]
         self._make_way(first.request.id, first.epoch)
         undrawn = () if first.output else tuple(range(first.request.sampling.n))
-        live = self._record(first.request, first.epoch, first.home, undrawn)
+        live = self._record(first.request, undrawn)
         live.cached = first.cached
         self._movements.adopt(reservation, live, sequences)
 

@@ -18,8 +18,6 @@ class Live:
     """
 
     request: Request
-    epoch: Epoch
-    home: str
     order: int
     root: bytes
     eos: frozenset[int]
@@ -44,6 +42,11 @@ class Live:
     def add(self, sequence: Sequence, keys: list[bytes]) -> None:
         self.sequences[sequence.choice] = sequence
         self.keys[sequence.choice] = keys
+
+    @property
+    def epoch(self) -> Epoch:
+        """The newest that any of its choices has: a movement may have raised it."""
+        return max(sequence.epoch for sequence in self.sequences.values())
 
     def width(self, sequence: Sequence) -> int:
         """How many choices `sequence` stands for."""

@@ -100,7 +100,10 @@ class EngineLoop:
                 log.warning("engine loop %s did not end its step within %s s", self._name, timeout)
 
     def call(self, fn: Callable[[EngineCore], T]) -> Future[T]:
-        """Run `fn` in the loop thread between two steps, or at once if it is idle."""
+        """Run `fn` in the loop thread between two steps, or at once if it is idle.
+
+        The future has what `fn` returned or raised; who waits for it in the loop thread waits for ever.
+        """
         letter = _Call(fn)
         with self._door:
             closed = self._closed

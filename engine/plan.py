@@ -47,7 +47,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One iteration. `copies` are (source, target) blocks to copy before anything is written."""
+    """One iteration. `copies` are (source, target) blocks to copy, in order, before anything is written."""
 
     works: tuple[Work, ...]
     copies: tuple[tuple[int, int], ...] = ()

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from engine.batch import BatchPolicy
 from engine.live import Live
 from engine.plan import Draw, StepPlan, Work
 from engine.roster import Roster
 from engine.sequence import Phase, Sequence
+
+
+class Entry(NamedTuple):
+    """What one sequence has in a plan."""
+
+    sequence: Sequence
+    work: Work
+    copies: tuple[tuple[int, int], ...]
 
 
 class Planner:
@@ -34,8 +43,7 @@ class Planner:
         """
         roster = self._roster
         shares = self._policy.share(roster.running, self._candidates(), now)
-        works: dict[int, tuple[Sequence, Work]] = {}
-        copies: dict[int, int] = {}
+        entries: dict[int, Entry] = {}
         admitting = True
         for share in shares:
             sequence = share.sequence
@@ -46,20 +54,21 @@ class Planner:
             tokens = min(share.tokens, sequence.remaining)
             while self._tables.missing(sequence, tokens) > self._tables.pool.available:
                 victim = roster.running[-1]
-                self._preempt(victim, works, copies)
+                entries.pop(id(victim), None)
+                roster.preempt(victim)
                 admitting = False
                 if victim is sequence:
                     break
             else:
-                copies.update((target, source) for source, target in self._tables.grow(sequence, tokens))
-                works[id(sequence)] = sequence, self._work(sequence, tokens)
-        if not works:
+                copies = self._tables.grow(sequence, tokens)
+                entries[id(sequence)] = Entry(sequence, self._work(sequence, tokens), copies)
+        if not entries:
             return None
         plan = StepPlan(
-            tuple(work for _, work in works.values()),
-            tuple((source, target) for target, source in copies.items()),
+            tuple(entry.work for entry in entries.values()),
+            tuple(copy for entry in entries.values() for copy in entry.copies),
         )
-        return plan, [sequence for sequence, _ in works.values()]
+        return plan, [entry.sequence for entry in entries.values()]
 
     def _candidates(self) -> Iterator[Sequence]:
         """Those who wait, each with what the prefix cache would spare it now."""
@@ -89,15 +98,6 @@ class Planner:
         roster.queue.remove(sequence.key)
         roster.run(sequence, Phase.PREFILL)
         return True
-
-    def _preempt(
-        self, sequence: Sequence, works: dict[int, tuple[Sequence, Work]], copies: dict[int, int]
-    ) -> None:
-        """Also take back what this step had in store for it."""
-        if works.pop(id(sequence), None) is not None:
-            for block in sequence.blocks:
-                copies.pop(block, None)
-        self._roster.preempt(sequence)
 
     def _work(self, sequence: Sequence, tokens: int) -> Work:
         start = sequence.computed

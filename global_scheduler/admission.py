@@ -17,8 +17,9 @@ def check_fits(loads: list[Load], summary: Summary) -> None:
         return
     largest = max(loads, key=lambda load: load.blocks * load.block_size)
     raise ContextLengthExceeded(
-        f"prompt and max_tokens come to {summary.longest} tokens and the KV cache of the largest instance holds "
-        f"{largest.blocks * largest.block_size}: shorten the prompt, lower max_tokens, or raise engine.kv_memory",
+        f"prompt and max_tokens come to {summary.longest} tokens, and the KV cache of the largest instance "
+        f"holds {largest.blocks * largest.block_size}: shorten the prompt, lower max_tokens, or raise "
+        "engine.kv_memory",
         param="max_tokens",
     )
 

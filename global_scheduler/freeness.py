@@ -12,13 +12,11 @@ from global_scheduler.view import Load
 
 
 def freeness(load: Load, *, hold: int = 0) -> float:
-    """Blocks per request once a request of `hold` tokens has joined; negative when the demand exceeds the
-    pool."""
+    """Blocks per request once one of `hold` tokens has joined; negative when demand exceeds the pool."""
     joined = 1 if hold else 0
     return (load.free - load.blocks_for(hold)) / max(1, load.requests + joined)
 
 
 def backlog(load: Load, *, prefill: int = 0) -> int:
-    """Prompt tokens to compute before a request that joins now, with `prefill` of its own, has its first
-    token."""
+    """Prompt tokens to compute until a request that joins now with `prefill` tokens has its first token."""
     return load.queued_tokens + prefill

@@ -135,7 +135,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """`outputs`: (choice, its tokens so far) of each unfinished choice; empty for a request that starts
+    """`outputs`: (choice, its tokens so far) of each unfinished choice; () for a request that starts
     afresh."""
 
     placement: Placement
@@ -176,15 +176,13 @@ class Patience:
     longest_pause: float = 1.0
 
     def pause(self, request_id: str, tries: int) -> float:
-        """Exponential back-off, spread over ±25 % by the request's id so that requests don't return in
-        step."""
+        """Exponential back-off, spread over ±25 % by the request's id: requests must not return in step."""
         spread = zlib.crc32(f"{request_id}/{tries}".encode()) / 2**32
         return min(self.longest_pause, self.first_pause * 2.0**tries) * (0.75 + 0.5 * spread)
 
 
 class Journey:
-    """The state of one request: who holds it, its epoch, and the tokens of each choice that its client
-    has."""
+    """One request: who holds it, its epoch, and the tokens of each choice that its client has."""
 
     def __init__(self, request: Request, patience: Patience) -> None:
         self.request = request

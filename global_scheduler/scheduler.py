@@ -12,7 +12,7 @@ from global_scheduler.view import ClusterView, Summary
 
 @dataclass(frozen=True, slots=True)
 class SchedulerSettings:
-    """`settle`, `stale`: see ClusterView, in seconds. `queue_limit`: requests that may wait at one
+    """`settle`, `stale`: see ClusterView, in seconds. `queue_limit`: requests that may wait at an
     instance."""
 
     placement: PlacementSettings = field(default_factory=PlacementSettings)

@@ -8,8 +8,8 @@ forgotten after `settle` seconds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 from engine.status import InstanceStatus
 
@@ -73,11 +73,44 @@ class Load:
 
 
 @dataclass(slots=True)
+class _Sent:
+    """What is on its way to one instance, oldest first, with running totals to keep placing fast."""
+
+    entries: dict[str, tuple[float, Share, int]] = field(default_factory=dict)
+    blocks: int = 0
+    tokens: int = 0
+    queued: int = 0
+
+    def add(self, request_id: str, now: float, share: Share, block_size: int) -> None:
+        blocks = -(-share.hold // block_size)
+        self.entries[request_id] = now, share, blocks
+        self._count(share, blocks, 1)
+
+    def drop(self, request_id: str) -> None:
+        entry = self.entries.pop(request_id, None)
+        if entry is not None:
+            self._count(entry[1], entry[2], -1)
+
+    def drop_oldest(self, count: int) -> None:
+        for request_id in list(islice(self.entries, count)):
+            self.drop(request_id)
+
+    def drop_before(self, time: float) -> None:
+        while self.entries and next(iter(self.entries.values()))[0] < time:
+            self.drop_oldest(1)
+
+    def _count(self, share: Share, blocks: int, sign: int) -> None:
+        self.blocks += sign * blocks
+        self.tokens += sign * share.prefill
+        self.queued += sign if share.prefill else 0
+
+
+@dataclass(slots=True)
 class _Known:
     status: InstanceStatus
     taken: float
     cordoned: bool = False
-    sent: dict[str, tuple[float, Share]] = field(default_factory=dict)
+    sent: _Sent = field(default_factory=_Sent)
 
 
 class ClusterView:
@@ -100,8 +133,7 @@ class ClusterView:
         if taken < known.taken:
             return
         arrived = status.arrivals - known.status.arrivals
-        for request_id in list(known.sent)[: len(known.sent) if arrived < 0 else arrived]:
-            del known.sent[request_id]
+        known.sent.drop_oldest(len(known.sent.entries) if arrived < 0 else arrived)
         known.status, known.taken = status, taken
 
     def cordon(self, instance: str, *, on: bool = True) -> None:
@@ -117,33 +149,28 @@ class ClusterView:
     def send(self, request_id: str, shares: dict[str, Share], now: float) -> None:
         """A request was placed: it asks `shares` of the instances. An earlier placement of it is void."""
         for known in self._known.values():
-            known.sent.pop(request_id, None)
+            known.sent.drop(request_id)
         for instance, share in shares.items():
-            self._known[instance].sent[request_id] = (now, share)
+            known = self._known[instance]
+            known.sent.add(request_id, now, share, known.status.block_size)
 
     def loads(self, now: float) -> list[Load]:
         """All instances, in the order in which they became known."""
         return [self._load(name, known, now) for name, known in self._known.items()]
 
-    def statuses(self) -> Iterator[InstanceStatus]:
-        return (known.status for known in self._known.values())
-
     def _load(self, name: str, known: _Known, now: float) -> Load:
-        status = known.status
-        size = status.block_size
-        while known.sent and next(iter(known.sent.values()))[0] + self.settle < now:
-            del known.sent[next(iter(known.sent))]
-        shares = [share for _, share in known.sent.values()]
-        demand = status.blocks_used + status.blocks_reserved + -(-status.waiting_tokens // size)
+        status, sent = known.status, known.sent
+        sent.drop_before(now - self.settle)
+        queued_blocks = -(-status.waiting_tokens // status.block_size)
         return Load(
             instance=name,
             role=status.role,
             blocks=status.blocks_total,
-            block_size=size,
-            demand=demand + sum(-(-share.hold // size) for share in shares),
-            queued_tokens=status.waiting_tokens + sum(share.prefill for share in shares),
-            queued=status.waiting + sum(1 for share in shares if share.prefill),
-            requests=status.running + status.waiting + len(shares),
+            block_size=status.block_size,
+            demand=status.blocks_used + status.blocks_reserved + queued_blocks + sent.blocks,
+            queued_tokens=status.waiting_tokens + sent.tokens,
+            queued=status.waiting + sent.queued,
+            requests=status.running + status.waiting + len(sent.entries),
             cordoned=known.cordoned,
             stale=known.taken + self.stale < now,
         )

@@ -1,0 +1,66 @@
+"""An instance in its role of reading prompts: what decodes elsewhere is handed over while it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+
+from engine.core import EngineCore
+from engine.errors import Draining
+from engine.loop import EngineLoop
+from engine.request import Request
+from engine.sequence import Epoch
+from engine.sequence import Sequence as LiveSequence
+from engine.status import InstanceStatus
+from migration.sender import Sender
+from migration.transport import Address
+
+
+class PrefillInstance:
+    """Composes loop and sender; both belong to the worker, which keeps them when the role changes."""
+
+    role = "prefill"
+
+    def __init__(self, name: str, loop: EngineLoop, sender: Sender) -> None:
+        self.name = name
+        self._loop = loop
+        self._sender = sender
+        self._draining = False
+
+    def start(
+        self,
+        request: Request,
+        choices: Sequence[LiveSequence],
+        epoch: Epoch,
+        home: str,
+        decode: Address | None,
+    ) -> Future[None]:
+        """Run a request, and hand it over to `decode` unless that is None or this instance.
+
+        Done when the request is in the queue, or with what the engine refuses it with; Draining after
+        `drain`. `choices` are the unfinished ones of a recovered request, () for one that starts afresh.
+        """
+        elsewhere = None if decode is None or decode.instance == self.name else decode
+
+        def enter(core: EngineCore) -> None:
+            if self._draining:
+                raise Draining(f"instance {self.name} takes no new requests: place it elsewhere")
+            core.submit(request, choices=choices, epoch=epoch, home=home, handoff=elsewhere is not None)
+            if elsewhere is not None:
+                self._sender.hand_off(request, elsewhere, epoch=epoch, home=home, choices=choices)
+
+        return self._loop.call(enter)
+
+    def cancel(self, request_id: str) -> Future[bool]:
+        """Drop a request and its movement, if one is under way. True if it ran here."""
+        self._sender.cancel(request_id)
+        return self._loop.call(lambda core: core.cancel(request_id))
+
+    def status(self) -> Future[InstanceStatus]:
+        """A snapshot between two steps."""
+        return self._loop.call(lambda core: replace(core.status(), instance=self.name, role=self.role))
+
+    def drain(self) -> None:
+        """Take no new requests; those that are here go on."""
+        self._draining = True
