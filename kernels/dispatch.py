@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels import cpu, reference
+from kernels import cpu, cpu_attention, cpu_sampling, reference
 from kernels.spans import Spans
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -19,9 +19,9 @@ Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 class Kernels:
     """The operations of a step; `kernels.reference` defines each, shapes and all.
 
-    `attention(spans, kv_heads, scale, mask)` prepares what the layers of one step share and returns the function that
-    each of them calls: prefill_attention on the rows of chunks, paged_attention on the rest. `mask` is that
-    of prefill_attention.
+    `attention(spans, kv_heads, scale, mask)` prepares what the layers of one step share and returns the
+    function that each of them calls: prefill_attention on the rows of chunks, paged_attention on the rest.
+    `mask` is that of prefill_attention.
     """
 
     linear: Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -48,11 +48,11 @@ def _cpu() -> Kernels:
         add_rms_norm=cpu.add_rms_norm,
         silu_mul=cpu.silu_mul,
         rotary_store=cpu.rotary_store,
-        attention=cpu.Attention(),
+        attention=cpu_attention.Attention(),
         gather_blocks=cpu.gather_blocks,
         scatter_blocks=cpu.scatter_blocks,
         copy_blocks=cpu.copy_blocks,
-        sample=cpu.sample,
+        sample=cpu_sampling.sample,
     )
 
 
@@ -102,9 +102,7 @@ class _TensorAttention:
         self._decode = decode
         self._prefill = prefill
 
-    def __call__(
-        self, spans: Spans, kv_heads: int, scale: float, mask: Tensor | None = None
-    ) -> Attention:
+    def __call__(self, spans: Spans, kv_heads: int, scale: float, mask: Tensor | None) -> Attention:
         split, rows = spans.chunks, spans.chunk_rows
         table, lengths = self._table(spans), self._integers(list(spans.lengths))
         ends = torch.tensor([0, *spans.counts[:split]], dtype=torch.int32).cumsum(0, dtype=torch.int32)
@@ -114,9 +112,7 @@ class _TensorAttention:
             parts = []
             if rows:
                 parts.append(
-                    self._prefill(
-                        q[:rows], keys, values, table[:split], starts, lengths[:split], scale, mask
-                    )
+                    self._prefill(q[:rows], keys, values, table[:split], starts, lengths[:split], scale, mask)
                 )
             if rows < len(q):
                 parts.append(self._decode(q[rows:], keys, values, table[split:], lengths[split:], scale))

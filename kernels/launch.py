@@ -33,6 +33,14 @@ def dot_type(kernel: object, dtype: torch.dtype) -> tl.dtype:
     return _TRITON_TYPES[dtype]
 
 
+def register_limit(dtype: torch.dtype) -> int | None:
+    """Registers a thread of an attention kernel may take, None to let the assembler choose.
+
+    Left to itself ptxas spills some float32 kernels, whose dots are unrolled, to fit more programs in.
+    """
+    return 255 if dtype is torch.float32 else None
+
+
 def power_of_two(number: int, least: int = 1) -> int:
     """The smallest power of two that is ≥ number and ≥ least."""
     return max(least, int(triton.next_power_of_2(number)))

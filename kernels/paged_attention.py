@@ -21,7 +21,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.launch import LOG2E, dot_type, power_of_two, properties
+from kernels.launch import LOG2E, dot_type, power_of_two, properties, register_limit
+from kernels.online_softmax import fold_tile
 
 _LEAST_SPAN = 128
 _MOST_SPLITS = 64
@@ -60,29 +61,16 @@ def _attend_span(
     best = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     mixed = tl.zeros([ROWS, WIDTH], tl.float32)
+    keys = key_ptr + kv_head * key_head
+    values = value_ptr + kv_head * value_head
     table = tables_ptr + sequence * table_row
     for start in range(first, last, TILE):
         tokens = start + tl.arange(0, TILE)
         inside = tokens < last
-        blocks = tl.load(table + tokens // BLOCK, mask=inside, other=0).to(tl.int64)
-        slots = tokens % BLOCK
-        key = tl.load(
-            key_ptr + (blocks * key_block + slots * key_slot + kv_head * key_head)[None, :] + dims[:, None],
-            mask=inside[None, :] & (dims < DIM)[:, None], other=0.0,
-        ).to(TYPE)  # fmt: skip
-        scores = tl.dot(query, key, input_precision="ieee") * scale_log2
-        scores = tl.where(inside[None, :], scores, float("-inf"))
-        higher = tl.maximum(best, tl.max(scores, 1))
-        weights = tl.exp2(scores - higher[:, None])
-        decay = tl.exp2(best - higher)
-        value = tl.load(
-            value_ptr + (blocks * value_block + slots * value_slot + kv_head * value_head)[:, None]
-            + dims[None, :],
-            mask=inside[:, None] & (dims < DIM)[None, :], other=0.0,
-        ).to(TYPE)  # fmt: skip
-        total = total * decay + tl.sum(weights, 1)
-        mixed = tl.dot(weights.to(TYPE), value, mixed * decay[:, None], input_precision="ieee")
-        best = higher
+        best, total, mixed = fold_tile(
+            query, best, total, mixed, keys, values, table, tokens, inside, inside[None, :], scale_log2,
+            key_block, key_slot, value_block, value_slot, DIM, WIDTH, BLOCK, True, TYPE,
+        )  # fmt: skip
 
     # An empty span has total 0: it stores zeros and weighs 2**-inf.
     mixed = mixed / tl.where(total > 0.0, total, 1.0)[:, None]
@@ -162,7 +150,7 @@ def paged_attention(
         GROUP=group, ROWS=power_of_two(group, 16), DIM=dim, WIDTH=width,
         BLOCK=size, TILE=tile, LEAST_SPAN=_LEAST_SPAN, SPLIT=splits > 1,
         TYPE=dot_type(_attend_span, q.dtype), num_warps=8 if full else 4,
-        num_stages=3 if tile == 64 else 2,
+        num_stages=3 if tile == 64 else 2, maxnreg=register_limit(q.dtype),
     )  # fmt: skip
     if splits > 1:
         _combine_spans[(batch, heads)](

@@ -7,8 +7,8 @@ ROWS // group consecutive positions of one sequence, so every key is loaded once
     tile row   ┌ prefix and earlier tokens ┐┌ the tile's own tokens ┐
     0 … ROWS   │ all visible: no comparison ││ visible up to itself  │
 
-The softmax is the online one of FlashAttention (arXiv 2205.14135). What a row may see is decided in
-`_visible` alone, where a mask (draft tree, sparse pattern) takes the place of the causal rule.
+What a row may see is decided in `_visible` alone, where a mask (draft tree, sparse pattern) takes the
+place of the causal rule.
 """
 
 # A kernel's arguments are pointers and scalars of the device: they have no Python types.
@@ -21,13 +21,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.launch import LOG2E, dot_type, power_of_two, properties
+from kernels.launch import LOG2E, dot_type, power_of_two, properties, register_limit
+from kernels.online_softmax import fold_tile
 
 
 @triton.jit
-def _visible(mask_ptr, rows, mask_row, positions, tokens, length, valid, MASKED: tl.constexpr):
+def _visible(mask_ptr, rows, mask_row, positions, tokens, inside, valid, MASKED: tl.constexpr):
     """Bool [ROWS, TILE]: whether each row of the tile sees each token of its sequence."""
-    inside = valid[:, None] & (tokens < length)[None, :]
+    inside = valid[:, None] & inside[None, :]
     if MASKED:
         seen = tl.load(mask_ptr + rows[:, None] * mask_row + tokens[None, :], mask=inside, other=0)
         return seen != 0
@@ -36,39 +37,23 @@ def _visible(mask_ptr, rows, mask_row, positions, tokens, length, valid, MASKED:
 
 @triton.jit
 def _attend_tiles(
-    query, best, total, mixed, key_ptr, value_ptr, table, mask_ptr,
+    query, best, total, mixed, keys, values, table, mask_ptr,
     first, last, length, rows, positions, valid, scale_log2,
     key_block, key_slot, value_block, value_slot, mask_row,
     DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
     COMPARE: tl.constexpr, MASKED: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
     """Fold tokens [first, last) into the running softmax; without COMPARE every row sees all of them."""
-    dims = tl.arange(0, WIDTH)
     for start in range(first, last, TILE):
         tokens = start + tl.arange(0, TILE)
         inside = tokens < length
-        blocks = tl.load(table + tokens // BLOCK, mask=inside, other=0).to(tl.int64)
-        slots = tokens % BLOCK
-        key = tl.load(
-            key_ptr + (blocks * key_block + slots * key_slot)[None, :] + dims[:, None],
-            mask=inside[None, :] & (dims < DIM)[:, None], other=0.0,
-        ).to(TYPE)  # fmt: skip
-        scores = tl.dot(query, key, input_precision="ieee") * scale_log2
+        seen = inside[None, :]
         if COMPARE:
-            seen = _visible(mask_ptr, rows, mask_row, positions, tokens, length, valid, MASKED)
-            scores = tl.where(seen, scores, float("-inf"))
-        higher = tl.maximum(best, tl.max(scores, 1))
-        # Under a mask a row may have seen nothing yet: keep -inf out of the differences.
-        base = tl.where(higher == float("-inf"), 0.0, higher)
-        weights = tl.exp2(scores - base[:, None])
-        decay = tl.exp2(best - base)
-        value = tl.load(
-            value_ptr + (blocks * value_block + slots * value_slot)[:, None] + dims[None, :],
-            mask=inside[:, None] & (dims < DIM)[None, :], other=0.0,
-        ).to(TYPE)  # fmt: skip
-        total = total * decay + tl.sum(weights, 1)
-        mixed = tl.dot(weights.to(TYPE), value, mixed * decay[:, None], input_precision="ieee")
-        best = higher
+            seen = _visible(mask_ptr, rows, mask_row, positions, tokens, inside, valid, MASKED)
+        best, total, mixed = fold_tile(
+            query, best, total, mixed, keys, values, table, tokens, inside, seen, scale_log2,
+            key_block, key_slot, value_block, value_slot, DIM, WIDTH, BLOCK, COMPARE, TYPE,
+        )  # fmt: skip
     return best, total, mixed
 
 
@@ -134,18 +119,13 @@ def _attend_chunk(
     else:
         common = (prefix + query_first + 1) // TILE * TILE
         last = tl.minimum(length, prefix + query_first + QUERIES)
-    best, total, mixed = _attend_tiles(
-        query, best, total, mixed, keys, values, table, mask_ptr,
-        0, common, length, rows, positions, valid, scale_log2,
-        key_block, key_slot, value_block, value_slot, mask_row,
-        DIM, WIDTH, BLOCK, TILE, False, MASKED, TYPE,
-    )  # fmt: skip
-    best, total, mixed = _attend_tiles(
-        query, best, total, mixed, keys, values, table, mask_ptr,
-        common, last, length, rows, positions, valid, scale_log2,
-        key_block, key_slot, value_block, value_slot, mask_row,
-        DIM, WIDTH, BLOCK, TILE, True, MASKED, TYPE,
-    )  # fmt: skip
+    for compare in tl.static_range(2):
+        best, total, mixed = _attend_tiles(
+            query, best, total, mixed, keys, values, table, mask_ptr,
+            compare * common, last if compare else common, length, rows, positions, valid, scale_log2,
+            key_block, key_slot, value_block, value_slot, mask_row,
+            DIM, WIDTH, BLOCK, TILE, compare == 1, MASKED, TYPE,
+        )  # fmt: skip
     mixed = mixed / tl.where(total > 0.0, total, 1.0)[:, None]
     tl.store(
         output_ptr + rows[:, None] * output_row + heads[:, None] * output_head + dims[None, :],
@@ -205,5 +185,6 @@ def prefill_attention(
         SEQUENCES=power_of_two(sequences), GROUP=group, ROWS=tile_rows, DIM=dim,
         WIDTH=width, BLOCK=size, TILE=tile, MASKED=mask is not None,
         TYPE=dot_type(_attend_chunk, q.dtype), num_warps=warps, num_stages=stages,
+        maxnreg=register_limit(q.dtype),
     )  # fmt: skip
     return output

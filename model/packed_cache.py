@@ -96,7 +96,7 @@ def _write(
             progress("packing weights", done / len(entries))
             tensor = packed.build(checkpoint, dtype).contiguous()
             sums[packed.name] = _sum(tensor)
-            file.write(memoryview(tensor.flatten().view(torch.uint8).numpy()))
+            file.write(tensor.flatten().view(torch.uint8).numpy().data)
     (folder / _SUMS).write_text(json.dumps(sums))
     progress("packing weights", 1.0)
 
@@ -119,7 +119,7 @@ def _read(folder: Path, dtype: torch.dtype, entries: list[Packed]) -> dict[str, 
 
 
 def _sum(tensor: Tensor) -> int:
-    """A checksum as fast as memory is read: the wrapping sum of the tensor's 64-bit words, then of its rest."""
+    """A checksum as fast as memory: the wrapping sum of the tensor's 64-bit words, plus its last bytes."""
     raw = tensor.flatten().view(torch.uint8)
     words = len(raw) // 8 * 8
     return int(raw[:words].view(torch.int64).sum()) + int(raw[words:].sum())

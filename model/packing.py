@@ -1,13 +1,14 @@
 """How the tensors of a checkpoint become the packed weights that the transformer runs on.
 
-q, k and v are stacked by rows into one projection, gate and up into another: a step then reads its input
-once for each. Names: embedding, norm, head (untied models), layers.<index>.<field of model.transformer.Layer>.
+q, k and v are stacked by rows into one projection, gate and up into another, so that a step reads its input
+once for each. Names: embedding, norm, head (if untied), layers.<index>.<field of model.transformer.Layer>.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -93,6 +94,6 @@ def _layer(config: ModelConfig, name: str, source: str) -> Iterator[Packed]:
         yield Packed(f"{name}k_norm", ((f"{attention}k_norm.weight", (config.head_dim,)),))
 
 
-def checkpoint_of(source: GgufFile | HuggingFaceFolder) -> Checkpoint:
-    """The tensors of an opened model."""
-    return GgufCheckpoint(source) if isinstance(source, GgufFile) else source
+def open_checkpoint(path: Path) -> Checkpoint:
+    """The tensors of what model.files.find_model found. Raises ModelFileError if it is broken."""
+    return HuggingFaceFolder(path) if path.is_dir() else GgufCheckpoint(GgufFile(path))

@@ -51,7 +51,8 @@ def _llama3(rope: RopeConfig, plain: Tensor) -> Tensor:
     wavelength = 2 * math.pi / plain
     longest = rope.original_context / rope.low_frequency
     shortest = rope.original_context / rope.high_frequency
-    share = (rope.original_context / wavelength - rope.low_frequency) / (rope.high_frequency - rope.low_frequency)
+    band = rope.high_frequency - rope.low_frequency
+    share = (rope.original_context / wavelength - rope.low_frequency) / band
     smooth = (1 - share) * plain / rope.factor + share * plain
     scaled = torch.where(wavelength > longest, plain / rope.factor, smooth)
     return torch.where(wavelength < shortest, plain, scaled)

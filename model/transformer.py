@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -17,7 +16,7 @@ from model.rope import Rotary
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """Weights of one layer. Projections are [outputs, inputs]; q, k and v are fused by rows, so are gate and up."""
+    """Weights of one layer. Projections are [outputs, inputs]; q, k, v are stacked by rows; gate, up too."""
 
     input_norm: Tensor
     qkv: Tensor
