@@ -1,0 +1,252 @@
+"""The destination's ends of all sessions from one peer: does what each `Destination` decides.
+
+Lives in its link's thread.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+
+from engine.core import EngineCore, Reservation
+from engine.errors import CapacityError, Fenced
+from engine.loop import EngineLoop
+from engine.request import Request
+from engine.sequence import Epoch
+from migration.claims import Claims
+from migration.destination import Destination
+from migration.envelope import Envelope, decode, encode
+from migration.events import (
+    Adopt,
+    Adopted,
+    Allocate,
+    Allocated,
+    Broken,
+    Cancelled,
+    Claim,
+    Claimed,
+    Denied,
+    DestinationAction,
+    DestinationEvent,
+    Drop,
+    Free,
+    Lost,
+    Scatter,
+    Tick,
+    Timeouts,
+)
+from migration.link import Link
+from migration.lobby import Lobby
+from migration.messages import Abort, Commit, Committed, Copy, Refused, Renew, Reserve, Reserved
+from migration.state import RequestState, restore
+from migration.transport import BlockStore, Frame
+
+
+@dataclass(slots=True, eq=False)
+class Arrival:
+    """One request on its way in."""
+
+    session: str
+    request: Request
+    destination: Destination
+    reservation: Reservation | None = None
+    state: RequestState | None = None
+
+
+class Incoming:
+    """The arrivals of one connection."""
+
+    def __init__(
+        self,
+        link: Link,
+        loop: EngineLoop,
+        store: BlockStore,
+        claims: Claims,
+        timeouts: Timeouts,
+        lobby: Lobby,
+    ) -> None:
+        self._link = link
+        self._loop = loop
+        self._store = store
+        self._claims = claims
+        self._timeouts = timeouts
+        self._lobby = lobby
+        self._arrivals: dict[str, Arrival] = {}
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._arrivals)
+
+    @property
+    def wake(self) -> float:
+        return min((arrival.destination.wake for arrival in self._arrivals.values()), default=math.inf)
+
+    def lost(self, reason: str) -> None:
+        for arrival in tuple(self._arrivals.values()):
+            self.feed(arrival, Lost(reason))
+
+    def tick(self, now: float) -> None:
+        for arrival in tuple(self._arrivals.values()):
+            if now >= arrival.destination.wake:
+                self.feed(arrival, Tick())
+
+    def cancel(self, session: str, then: Callable[[], None]) -> bool:
+        """From any thread: end a session, then call `then`. False if the link has ended."""
+
+        def letter() -> None:
+            arrival = self._arrivals.get(session)
+            if arrival is not None:
+                self.feed(arrival, Cancelled())
+            then()
+
+        return self._link.post(letter)
+
+    def frame(self, frame: Frame) -> None:
+        envelope = decode(frame.header)
+        arrival = self._arrivals.get(envelope.session)
+        if isinstance(envelope.message, Reserve):
+            if arrival is None:
+                self._reserve(envelope, envelope.message)
+        elif arrival is None:
+            self._unknown(envelope)
+        else:
+            self._heard(arrival, envelope, frame)
+
+    def feed(self, arrival: Arrival, event: DestinationEvent, payload: memoryview | None = None) -> None:
+        """Let a session decide, and do it."""
+        if arrival.destination.ended:
+            return
+        arrival.destination, actions = arrival.destination.on(event, time.monotonic())
+        for action in actions:
+            self._act(arrival, action, payload)
+        self._settle(arrival)
+
+    def _settle(self, arrival: Arrival) -> None:
+        if arrival.destination.ended and self._arrivals.pop(arrival.session, None) is not None:
+            self._lobby.leave(arrival.session, arrival.request.id)
+
+    def _reserve(self, envelope: Envelope, message: Reserve) -> None:
+        session, epoch = envelope.session, envelope.epoch
+        assert envelope.request is not None
+        try:
+            self._lobby.enter(session, envelope.request.id, epoch, partial(self.cancel, session))
+        except (Fenced, CapacityError) as error:
+            code = "stale" if isinstance(error, Fenced) else "busy"
+            self._answer(session, epoch, Refused(code, str(error), settled=False))
+            return
+        destination, actions = Destination.begin(epoch, self._timeouts, message.blocks)
+        arrival = Arrival(session, envelope.request, destination)
+        self._arrivals[session] = arrival
+        for action in actions:
+            self._act(arrival, action, None)
+
+    def _unknown(self, envelope: Envelope) -> None:
+        """A session that is over here, or never was: who sends a COMMIT must ask the home."""
+        if isinstance(envelope.message, Commit):
+            refused = Refused("unknown", "there is no such session here", settled=False)
+            self._answer(envelope.session, envelope.epoch, refused)
+        elif isinstance(envelope.message, Copy | Renew):
+            self._answer(envelope.session, envelope.epoch, Abort("there is no such session here"))
+
+    def _heard(self, arrival: Arrival, envelope: Envelope, frame: Frame) -> None:
+        message, payload = envelope.message, frame.payload
+        event: DestinationEvent
+        match message:
+            case _ if envelope.epoch != arrival.destination.epoch:
+                event = Broken(f"epoch {tuple(envelope.epoch)} in a session of another")
+            case Copy(_, count) if payload is None:
+                event = Broken(f"{count} blocks arrived damaged")
+            case Copy(_, count) if len(payload or b"") != count * self._store.block_nbytes:
+                event = Broken(f"{len(payload or b'')} bytes for {count} blocks")
+            case Commit(blocks) if (wrong := _wrong(arrival, envelope.state, blocks, self._block_size)):
+                event = Broken(wrong)
+            case Copy() | Abort() | Renew():
+                event = message
+            case Commit():
+                arrival.state = envelope.state
+                event = message
+            case _:
+                event = Broken(f"{type(message).__name__} is not for a destination")
+        self.feed(arrival, event, payload)
+
+    @property
+    def _block_size(self) -> int:
+        return self._store.layout.block_size
+
+    def _act(self, arrival: Arrival, action: DestinationAction, payload: memoryview | None) -> None:
+        match action:
+            case Reserved() | Refused() | Committed() | Abort():
+                self._answer(arrival.session, arrival.destination.epoch, action)
+            case Allocate(blocks):
+                reserve = partial(_reserve, arrival, blocks * self._block_size)
+                self._loop.call(reserve).add_done_callback(partial(self._allocated, arrival))
+            case Scatter(first, count):
+                self._scatter(arrival, first, count, payload)
+            case Claim(epoch):
+                assert arrival.state is not None
+                done = partial(self._claimed, arrival)
+                request, lengths = arrival.request.id, arrival.state.lengths
+                self._claims.ask(arrival.state.home, request, epoch, lengths, done)
+            case Adopt(epoch):
+                adopt = partial(_adopt, arrival, epoch)
+                self._loop.call(adopt).add_done_callback(partial(self._adopted, arrival))
+            case Free():
+                self._loop.call(partial(_free, arrival))
+            case Drop():
+                self._loop.call(lambda core: core.cancel(arrival.request.id))
+
+    def _scatter(self, arrival: Arrival, first: int, count: int, payload: memoryview | None) -> None:
+        assert arrival.reservation is not None
+        assert payload is not None
+        self._store.scatter(arrival.reservation.blocks[first : first + count], payload)
+
+    def _answer(self, session: str, epoch: Epoch, message: Reserved | Refused | Committed | Abort) -> None:
+        self._link.send(encode(Envelope(message, session, epoch)))
+
+    def _allocated(self, arrival: Arrival, future: Future[int]) -> None:
+        """In the engine's thread."""
+        error = future.exception()
+        event = Allocated(future.result() // self._block_size) if error is None else Denied(str(error))
+        self._link.post(lambda: self.feed(arrival, event))
+
+    def _claimed(self, arrival: Arrival, granted: bool | None) -> None:
+        self._link.post(lambda: self.feed(arrival, Claimed(granted)))
+
+    def _adopted(self, arrival: Arrival, future: Future[None]) -> None:
+        taken = future.exception() is None
+        self._link.post(lambda: self.feed(arrival, Adopted(taken)))
+
+
+def _wrong(arrival: Arrival, state: RequestState | None, blocks: int, block_size: int) -> str:
+    """What makes a state unfit for the session that it came in, "" if nothing."""
+    if state is None or state.request != arrival.request or state.epoch != arrival.destination.epoch:
+        return "the state is of another request"
+    if not state.choices:
+        return "the state has no choices"
+    for choice in state.choices:
+        if choice.blocks and max(choice.blocks) >= blocks:
+            return f"choice {choice.choice} names block {max(choice.blocks)} of {blocks}"
+        if len(choice.blocks) * block_size < choice.computed:
+            return f"choice {choice.choice} has {choice.computed} tokens in {len(choice.blocks)} blocks"
+    return ""
+
+
+def _reserve(arrival: Arrival, tokens: int, core: EngineCore) -> int:
+    """The cached tokens. In the engine's thread, as all below."""
+    arrival.reservation = core.reserve(arrival.session, arrival.request, tokens)
+    return arrival.reservation.cached
+
+
+def _adopt(arrival: Arrival, epoch: Epoch, core: EngineCore) -> None:
+    assert arrival.reservation is not None
+    assert arrival.state is not None
+    core.adopt(arrival.reservation, restore(arrival.state, arrival.reservation.blocks, epoch))
+
+
+def _free(arrival: Arrival, core: EngineCore) -> None:
+    if arrival.reservation is not None:
+        core.unreserve(arrival.reservation)
