@@ -12,9 +12,8 @@ import httpx
 
 from engine.errors import InvalidKey, ModelNotFound, TandemError, Unreachable
 
-PREFILL_HEADER = "x-tandem-prefill-instance"
-DECODE_HEADER = "x-tandem-decode-instance"
-DEBUG_HEADER = "x-tandem-debug"
+# Asks the gateway to tell, with the usage, where the request ran.
+DEBUG = {"x-tandem-debug": "1"}
 
 
 @dataclass(frozen=True)
@@ -83,15 +82,13 @@ class ChatClient:
         }
         watch = _Watch(on_text)
         try:
-            with self._http.stream(
-                "POST", "/v1/chat/completions", json=body, headers={DEBUG_HEADER: "1"}
-            ) as response:
+            with self._http.stream("POST", "/v1/chat/completions", json=body, headers=DEBUG) as response:
                 if response.is_error:
                     response.read()
                 self._require(response)
                 for event in _events(response.iter_lines()):
                     watch.take(event)
-                return watch.answer(response.headers)
+                return watch.answer()
         except httpx.HTTPError as error:
             raise Unreachable(f"{self.url} broke off: {error or type(error).__name__}") from None
 
@@ -123,12 +120,14 @@ class _Watch:
         self._text: list[str] = []
         self._tokens = 0
         self._finish: str | None = None
+        self._where: dict[str, Any] = {}
 
     def take(self, event: dict[str, Any]) -> None:
         if "error" in event:
             raise TandemError(str(event["error"].get("message", "the stream failed")))
         if event.get("usage"):
             self._tokens = int(event["usage"]["completion_tokens"])
+        self._where = event.get("tandem") or self._where
         for choice in event.get("choices", ()):
             text = choice.get("delta", {}).get("content")
             if text:
@@ -138,14 +137,14 @@ class _Watch:
                 self._on_text(text)
             self._finish = choice.get("finish_reason") or self._finish
 
-    def answer(self, headers: httpx.Headers) -> Answer:
+    def answer(self) -> Answer:
         first = self._first or self._last
         return Answer(
             text="".join(self._text),
             tokens=self._tokens,
             ttft=first - self._begun,
             tpot=(self._last - first) / (self._tokens - 1) if self._tokens > 1 else None,
-            prefill=headers.get(PREFILL_HEADER),
-            decode=headers.get(DECODE_HEADER),
+            prefill=self._where.get("prefill"),
+            decode=self._where.get("decode"),
             finish_reason=self._finish,
         )

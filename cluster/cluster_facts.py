@@ -1,13 +1,17 @@
-"""What a gateway knows of the cluster: the controller's last status, at most a second old while it answers."""
+"""What a gateway knows of the cluster: the controller's last status, at most a second old."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from cluster import control_pb2 as pb
-from engine.errors import TandemError
+from cluster.settled import settled
+
+logger = logging.getLogger("tandem.gateway")
 
 MAX_AGE = 1.0
 """Seconds for which a status is as good as new."""
@@ -19,7 +23,7 @@ STALE = 5.0
 class ClusterFacts:
     """The status, fetched when somebody asks. While the controller is away the last one stays."""
 
-    def __init__(self, fetch: Callable[[], Awaitable[pb.ClusterStatus]]) -> None:
+    def __init__(self, fetch: Callable[[], Coroutine[Any, Any, pb.ClusterStatus]]) -> None:
         self._fetch = fetch
         self._lock = asyncio.Lock()
         self._tried = float("-inf")
@@ -31,10 +35,10 @@ class ClusterFacts:
         async with self._lock:
             if time.monotonic() - self._tried > MAX_AGE:
                 try:
-                    self.status = await self._fetch()
+                    self.status = await settled(self._fetch())
                     self._fetched = time.monotonic()
-                except TandemError:
-                    pass
+                except Exception as error:
+                    logger.debug("the controller does not tell its status: %s", error)
                 self._tried = time.monotonic()
         return self.status
 

@@ -10,8 +10,8 @@ import grpc
 
 from cluster import control_pb2 as pb
 from cluster.control_pb2_grpc import ControlStub
+from cluster.rpc import carried
 from engine.errors import (
-    DeadlineExceeded,
     InvalidKey,
     InvalidParameter,
     NotFound,
@@ -22,7 +22,7 @@ from engine.errors import (
 
 _ERRORS: dict[grpc.StatusCode, type[TandemError]] = {
     grpc.StatusCode.UNAVAILABLE: Unreachable,
-    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
+    grpc.StatusCode.DEADLINE_EXCEEDED: Unreachable,
     grpc.StatusCode.UNAUTHENTICATED: InvalidKey,
     grpc.StatusCode.PERMISSION_DENIED: InvalidKey,
     grpc.StatusCode.NOT_FOUND: NotFound,
@@ -58,7 +58,6 @@ class ControlClient:
         self._channel.close()
 
     def status(self) -> pb.ClusterStatus:
-        self._connect()
         try:
             reply: pb.ClusterStatus = self._stub.GetStatus(
                 pb.StatusRequest(), timeout=self.timeout, metadata=self._metadata
@@ -69,7 +68,6 @@ class ControlClient:
 
     def scale(self, pool: str, replicas: int, *, dry_run: bool = False) -> pb.ScaleReply:
         """Set a pool's target. Raises NotFound (no such pool) and RefusedError (out of bounds)."""
-        self._connect()
         request = pb.ScaleRequest(pool=pool, replicas=replicas, dry_run=dry_run)
         try:
             reply: pb.ScaleReply = self._stub.Scale(request, timeout=self.timeout, metadata=self._metadata)
@@ -79,7 +77,6 @@ class ControlClient:
 
     def events(self, *, follow: bool = False, after: int = 0) -> Iterator[pb.Event]:
         """Events with an id above `after`, oldest first; with `follow`, without end."""
-        self._connect()
         timeout = None if follow else self.timeout
         request = pb.EventsRequest(follow=follow, after=after)
         try:
@@ -87,14 +84,10 @@ class ControlClient:
         except grpc.RpcError as error:
             raise self._mended(error) from None
 
-    def _connect(self) -> None:
-        """An address where nothing listens is told apart from a call that takes too long."""
-        try:
-            grpc.channel_ready_future(self._channel).result(timeout=self.timeout)
-        except grpc.FutureTimeoutError:
-            raise Unreachable(f"nothing answers at {self.address} within {self.timeout:g} s") from None
-
     def _mended(self, error: grpc.RpcError) -> TandemError:
+        sent = carried(error.trailing_metadata())
+        if sent is not None:
+            return sent
         kind = _ERRORS.get(error.code(), TandemError)
-        details = error.details() or error.code().name.lower().replace("_", " ")
-        return kind(f"{self.address}: {details}" if kind is Unreachable else details)
+        details = error.details() or error.code().name.lower()
+        return kind(f"nothing answers at {self.address} ({details})" if kind is Unreachable else details)

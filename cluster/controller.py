@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -30,8 +31,8 @@ from global_scheduler.view import Summary
 logger = logging.getLogger("tandem.controller")
 
 LARGEST_POOL = 1024
-GATEWAY_BEATS = 20
-"""A gateway that misses so many beats is taken off the list."""
+GATEWAY_SILENCE = 5.0
+"""Seconds without a beat after which a gateway is taken off the list."""
 
 
 class FoundHandle(Handle, Protocol):
@@ -43,9 +44,9 @@ class FoundHandle(Handle, Protocol):
 class Fleet(Protocol):
     """How the controller reaches instances: see cluster/fleet.py."""
 
-    def spawn(self, name: str, role: str, memo: bytes, instances: int) -> Handle: ...
+    def spawn(self, name: str, role: str, generation: int, memo: bytes, instances: int) -> Handle: ...
 
-    async def existing(self) -> list[FoundHandle]: ...
+    async def existing(self) -> Sequence[FoundHandle]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,7 @@ class Controller:
         self._reconciler = asyncio.create_task(self._reconcile(), name="reconcile")
 
     async def close(self) -> None:
-        """Stop controlling. Instances and streams go on, until they are adopted or have been orphans too long."""
+        """Stop controlling. Instances go on until they are adopted, or have been orphans too long."""
         if self._reconciler is not None:
             self._reconciler.cancel()
             await asyncio.gather(self._reconciler, return_exceptions=True)
@@ -207,7 +208,8 @@ class Controller:
         )
 
     def _spawn(self, name: str, role: str) -> Handle:
-        return self._fleet.spawn(name, role, self._memo(), sum(pool.target for pool in self.pools.values()))
+        instances = sum(pool.target for pool in self.pools.values())
+        return self._fleet.spawn(name, role, self.generation, self._memo(), instances)
 
     def _memo(self) -> bytes:
         targets = tuple((role, pool.target) for role, pool in self.pools.items())
@@ -243,7 +245,7 @@ class Controller:
         while not self.fenced:
             for pool in self.pools.values():
                 pool.reconcile()
-            silent = time.monotonic() - GATEWAY_BEATS * self.config.control.beat
+            silent = time.monotonic() - GATEWAY_SILENCE
             for name in [name for name, (heard, _) in self._gateways.items() if heard < silent]:
                 del self._gateways[name]
                 self.events.add("left", name, "the gateway's beats have stopped")
@@ -254,6 +256,6 @@ class Controller:
 
 
 def fingerprint(config: Config) -> str:
-    """Tells whether other instances run what this controller would start: all settings but sizes and limits."""
+    """Tells whether instances run what this controller would start: all settings but sizes and limits."""
     relevant = config.model_dump(mode="json", exclude={"pools", "gateway", "scheduler", "log"})
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:16]

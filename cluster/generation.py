@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import AsyncGenerator, Coroutine
 from dataclasses import dataclass
 from typing import Any
@@ -41,13 +40,7 @@ async def generate(service: GatewayService, http: Request, body: CompletionBody 
         service.metrics.refused(error, body.user or "")
         raise _in_terms_of(body, error) from error
     kind = ChatAnswer if isinstance(body, ChatBody) else CompletionAnswer
-    answer = kind(
-        identity,
-        service.model.name,
-        int(time.time()),
-        service.tokenizer,
-        logprobs=body.alternatives is not None,
-    )
+    answer = kind(identity, service.model, service.tokenizer, logprobs=body.alternatives is not None)
     asked = body.stream_options
     usage = bool(asked and asked.include_usage)
     options = _Options(
@@ -61,7 +54,8 @@ async def generate(service: GatewayService, http: Request, body: CompletionBody 
             # Until something has come, a failure can still be answered with a status of its own.
             first = await _or_left(job.next(service.config.keepalive), leaving)
             events = _events(service.config.keepalive, job, answer, options, first)
-            return sse.EventStream(events, _debug_headers(job, options), closed=job.close)
+            headers = _debug_headers(job, options)
+            return sse.EventStream(events, headers, closed=job.close, within=service.config.stream_timeout)
         return await _whole(job, answer, options, leaving)
     except ClientLeft:
         job.close()

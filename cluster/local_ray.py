@@ -38,7 +38,7 @@ class Scratch:
         """A new folder whose path is short enough for unix sockets."""
         cluster = uuid.uuid4().hex[:12]
         for parent in (tempfile.gettempdir(), "/tmp"):
-            folder = Path(parent) / f"tandem-{cluster}"
+            folder = Path(parent) / folder_name(cluster)
             if len(str(folder)) <= SOCKET_ROOM:
                 folder.mkdir(mode=0o700)
                 return cls(cluster, folder)
@@ -50,19 +50,21 @@ class Scratch:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def prepare_process(scratch: Scratch, threads: int | None) -> None:
+def prepare_process(scratch: Scratch, threads: int | None, *, secure: bool) -> None:
     """Settle what Ray and its workers inherit. To be called before ray or torch is imported.
 
     Ray puts the driver's working folder first in the search path of every worker. Ours becomes an
-    empty one, so that folders named model or engine beside the user shadow nothing.
+    empty one, so that folders named model or engine beside the user shadow nothing. `secure` draws a
+    token for a Ray of our own; one that is joined has its own rules.
     """
     os.chdir(scratch.folder)
     os.environ[MARKER] = scratch.cluster
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ["RAY_TQDM_PATCH_PRINT"] = "0"
+    # gRPC's fork handlers can hang the child in which Ray starts a process when other threads use gRPC.
+    os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
     # Two OpenMP threads on a busy core are many times slower than one.
     os.environ.setdefault("OMP_NUM_THREADS", str(threads or 1))
-    if "RAY_AUTH_MODE" not in os.environ:
+    if secure and "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = uuid.uuid4().hex
 
@@ -71,6 +73,8 @@ def start_ray(scratch: Scratch, address: str | None) -> None:
     """Start Ray here, or join the cluster at `address`. Raises SetupError."""
     import ray
 
+    # ray.init replaces the handler of SIGTERM by one that exits.
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         if address is None:
             ray.init(
@@ -88,6 +92,11 @@ def start_ray(scratch: Scratch, address: str | None) -> None:
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         where = f"Ray at {address} cannot be joined" if address else "Ray cannot be started"
         raise SetupError(f"{where}: {error}") from error
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def stop_ray() -> None:
@@ -97,24 +106,26 @@ def stop_ray() -> None:
 
 
 def processes(cluster: str) -> list[psutil.Process]:
-    """Every other process of a local cluster: our descendants, and whoever carries its marker."""
-    me = psutil.Process()
-    found = {child.pid: child for child in me.children(recursive=True)} if _marked(me, cluster) else {}
+    """Every other process of a local cluster: who carries its marker or is in its folder, and descendants."""
+    found: dict[int, psutil.Process] = {}
     for process in psutil.process_iter():
-        if process.pid != me.pid and _marked(process, cluster):
-            found[process.pid] = process
-            with suppress(psutil.Error):
+        with suppress(psutil.Error, OSError):
+            if _belongs(process, cluster):
+                found[process.pid] = process
                 found |= {child.pid: child for child in process.children(recursive=True)}
-    return [process for process in found.values() if process.pid != me.pid]
+    found.pop(os.getpid(), None)
+    return list(found.values())
 
 
-def _marked(process: psutil.Process, cluster: str) -> bool:
+def _belongs(process: psutil.Process, cluster: str) -> bool:
+    """Some of Ray's processes write their title over their environment, but stay in the folder."""
     if process.pid == os.getpid():
         return os.environ.get(MARKER) == cluster
-    try:
-        return process.environ().get(MARKER) == cluster
-    except (psutil.Error, OSError):
-        return False
+    return process.environ().get(MARKER) == cluster or Path(process.cwd()).name == folder_name(cluster)
+
+
+def folder_name(cluster: str) -> str:
+    return f"tandem-{cluster}"
 
 
 def end_processes(found: Iterable[psutil.Process], grace: float = GRACE) -> None:

@@ -1,11 +1,11 @@
-"""The gateway's metrics: vllm:* under the names that dashboards and autoscalers read, and tandem_* of our own."""
+"""The gateway's metrics: vllm:* under the names that dashboards read, and tandem_* of our own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 
 from cluster import control_pb2 as pb
 from cluster.job import Job
@@ -74,9 +74,11 @@ M = TypeVar("M", Counter, Histogram)
 
 
 class Metrics:
-    """One registry per gateway. `model` and `engine` label what vLLM labels so; the gateway counts as engine 0."""
+    """One registry per gateway. Where vLLM has a label `engine`, what the gateway measures has engine 0."""
 
     def __init__(self, model: str, status: Callable[[], pb.ClusterStatus]) -> None:
+        # The time at which a counter began is of no use to anybody here and doubles the series.
+        disable_created_metrics()
         self.registry = CollectorRegistry()
         self._model = model
         self._tenants: set[str] = set()

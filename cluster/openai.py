@@ -3,68 +3,19 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from cluster.openai_extras import check_extras
 from cluster.openai_fields import LogitBias, Prompts, Stop, Text, TokenId
+from cluster.openai_messages import Message
 from engine.errors import InvalidParameter, UnsupportedMediaType, UnsupportedParameter
 from engine.request import Sampling
 
-logger = logging.getLogger("tandem.gateway")
-
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
-
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "add_generation_prompt": (True,),
-    "add_special_tokens": (True, False),
-    "allowed_token_ids": ([],),
-    "audio": (),
-    "bad_words": ([],),
-    "chat_template": (),
-    "continue_final_message": (False,),
-    "documents": ([],),
-    "function_call": ("none", "auto"),
-    "functions": ([],),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "kv_transfer_params": (),
-    "length_penalty": (1, 1.0),
-    "modalities": (["text"],),
-    "prediction": (),
-    "prompt_embeds": (),
-    "prompt_logprobs": (),
-    "response_format": ({"type": "text"},),
-    "skip_special_tokens": (True,),
-    "structured_outputs": (),
-    "suffix": ("",),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
-    "truncate_prompt_tokens": (),
-    "use_beam_search": (False,),
-    "web_search_options": (),
-}
-"""Fields that would change the answer's meaning and that are not supported, with the values that ask for nothing."""
-
-_HARMLESS = frozenset(
-    {
-        "best_of",
-        "logprobs",
-        "metadata",
-        "parallel_tool_calls",
-        "prompt_cache_key",
-        "reasoning_effort",
-        "safety_identifier",
-    }
-    | {"service_tier", "store", "verbosity", "request_id", "echo", "top_logprobs"}
-)
-_MOST_WARNINGS = 256
-_warned: set[str] = set()
 
 
 class StreamOptions(BaseModel):
@@ -137,13 +88,7 @@ class SamplingBody(BaseModel):
 
     def check(self) -> None:
         """What one field alone cannot say. Raises InvalidParameter or UnsupportedParameter."""
-        for name, value in (self.model_extra or {}).items():
-            if value is None:
-                continue
-            if name in _NEUTRAL and not any(_same(value, neutral) for neutral in _NEUTRAL[name]):
-                raise UnsupportedParameter(f"'{name}' is not supported; leave it out", param=name)
-            if name not in _NEUTRAL and name not in _HARMLESS:
-                _warn(name)
+        check_extras(self.model_extra or {})
         if self.stream_options is not None and not self.stream:
             raise InvalidParameter("'stream_options' needs 'stream': true", param="stream_options")
         if self.min_tokens is not None and self.limit is not None and self.min_tokens > self.limit:
@@ -170,44 +115,6 @@ class CompletionBody(SamplingBody):
             raise UnsupportedParameter("'best_of' must be equal to 'n' or left out", param="best_of")
         if self.echo and self.logprobs is not None:
             raise UnsupportedParameter("'logprobs' of an echoed prompt are not supported", param="logprobs")
-
-
-class Part(BaseModel):
-    """A part of a message's content."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
-
-    type: Text
-    text: Text | None = None
-
-
-class Message(BaseModel):
-    """One turn of a conversation."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[Part] | None = None
-
-    def plain(self, where: str) -> dict[str, str]:
-        """For the chat template. Raises UnsupportedParameter for what is not text."""
-        for name in ("tool_calls", "function_call", "audio"):
-            if (self.model_extra or {}).get(name):
-                raise UnsupportedParameter(f"'{where}.{name}' is not supported", param=f"{where}.{name}")
-        role = "system" if self.role == "developer" else self.role
-        if self.content is None and self.role != "assistant":
-            raise InvalidParameter(f"'{where}.content' is missing", param=f"{where}.content")
-        if not isinstance(self.content, list):
-            return {"role": role, "content": self.content or ""}
-        for number, part in enumerate(self.content):
-            inside = f"{where}.content.{number}"
-            if part.type != "text":
-                raise UnsupportedParameter(
-                    f"'{inside}': only parts of type text are supported", param=f"{inside}.type"
-                )
-            if part.text is None:
-                raise InvalidParameter(f"'{inside}.text' is missing", param=f"{inside}.text")
-        return {"role": role, "content": "".join(part.text or "" for part in self.content)}
 
 
 class ChatBody(SamplingBody):
@@ -311,21 +218,8 @@ def _integer(digits: str) -> int | float:
     return int(digits) if len(digits) <= 400 else math.copysign(math.inf, -1 if digits[0] == "-" else 1)
 
 
-def _warn(name: str) -> None:
-    if name not in _warned and len(_warned) < _MOST_WARNINGS:
-        _warned.add(name)
-        logger.warning("ignoring the unknown request field %.100r", name)
-
-
 T = TypeVar("T")
 
 
 def _or(value: T | None, default: T) -> T:
     return default if value is None else value
-
-
-def _same(value: Any, neutral: Any) -> bool:
-    """Equality that tells 1 from true."""
-    if isinstance(value, float) and math.isnan(value):
-        return False
-    return type(value) is type(neutral) and bool(value == neutral)

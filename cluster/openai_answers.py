@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -12,6 +13,32 @@ from cluster.stream_order import Piece
 _FINISH = {"stop": "stop", "length": "length"}
 
 
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """The model as clients see it. `max_length` is in tokens, prompt and answer together."""
+
+    name: str
+    max_length: int
+    created: int
+    digest: str = ""
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when answers to the same request may."""
+        return f"fp_{self.digest[:12]}"
+
+    def body(self) -> dict[str, object]:
+        return {
+            "id": self.name,
+            "object": "model",
+            "created": self.created,
+            "owned_by": "tandem",
+            "root": self.name,
+            "parent": None,
+            "max_model_len": self.max_length,
+        }
+
+
 class TokenNames(Protocol):
     """The bytes that a token stands for."""
 
@@ -20,7 +47,7 @@ class TokenNames(Protocol):
 
 @dataclass(slots=True)
 class Choice:
-    """What a choice has come to; `shown` is how many characters have been answered, an echoed prompt included."""
+    """What a choice has come to; `shown` counts the characters answered, an echoed prompt included."""
 
     text: str = ""
     pieces: list[Piece] = field(default_factory=list)
@@ -52,12 +79,10 @@ class Answer:
     whole = ""
     chunk = ""
 
-    def __init__(
-        self, request_id: str, model: str, created: int, names: TokenNames, *, logprobs: bool
-    ) -> None:
+    def __init__(self, request_id: str, model: ModelCard, names: TokenNames, *, logprobs: bool) -> None:
         self.id = f"{self.prefix}-{request_id}"
         self._model = model
-        self._created = created
+        self._created = int(time.time())
         self._names = names
         self._logprobs = logprobs
 
@@ -84,7 +109,13 @@ class Answer:
         return {**self._head(self.chunk), "choices": [], "usage": usage.body()}
 
     def _head(self, kind: str) -> dict[str, Any]:
-        return {"id": self.id, "object": kind, "created": self._created, "model": self._model}
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": self._created,
+            "model": self._model.name,
+            "system_fingerprint": self._model.fingerprint,
+        }
 
     def _message(self, text: str) -> dict[str, Any]:
         raise NotImplementedError
@@ -93,7 +124,7 @@ class Answer:
         raise NotImplementedError
 
     def _name(self, token: int) -> str:
-        return self._names.token_bytes(token).decode("utf-8", "replace")
+        return spelled(self._names.token_bytes(token))
 
 
 class CompletionAnswer(Answer):
@@ -107,6 +138,8 @@ class CompletionAnswer(Answer):
         if first:
             text = choice.text + text
         ended = pieces[-1].finish or None
+        if not (text or first or ended or self._logprobs):
+            return []
         listed = {
             "index": index,
             "text": text,
@@ -170,5 +203,13 @@ class ChatAnswer(Answer):
         return {"content": content, "refusal": None}
 
     def _token(self, token: int, logprob: float) -> dict[str, Any]:
-        spelled = self._names.token_bytes(token)
-        return {"token": spelled.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(spelled)}
+        raw = self._names.token_bytes(token)
+        return {"token": spelled(raw), "logprob": logprob, "bytes": list(raw)}
+
+
+def spelled(raw: bytes) -> str:
+    """A token as text; one that is only part of a character by its bytes, as OpenAI writes it."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)

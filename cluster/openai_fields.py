@@ -1,4 +1,4 @@
-"""Types of request fields that pydantic has no word for: unions told apart by hand, so that errors name one field only."""
+"""Types of request fields that pydantic has no word for: unions told apart by hand, for clear errors."""
 
 from __future__ import annotations
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from cluster.openai import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
@@ -13,6 +14,7 @@ Schema = dict[str, Any]
 
 _REF = "#/components/schemas/{model}"
 _TEXT: Schema = {"type": "string"}
+_MODE: Literal["validation"] = "validation"
 _COUNT: Schema = {"type": "integer", "minimum": 0}
 _NUMBER: Schema = {"type": "number"}
 
@@ -46,6 +48,9 @@ _DEBUG = _object(
         "recoveries": _COUNT,
     }
 )
+
+_EVENT = _object({"data": _TEXT, "event": _TEXT, "id": _TEXT}, optional=("event", "id"))
+"""One event of a stream. `data` is a chunk, an error, or [DONE]; `id` tells how far every choice is."""
 
 _ANSWERS: dict[str, Schema] = {
     "Error": _object(
@@ -81,6 +86,7 @@ _ANSWERS: dict[str, Schema] = {
             "object": {"const": "text_completion"},
             "created": _COUNT,
             "model": _TEXT,
+            "system_fingerprint": _TEXT,
             "choices": _list(
                 _object(
                     {
@@ -113,6 +119,7 @@ _ANSWERS: dict[str, Schema] = {
             "object": {"const": "chat.completion"},
             "created": _COUNT,
             "model": _TEXT,
+            "system_fingerprint": _TEXT,
             "choices": _list(
                 _object(
                     {
@@ -177,8 +184,9 @@ _GENERATING = (*_READING, 408, 409, 503)
 
 def document(version: str) -> dict[str, Any]:
     """OpenAPI 3.1."""
-    bodies = [CompletionBody, ChatBody, TokenizeBody, DetokenizeBody]
-    _, taken = models_json_schema([(body, "validation") for body in bodies], ref_template=_REF)
+    bodies: list[type[BaseModel]] = [CompletionBody, ChatBody, TokenizeBody, DetokenizeBody]
+    kinds = [(body, _MODE) for body in bodies]
+    _, taken = models_json_schema(kinds, ref_template=_REF)
     return {
         "openapi": "3.1.0",
         "info": {"title": "tandem", "version": version, "description": "An OpenAI-compatible LLM server."},
@@ -239,7 +247,7 @@ def _get(summary: str, answer: str, *errors: int) -> Schema:
 def _post(summary: str, body: str, answer: str, *, stream: bool = False) -> Schema:
     good = _media("application/json", _ref(answer))
     if stream:
-        good["content"]["text/event-stream"] = {"schema": _TEXT}
+        good["content"]["text/event-stream"] = {"schema": _EVENT}
     return {
         "summary": summary,
         "requestBody": {"required": True, "content": {"application/json": {"schema": _ref(body)}}},

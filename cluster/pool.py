@@ -140,8 +140,7 @@ class Pool:
                 self._begin_drain(member, f"{self.role} is scaled to {self.target}")
 
     def adopt(self, name: str, handle: Handle, *, stale: str = "") -> None:
-        """Take over an instance that an earlier controller started; drain it if it is `stale`, for that
-        reason."""
+        """Take over an earlier controller's instance; a reason in `stale` drains it."""
         member = Member(name, handle, time.time())
         self.members[name] = member
         self._events.add("adopted", name, "found by name when the controller started")
@@ -213,6 +212,8 @@ class Pool:
         finally:
             death.cancel()
         outcome = (await asyncio.gather(death, return_exceptions=True))[0]
+        # It may only be out of reach; then it must not come back beside the one that takes its place.
+        await member.handle.kill()
         if member.state is not State.DRAINING:
             self._events.add("died", member.name, getattr(outcome, "message", "") or "it ended by itself")
 

@@ -21,6 +21,7 @@ INSTANCE_OVERHEAD = 300 * MEBI
 CLUSTER_OVERHEAD = 700 * MEBI
 # Ray writes logs and sockets there, and refuses to work on a full disk.
 SCRATCH_NEED = 200 * MEBI
+GPU = Path("/dev/nvidiactl")
 SHARED_MEMORY = Path("/dev/shm")
 SHARED_MEMORY_NEED = 192 * MEBI
 
@@ -57,16 +58,22 @@ def _holder(port: int) -> str | None:
 def check_memory(config: Config, weights: int, *, available: int | None = None) -> None:
     """`weights`: bytes that all instances of the machine share. Raises SetupError with the sum."""
     instances = config.pools.prefill.replicas + config.pools.decode.replicas
-    needed = weights + instances * (config.engine.kv_memory + INSTANCE_OVERHEAD) + CLUSTER_OVERHEAD
+    kv_memory = 0 if uses_gpu(config) else config.engine.kv_memory
+    needed = weights + instances * (kv_memory + INSTANCE_OVERHEAD) + CLUSTER_OVERHEAD
     available = available_memory() if available is None else available
     if needed > available:
         raise SetupError(
             f"not enough memory: {_rough(needed)} needed ({instances} instances with "
-            f"{format_quantity(config.engine.kv_memory)} of KV cache and {_rough(INSTANCE_OVERHEAD)} each, "
+            f"{format_quantity(kv_memory)} of KV cache and {_rough(INSTANCE_OVERHEAD)} each, "
             f"{_rough(weights)} of weights, {_rough(CLUSTER_OVERHEAD)} for Ray and the gateway), "
             f"{_rough(available)} available; lower engine.kv_memory or the replicas of a pool",
             param="engine.kv_memory",
         )
+
+
+def uses_gpu(config: Config) -> bool:
+    """Whether the KV cache will lie on a GPU, as far as can be told without asking its driver."""
+    return config.engine.device == "cuda" or (config.engine.device == "auto" and GPU.exists())
 
 
 def available_memory() -> int:
@@ -85,9 +92,8 @@ def available_memory() -> int:
     return free
 
 
-def check_disk(config: Config, weights: int) -> None:
+def check_disk(cache: Path, weights: int) -> None:
     """Room and rights for the cache, temporary files and shared memory. Raises SetupError."""
-    cache = config.cache_directory
     remedy = "set cache.directory (or XDG_CACHE_HOME) to another folder"
     try:
         cache.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Carries out a request's Journey: asks the scheduler, starts instances, listens to tokens, recovers from deaths.
+"""Carries out a request's Journey: asks the scheduler, starts instances, takes tokens, recovers from deaths.
 
 run = driver.run(request, changed)     `changed` is set whenever there is something new
 run.take()                             tokens of all choices since the last call, in order, once
@@ -16,7 +16,9 @@ from typing import Any, Protocol
 
 from cluster import control_pb2 as pb
 from cluster.instance_watch import Instance, Instances
+from cluster.openai_errors import as_tandem
 from cluster.run_progress import RunProgress
+from cluster.settled import settled
 from cluster.stream_order import Piece
 from cluster.token_streams import TokenStreams
 from engine.errors import Overloaded, TandemError
@@ -30,6 +32,9 @@ logger = logging.getLogger("tandem.gateway")
 
 START_TIMEOUT = 10.0
 """Seconds an instance may take to accept a request before it is tried elsewhere."""
+
+MOST_RUNS = 10_000
+"""Requests under way in one gateway."""
 
 CANCEL_TIMEOUT = 5.0
 
@@ -67,7 +72,9 @@ class RequestDriver:
         self._background: set[asyncio.Task[None]] = set()
 
     def run(self, request: Request, changed: asyncio.Event) -> Run:
-        """Begin a request. Raises Conflict if one with its id is under way."""
+        """Begin a request, whose id no other has. Raises Overloaded when there are too many."""
+        if len(self.runs) >= MOST_RUNS:
+            raise Overloaded(f"{MOST_RUNS} requests run through this gateway; try again later")
         return Run(self, request, changed)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -206,9 +213,9 @@ class Run:
             exclude=sorted(action.exclude),
         )
         try:
-            found = await self._driver.scheduler.place(asked)
-        except TandemError as error:
-            self._step(way.Refused(error))
+            found = await settled(self._driver.scheduler.place(asked))
+        except Exception as error:
+            self._step(way.Refused(as_tandem(error)))
             return
         self.progress.placed(found.prefill, found.decode, time.monotonic())
         self._placements[found.decode] = found

@@ -8,7 +8,7 @@ raises travels in the call's trailing metadata and is raised again, of the same 
 from __future__ import annotations
 
 import hmac
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar
 
@@ -77,16 +77,23 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], error: TandemError)
     raise AssertionError("context.abort raises")
 
 
+def carried(metadata: Iterable[tuple[str, str | bytes]] | None) -> TandemError | None:
+    """The error that `abort` put into a call's trailing metadata."""
+    for key, value in metadata or ():
+        if key == _ERROR and isinstance(value, bytes):
+            return error_from(pb.Error.FromString(value))
+    return None
+
+
 @contextmanager
 def raised() -> Iterator[None]:
-    """Around calls: a failed one raises the TandemError it carries, Overloaded when the other end cannot be
-    reached."""
+    """Around calls: a failed one raises the TandemError it carries, Overloaded if nobody answers."""
     try:
         yield
     except grpc.aio.AioRpcError as error:
-        for key, value in error.trailing_metadata() or ():
-            if key == _ERROR and isinstance(value, bytes):
-                raise error_from(pb.Error.FromString(value)) from None
+        sent = carried(error.trailing_metadata())
+        if sent is not None:
+            raise sent from None
         detail = f"{error.code().name.lower()}: {error.details()}"
         if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
             raise Overloaded(f"the other end does not answer ({detail})") from error

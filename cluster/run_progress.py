@@ -12,7 +12,8 @@ from cluster.stream_order import Piece
 class RunProgress:
     """Times in seconds on the gateway's monotonic clock; `gaps` are the times between tokens of one choice.
 
-    `prefill` is the instance that pushed the first token, `decode` the one that holds the request.
+    `prefill` is the instance that pushed the first token, `decode` the one
+    that holds the request, or will by its placement.
     """
 
     started: float
@@ -41,7 +42,10 @@ class RunProgress:
             self.first, self.prefill = now, instance
             self.cached = message.cached
             self.queue_seconds, self.prefill_seconds = message.queue_seconds, message.prefill_seconds
-        self.last, self.decode = now, owner
+        self.last = now
+        # A first token says nothing of where the decode will be; the placement does.
+        if any(piece.index > 0 for piece in pieces):
+            self.decode = owner
         for piece in pieces:
             if piece.token is not None:
                 self.output_tokens += 1

@@ -1,10 +1,10 @@
-"""A gateway's line to the controller: placements and beats, over a connection that survives the controller's
-restarts."""
+"""A gateway's line to the controller: placements and beats, over connections that outlive no controller."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 import grpc
 
@@ -16,8 +16,14 @@ from engine.errors import CapacityError, Overloaded
 Discover = Callable[[], Awaitable[str]]
 
 
+@dataclass(frozen=True, slots=True)
+class _Line:
+    channel: grpc.aio.Channel
+    stub: control_pb2_grpc.SchedulerStub
+
+
 class SchedulerClient:
-    """`discover` gives the controller's host:port; it is asked again whenever the controller cannot be
+    """`discover` gives the controller's host:port; it is asked again when the controller could not be
     reached.
 
     Each call is bounded by `timeout` seconds and raises Overloaded when the controller does not answer in it.
@@ -27,18 +33,18 @@ class SchedulerClient:
         self._discover = discover
         self._token = token
         self._timeout = timeout
-        self._channel: grpc.aio.Channel | None = None
-        self._stub: control_pb2_grpc.SchedulerStub | None = None
+        self._line: _Line | None = None
         self._connecting = asyncio.Lock()
+        self._closing: set[asyncio.Task[None]] = set()
 
     async def place(self, request: pb.PlaceRequest) -> pb.Placement:
         """Ask where a request runs. Raises what the scheduler refuses it with."""
-        stub = await self._connect()
+        line = await self._connect()
         try:
             with raised():
-                answer = await stub.Place(request, timeout=self._timeout)
+                answer = await line.stub.Place(request, timeout=self._timeout)
         except CapacityError:
-            await self.close()
+            self._drop(line)
             raise
         if answer.HasField("error"):
             raise error_from(answer.error)
@@ -46,28 +52,43 @@ class SchedulerClient:
 
     async def join(self, gateway: pb.Gateway) -> pb.ClusterStatus:
         """This gateway's beat; gives the state of the cluster."""
-        stub = await self._connect()
+        line = await self._connect()
         try:
             with raised():
-                return await stub.Join(gateway, timeout=self._timeout)
+                return await line.stub.Join(gateway, timeout=self._timeout)
         except CapacityError:
-            await self.close()
+            self._drop(line)
             raise
 
     async def close(self) -> None:
-        """Let go of the connection; the next call makes another."""
-        old, self._channel, self._stub = self._channel, None, None
-        if old is not None:
-            await old.close()
+        """Calls under way are cancelled."""
+        if self._line is not None:
+            await self._line.channel.close()
+            self._line = None
+        for task in self._closing:
+            task.cancel()
+        await asyncio.gather(*self._closing, return_exceptions=True)
 
-    async def _connect(self) -> control_pb2_grpc.SchedulerStub:
+    async def _connect(self) -> _Line:
         async with self._connecting:
-            if self._stub is None:
+            if self._line is None:
                 try:
                     async with asyncio.timeout(self._timeout):
                         address = await self._discover()
                 except Exception as error:  # Ray and Serve have many ways to say that the controller is away
                     raise Overloaded(f"the controller is not there; it is started again ({error})") from error
-                self._channel = channel(address, self._token)
-                self._stub = control_pb2_grpc.SchedulerStub(self._channel)
-            return self._stub
+                line = channel(address, self._token)
+                self._line = _Line(line, control_pb2_grpc.SchedulerStub(line))
+            return self._line
+
+    def _drop(self, line: _Line) -> None:
+        """The next call makes another connection. Others may still wait for answers over this one: they time
+        out.
+
+        To close it at once would cancel them, which their callers would take for their own end.
+        """
+        if self._line is line:
+            self._line = None
+            task = asyncio.create_task(line.channel.close(grace=self._timeout))
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)

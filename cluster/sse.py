@@ -16,10 +16,15 @@ PING = b": ping\n\n"
 HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
+_LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
+"""No line ends to the standard, but to many a client, whose language splits lines there."""
+
+
 def event(data: Mapping[str, Any], position: str | None = None) -> bytes:
     """One event; `position` becomes its id, which clients send back as Last-Event-ID."""
     head = f"id: {position}\n" if position is not None else ""
-    return f"{head}data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    return f"{head}data: {text.translate(_LINE_ENDS)}\n\n".encode()
 
 
 def comment(text: str) -> bytes:
@@ -28,23 +33,31 @@ def comment(text: str) -> bytes:
 
 
 class EventStream(Response):
-    """Sends what `body` yields. When that ends, or the client leaves, also between two events, calls `closed` at once."""
+    """Sends what `body` yields. Calls `closed` when that ends, and at once when the client leaves.
+
+    After `within` seconds it is over in any case: a client may stay and not read.
+    """
 
     media_type = "text/event-stream"
 
     def __init__(
-        self, body: AsyncGenerator[bytes], headers: Mapping[str, str], closed: Callable[[], None]
+        self,
+        body: AsyncGenerator[bytes],
+        headers: Mapping[str, str],
+        closed: Callable[[], None],
+        within: float,
     ) -> None:
         super().__init__(headers={**HEADERS, **headers})
         del self.headers["content-length"]
         self._body = body
         self._closed = closed
+        self._within = within
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         sending = asyncio.create_task(self._send(send))
         leaving = asyncio.create_task(disconnected(receive))
         try:
-            await asyncio.wait([sending, leaving], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([sending, leaving], timeout=self._within, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._closed()
             for task in (sending, leaving):

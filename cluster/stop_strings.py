@@ -4,9 +4,10 @@ from __future__ import annotations
 
 
 class StopMatcher:
-    """Reads a text piece by piece; the result depends on the text alone, never on where the pieces were cut.
+    """Reads a text piece by piece; the result depends on the text alone, never on where it was cut.
 
-    The stop string that counts is the one whose last character comes first; of several that end there, the longest.
+    The stop string that counts is the one whose last character comes first; of several that end there, the
+    longest.
     `include` leaves it at the end of the text, otherwise the text ends before it.
     """
 
@@ -17,7 +18,7 @@ class StopMatcher:
         self.matched: str | None = None
 
     def feed(self, piece: str, *, armed: bool = True) -> str:
-        """Take the next piece, give the text that is certain. Sets `matched` at a stop string, after which all is "".
+        """Take the next piece, give the text that is certain: "" after a stop string, which `matched` is.
 
         With `armed` false no stop string may end within this piece (the minimum length is not reached yet).
         """

@@ -55,7 +55,7 @@ class TokenOrder:
             choice.waiting.clear()
 
     def claim(self, instance: str, epoch: Epoch, lengths: Mapping[int, int]) -> bool:
-        """Compare-and-set: granted to a newer move of the present attempt, and again to whoever holds it by that claim."""
+        """Compare-and-set: granted to a newer move of the present attempt, and to its owner again."""
         if epoch == self.epoch and instance == self.owner:
             return True
         if epoch.attempt != self.epoch.attempt or epoch.move <= self.epoch.move:
@@ -92,7 +92,7 @@ class TokenOrder:
         return tuple(choice.next for choice in self._choices)
 
     def _limit(self, epoch: Epoch, choice: int) -> int | None:
-        """Below which index this epoch may push: what the next newer claim took over; None without a bound."""
+        """Below which index an epoch may push: what the next newer claim took over; None without a bound."""
         for move, lengths in self._claims:
             if move > epoch.move:
                 return lengths.get(choice)

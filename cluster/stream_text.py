@@ -1,4 +1,4 @@
-"""The text of one choice, token by token: detokenised, stop strings found, nothing shown that may still be taken back."""
+"""The text of one choice, token by token: stop strings found, nothing shown that may still be taken back."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ class Detokenizer(Protocol):
 
 
 class ChoiceText:
-    """Pieces of text, one per token: a deterministic function of the tokens, so that any instance can go on from any index.
+    """Pieces of text, one per token: a deterministic function of the tokens.
 
-    `count` is the number of tokens taken, `stopped` the stop string that ended the text.
+    So any instance can go on from any index. `count` is the number of tokens taken, `stopped` the stop string
+    that ended the text.
     """
 
     def __init__(self, sampling: Sampling, detokenizer: Detokenizer) -> None:
@@ -39,11 +40,15 @@ class ChoiceText:
         return "".join(self.token(token) for token in tokens)
 
     def token(self, token: int, *, finish: FinishReason | None = None, stop_token: int | None = None) -> str:
-        """The piece of the next token; with `finish` it is the last one, and all that was held back comes with it."""
+        """The piece of the next token; with `finish` it is the last one and brings all that was held back.
+
+        A token that ends the answer is no text, but for a `stop_token` that the request wants to see.
+        """
         self.count += 1
         if self.stopped is not None:
             return ""
-        hidden = finish is not None and stop_token == token and not self._sampling.include_stop
+        wanted = stop_token is not None and self._sampling.include_stop
+        hidden = finish is FinishReason.STOP and not wanted
         text = "" if hidden else self._detokenizer.push(token)
         if finish is not None:
             text += self._detokenizer.flush()

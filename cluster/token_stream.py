@@ -1,11 +1,11 @@
-"""How tokens come home: the pusher beside an instance's engine loop, and the service at the gateway that takes them.
+"""How tokens come home: the pusher beside an instance's engine loop, and the service at the gateway.
 
-    engine loop ─ push(emitted) ─▶ TokenPusher ─ text, stop strings ─▶ one link per home ══ Home.Push ══▶ HomeService
-         ▲                              │                                  │  one TokenBatch per step          │
-         └── finish (stop string), cancel (fenced, home gone) ─────────────┴── one PushReply per batch ◀───────┘
+    engine loop ─ push(emitted) ─▶ TokenPusher ─ text, stop strings ─▶ HomeLink ══ Home.Push ══▶ HomeService
+         ▲                              │                                │  one TokenBatch per step   │
+         └── finish (stop string), cancel (fenced, home gone) ───────────┴── PushReply for each ◀─────┘
 
-A batch stays with the link until its reply has come and is sent again over a new connection, so a broken one loses nothing;
-the gateway drops repeats. A home that stays away longer than the lease loses its requests here.
+A batch stays with its link until the reply has come and is sent again over a new connection, so a broken
+one loses nothing; the gateway drops repeats. A home that is away longer than the lease loses its requests.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cluster import control_pb2_grpc
 from cluster.home_link import Connect, HomeLink
 from cluster.stream_text import ChoiceText, Detokenizer
 from cluster.token_streams import TokenStreams
-from engine.core import EngineCore, Emitted
+from engine.core import Emitted, EngineCore
 from engine.request import Request
 from engine.sequence import Epoch, FinishReason, SequenceKey
 from migration import wire_pb2
@@ -38,10 +38,11 @@ class Texts(Protocol):
 
 
 class TokenPusher:
-    """The TokenSink of an instance. `push` is called in the engine's thread, everything else happens in an event loop.
+    """The TokenSink of an instance. `push` is called in the engine's thread, the rest in an event loop.
 
-    The text state of a choice is only a cache: it is built anew from the sequence's own output when it is missing, which
-    is how a sequence that moved here or was recovered goes on with exactly the text that its client has.
+    The text state of a choice is only a cache: it is built anew from the sequence's own output when it is
+    missing, which is how a sequence that moved here or was recovered goes on with exactly the text that its
+    client has.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class TokenPusher:
         self._events: asyncio.AbstractEventLoop | None = None
 
     def start(self, call: Call) -> None:
-        """Begin to push; call in the event loop. `call` runs a function between two steps (EngineLoop.call)."""
+        """Begin to push; call in the event loop. `call` is EngineLoop.call."""
         self._call = call
         self._events = asyncio.get_running_loop()
 
@@ -89,29 +90,35 @@ class TokenPusher:
             link.send(messages)
 
     def _message(self, one: Emitted) -> pb.Tokens | None:
-        """The message of a token; of an earlier one, if its text turns out to have ended there; None after the end."""
+        """The message of a token, or of an earlier one if the text ends there; None after the end."""
         cache = one.key, one.epoch
         text = self._texts.get(cache)
-        output = one.sequence.output
         if text is None or (text.count != one.index and text.stopped is None):
             text = ChoiceText(one.sequence.request.sampling, self._detokenizer(one.sequence.request))
             self._remember(cache, text)
-            for index in range(one.index):
-                piece = text.token(output[index])
-                if text.stopped is not None:
-                    self._finish(one.key, index + 1)
-                    return self._tokens(one, index, output[index], piece, text.stopped)
-        if text.stopped is not None:
+            stop = self._replay(one, text)
+            if stop is not None:
+                return stop
+        elif text.stopped is not None:
             return None
+        if one.finish is not None:
+            del self._texts[cache]
         if one.drawn is None:
-            self._texts.pop(cache, None)
             return self._tokens(one, one.index, None, text.end(), text.stopped)
         piece = text.token(one.drawn.token, finish=one.finish, stop_token=one.stop_token)
-        if one.finish is not None:
-            self._texts.pop(cache, None)
-        elif text.stopped is not None:
+        if one.finish is None and text.stopped is not None:
             self._finish(one.key, one.index + 1)
         return self._tokens(one, one.index, one.drawn.token, piece, text.stopped)
+
+    def _replay(self, one: Emitted, text: ChoiceText) -> pb.Tokens | None:
+        """Bring `text` to where it was elsewhere; the last message again if it had ended there."""
+        for index in range(one.index):
+            token = one.sequence.output[index]
+            piece = text.token(token)
+            if text.stopped is not None:
+                self._finish(one.key, index + 1)
+                return self._tokens(one, index, token, piece, text.stopped)
+        return None
 
     def _remember(self, key: tuple[SequenceKey, Epoch], text: ChoiceText) -> None:
         self._texts[key] = text
@@ -152,7 +159,7 @@ class TokenPusher:
         self._call(lambda core: core.finish(key.request_id, key.choice, length))
 
     def _fenced(self, request_id: str, epoch: Epoch) -> None:
-        """Drop a request that a newer epoch owns, unless this instance has become its owner again meanwhile."""
+        """Drop a request that a newer epoch owns, unless this instance owns it again meanwhile."""
 
         def drop(core: EngineCore) -> None:
             if any(sequence.epoch < epoch for sequence in core.sequences(request_id)):

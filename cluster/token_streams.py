@@ -1,4 +1,4 @@
-"""All requests that call this gateway home: who listens, and what instances are told about their pushes and claims."""
+"""All requests that call this gateway home: who listens, and what instances that push or claim are told."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Protocol
 from cluster import control_pb2 as pb
 from cluster.home_link import FOREVER
 from cluster.stream_order import Piece, TokenOrder
-from engine.errors import Conflict, TandemError
+from engine.errors import TandemError
 from engine.request import Request
 from engine.sequence import Epoch
 from migration import wire_pb2
@@ -33,9 +33,8 @@ class TokenStreams:
         return len(self._open)
 
     def open(self, request: Request, listener: Listener) -> TokenOrder:
-        """Listen to a request. Raises Conflict if its id is in use."""
-        if request.id in self._open:
-            raise Conflict(f"a request with the id {request.id} is running; send another x-request-id")
+        """Listen to a request."""
+        assert request.id not in self._open, f"{request.id} is running"
         order = TokenOrder(request.sampling.n, request.sampling.max_tokens)
         self._open[request.id] = order, listener
         return order
@@ -44,7 +43,7 @@ class TokenStreams:
         self._open.pop(request_id, None)
 
     def push(self, batch: pb.TokenBatch) -> pb.PushReply:
-        """Hand the batch's tokens to their listeners; the reply names the requests that the instance shall drop."""
+        """Hand the batch's tokens to their listeners; the reply names what the instance shall drop."""
         fenced: dict[str, Epoch] = {}
         for message in batch.tokens:
             entry = self._open.get(message.request_id)

@@ -11,14 +11,8 @@ from pathlib import Path
 from cluster.cli.failures import Exit, Failure
 from cluster.local_state import LocalState, only_one, read_state, state_directory
 
-LOG = "TANDEM_UP_LOG"
 POLL = 0.1
 TAIL = 20
-
-
-def log_file() -> str | None:
-    """The log of this process if it runs in the background."""
-    return os.environ.get(LOG)
 
 
 def detach(timeout: float) -> LocalState:
@@ -48,7 +42,15 @@ def detach(timeout: float) -> LocalState:
 def _spawn(log: Path) -> subprocess.Popen[bytes]:
     arguments = [one for one in sys.argv[1:] if one not in ("--detach", "-d")]
     # -P: the current folder, which may hold a folder named cluster, stays out of the search path.
-    command = [sys.executable, "-P", "-c", "from cluster.cli.start import main; main()", *arguments]
+    command = [
+        sys.executable,
+        "-P",
+        "-c",
+        "from cluster.cli.start import main; main()",
+        *arguments,
+        "--log",
+        str(log),
+    ]
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         return subprocess.Popen(
@@ -57,7 +59,6 @@ def _spawn(log: Path) -> subprocess.Popen[bytes]:
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env={**os.environ, LOG: str(log)},
         )
 
 

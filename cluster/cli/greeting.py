@@ -13,8 +13,8 @@ from engine.errors import TandemError
 
 # Longer than scheduler.local_prefill_tokens, so that both pools work on it.
 QUESTION = (
-    "Why does the sky look blue during the day, and red in the evening? "
-    "Please explain it in two or three short sentences that a child of six understands."
+    "Imagine that you explain to a friend what a large language model is. Please do so in no more than "
+    "two short and simple sentences, without any technical words."
 )
 
 
@@ -30,7 +30,7 @@ def print_addresses(state: LocalState, config: Config) -> None:
 
 
 def curl(url: str, model: str, config: Config) -> str:
-    body = {"model": model, "messages": [{"role": "user", "content": "Hello!"}]}
+    body = {"model": model, "messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 64}
     key = f" -H 'Authorization: Bearer {config.gateway.api_keys[0]}'" if config.gateway.api_keys else ""
     return f"curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d '{json.dumps(body)}'"
 
@@ -41,7 +41,7 @@ def snippet(url: str, model: str, config: Config) -> str:
 
 client = OpenAI(base_url="{url}/v1", api_key="{key}")
 stream = client.chat.completions.create(
-    model="{model}", messages=[{{"role": "user", "content": "Hello!"}}], stream=True
+    model="{model}", messages=[{{"role": "user", "content": "Hello!"}}], max_tokens=64, stream=True
 )
 for chunk in stream:
     print(chunk.choices[0].delta.content or "", end="", flush=True)

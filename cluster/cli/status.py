@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Annotated
 
@@ -26,15 +27,21 @@ def command(
 ) -> None:
     """Show the cluster: its model, pools, instances and gateways."""
     with control(context, address, token) as client:
-        if output is Format.JSON:
-            print_json("ClusterStatus", [plain(client.status())])
-        elif not watch:
-            out().print(screen(client.status()))
-        else:
-            with Live(screen(client.status()), console=out(), auto_refresh=False) as live:
+        console = out()
+        if watch and output is Format.TABLE and console.is_terminal:
+            with Live(screen(client.status()), console=console, auto_refresh=False) as live:
                 while True:
                     time.sleep(REFRESH)
                     live.update(screen(client.status()), refresh=True)
+        while True:
+            if output is Format.JSON:
+                print_json("ClusterStatus", [plain(client.status())])
+            else:
+                console.print(screen(client.status()))
+            sys.stdout.flush()
+            if not watch:
+                return
+            time.sleep(REFRESH)
 
 
 def screen(status: pb.ClusterStatus) -> RenderableType:

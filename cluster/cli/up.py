@@ -12,17 +12,17 @@ from typing import Annotated
 import typer
 
 from cluster.cli.detach import detach as start_detached
-from cluster.cli.detach import log_file
 from cluster.cli.failures import Exit, Failure
 from cluster.cli.greeting import ask_sample, print_addresses
 from cluster.cli.options import ConfigFile, Settings, Wait, overrides, root
 from cluster.cli.output import messages
 from cluster.cli.progress import Steps
-from cluster.config import Config, load
-from cluster.local import LocalCluster, settle
-from cluster.local_state import only_one
+from cluster.config import load
+from cluster.local import LocalCluster, settle, sweep
+from cluster.local_state import only_one, read_state
 
 TICK = 1.0
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def command(
@@ -45,6 +45,7 @@ def command(
         typer.Option("--address", metavar="RAY", help="Join this Ray cluster; default: start one."),
     ] = None,
     sample: Annotated[bool, typer.Option(help="Ask one question when it is ready.")] = True,
+    log: Annotated[str | None, typer.Option("--log", hidden=True)] = None,
 ) -> None:
     """Start a cluster on this machine and serve a model; Ctrl-C ends it."""
     config = load(file, _overrides(model, host, port, prefill, decode, settings))
@@ -52,7 +53,13 @@ def command(
         print_addresses(start_detached(wait), config)
         return
     with only_one(), signals() as interrupt:
-        _run(config, Steps(messages(quiet=root(context).quiet)), interrupt, address, wait, sample=sample)
+        steps = Steps(messages(quiet=root(context).quiet))
+        left = read_state()
+        if left is not None:
+            with steps.step(f"ending what process {left.pid} left when it was killed"):
+                sweep(left)
+        cluster = LocalCluster(settle(config, steps.step), address=address, log=log)
+        _run(cluster, steps, interrupt, wait, sample=sample)
 
 
 def _overrides(
@@ -74,7 +81,7 @@ def _overrides(
 
 
 class Interrupt:
-    """SIGINT and SIGTERM: an exception while starting, an event while serving, and nothing while stopping."""
+    """SIGINT, SIGTERM, SIGHUP: an exception while starting, an event while serving, nothing in the end."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -101,7 +108,7 @@ class Interrupt:
 @contextmanager
 def signals() -> Iterator[Interrupt]:
     interrupt = Interrupt()
-    before = {number: signal.signal(number, interrupt.handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, interrupt.handle) for number in SIGNALS}
     try:
         yield interrupt
     finally:
@@ -109,19 +116,14 @@ def signals() -> Iterator[Interrupt]:
             signal.signal(number, handler)
 
 
-def _run(
-    config: Config, steps: Steps, interrupt: Interrupt, address: str | None, wait: float, *, sample: bool
-) -> None:
-    lost = False
-    settled = settle(config, steps.step)
-    cluster = LocalCluster(settled, address=address, log=log_file())
-    ready = False
+def _run(cluster: LocalCluster, steps: Steps, interrupt: Interrupt, wait: float, *, sample: bool) -> None:
+    ready = lost = False
     try:
         state = cluster.start(steps.step, wait)
         ready = True
-        print_addresses(state, config)
+        print_addresses(state, cluster.config)
         if sample:
-            ask_sample(state, config)
+            ask_sample(state, cluster.config)
         interrupt.quietly()
         lost = _stay(cluster, interrupt)
     except KeyboardInterrupt:
@@ -132,7 +134,7 @@ def _run(
         cluster.stop(drain=ready and not lost, hurry=lambda: interrupt.again)
         steps.say("stopped; nothing is left running")
     if lost:
-        raise Failure(Exit.FAILED, "lost", "Ray has ended on its own", "see its logs, and start again")
+        raise Failure(Exit.FAILED, "lost", "Ray has ended on its own", "start again with `tandem up`")
     if interrupt.signal == signal.SIGINT:
         raise typer.Exit(int(Exit.INTERRUPTED))
     if not ready:

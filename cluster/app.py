@@ -1,0 +1,127 @@
+"""The Ray Serve application: one controller, and gateways that are given a handle on it.
+
+serve run cluster.app:build config=/path/to/tandem.yaml
+serve deploy serve_config.yaml
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import grpc
+from ray import serve
+from ray.serve import Application, Deployment
+from ray.serve.handle import DeploymentHandle
+
+from cluster import embedded
+from cluster.config import Config, read
+from cluster.control import serve_control
+from cluster.controller import Controller
+from cluster.fleet import RayFleet
+from cluster.gateway import Gateway
+from cluster.logs import configure
+from engine.errors import ConfigError
+
+logger = logging.getLogger("tandem.controller")
+
+HEALTH_PERIOD = 2.0
+HEALTH_TIMEOUT = 30.0
+SHUTDOWN_TIMEOUT = 10.0
+CONTROLLER_CALLS = 100
+GATEWAY_CALLS = 1000
+
+
+class ControllerReplica:
+    """The body of the controller's deployment: the controller itself and its gRPC port."""
+
+    async def __init__(self, config_json: str) -> None:  # type: ignore[misc]
+        config = Config.model_validate_json(config_json)
+        configure(config.log)
+        self._controller = Controller(config, RayFleet(config), version=installed_version())
+        self._server: grpc.aio.Server
+        self._server, self._address = await serve_control(self._controller)
+        await self._controller.start()
+
+    async def address(self) -> str:
+        """host:port of the gRPC services."""
+        return self._address
+
+    async def check_health(self) -> None:
+        """Raises when Serve should start another controller."""
+        self._controller.check()
+
+    async def __del__(self) -> None:
+        await self._controller.close()
+        await self._server.stop(None)
+
+
+class GatewayReplica(Gateway):
+    """The body of the gateways' deployment."""
+
+    async def __init__(self, config_json: str, controller: DeploymentHandle[Any]) -> None:  # type: ignore[misc]
+        configure(Config.model_validate_json(config_json).log)
+        await super().__init__(config_json, controller)
+
+    async def __del__(self) -> None:
+        await self.close()
+
+
+def build(args: Config | Mapping[str, object]) -> Application:
+    """The application of a config, or of arguments: `config` is a file, anything else a setting's dotted
+    path.
+
+    Raises ConfigError, and SetupError if the embedded model is needed and cannot be had.
+    """
+    config = args if isinstance(args, Config) else _load(args)
+    config_json = _settled(config).model_dump_json()
+    controller = _deployment(ControllerReplica, "Controller", 1, CONTROLLER_CALLS).bind(config_json)
+    gateway = _deployment(serve.ingress()(GatewayReplica), "Gateway", config.gateway.replicas, GATEWAY_CALLS)
+    return gateway.bind(config_json, controller)
+
+
+def _deployment(replica: type, name: str, replicas: int, calls: int) -> Deployment:
+    """Takes no CPU of Ray's books: on a small machine these replicas stand beside the instances."""
+    return serve.deployment(
+        name=name,
+        num_replicas=replicas,
+        max_ongoing_requests=calls,
+        ray_actor_options={"num_cpus": 0},
+        health_check_period_s=HEALTH_PERIOD,
+        health_check_timeout_s=HEALTH_TIMEOUT,
+        graceful_shutdown_timeout_s=SHUTDOWN_TIMEOUT,
+        graceful_shutdown_wait_loop_s=0.1,
+    )(replica)
+
+
+def installed_version() -> str:
+    try:
+        return version("tandem-serving")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _load(args: Mapping[str, object]) -> Config:
+    path = args.get("config")
+    given = {key: value for key, value in args.items() if key != "config"}
+    flags = {key: value for key, value in given.items() if isinstance(value, str)}
+    resolved = read(
+        None if path is None else str(path),
+        {key: value for key, value in given.items() if key not in flags},
+        flags=flags,
+    )
+    if resolved.config is None:
+        raise ConfigError("\n".join(map(str, resolved.problems)))
+    return resolved.config
+
+
+def _settled(config: Config) -> Config:
+    """With a secret, and with the path of the model that all processes load."""
+    model, control = config.model, config.control
+    model = embedded.settled(model, config.cache_directory, lambda done, of: None)
+    if control.token is None:
+        control = control.model_copy(update={"token": secrets.token_urlsafe(24)})
+    return config.model_copy(update={"model": model, "control": control})

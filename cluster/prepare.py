@@ -1,0 +1,77 @@
+"""Packs a model's weights into the cache folder, in a process of its own that ends when it is done.
+
+The caller keeps torch out of a process that lives as long as the cluster, and sees the progress.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from cluster.config import Config
+from engine.errors import SetupError, TandemError
+from model.assets import Assets
+
+_SCRIPT = "from cluster.prepare import child; child()"
+_FAILED = "failed "
+SHARES = 1000
+
+
+def weight_bytes(assets: Assets, config: Config) -> int:
+    """About what the packed weights take, shared by all instances of a machine."""
+    model = assets.config
+    attention = model.hidden_size * model.head_dim * (2 * model.heads + 2 * model.kv_heads)
+    layer = attention + 3 * model.hidden_size * model.intermediate_size
+    vocabulary = model.vocab_size * model.hidden_size * (1 if model.tied else 2)
+    width = 2 if config.model.dtype == "bfloat16" else 4
+    return width * (model.layers * layer + vocabulary)
+
+
+def is_packed(assets: Assets, cache: Path) -> bool:
+    """Whether packed weights of this model lie in the cache; reading them tells whether they are whole."""
+    digest = assets.digest[:32]
+    return any(entry.is_dir() for entry in cache.glob(f"{digest}-*") if "assets" not in entry.name)
+
+
+def pack(config: Config, progress: Callable[[int, int], None]) -> None:
+    """Pack the weights of a settled config. Raises SetupError."""
+    command = [sys.executable, "-P", "-c", _SCRIPT]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        reason = "its process died"
+        try:
+            process.stdin.write(config.model_dump_json())
+            process.stdin.close()
+            for line in process.stdout:
+                if line.startswith(_FAILED):
+                    reason = line.removeprefix(_FAILED).strip()
+                else:
+                    progress(int(line), SHARES)
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode != 0:
+        raise SetupError(f"the weights could not be packed: {reason}")
+
+
+def child() -> None:
+    """The process: reads the config from its standard input and prints shares of a thousand."""
+    from model.device import resolve
+    from model.runner import ModelRunner
+
+    config = Config.model_validate_json(sys.stdin.read())
+    _, dtype = resolve(config.engine.device, config.model.dtype)
+
+    def show(stage: str, done: float) -> None:
+        if stage == "packing weights":
+            sys.stdout.write(f"{round(done * SHARES)}\n")
+            sys.stdout.flush()
+
+    try:
+        ModelRunner(config.model.path, dtype=dtype, cache=config.cache_directory, blocks=1, progress=show)
+    except TandemError as error:
+        sys.stdout.write(f"{_FAILED}{error.message}\n")
+        sys.exit(1)

@@ -1,0 +1,249 @@
+"""The actor of an instance: what Ray calls. It owns model, KV cache and engine loop for its whole life.
+
+    __init__ ─▶ ready() loads in a thread ─▶ serving ─▶ drain(), or SIGTERM: no new requests ─▶ stop() ─▶ exit
+                                                └─ engine loop dead, or no controller for long ─▶ exit
+
+All methods are async, so that none waits for another; what takes long happens in threads. A plain class: it
+becomes an actor at spawn, and tests use it without Ray.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import platform
+import time
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from typing import Any, Protocol
+
+from cluster import control_pb2 as pb
+from cluster.config import Config
+from cluster.status_message import status_message
+from cluster.termination import on_sigterm
+from engine.errors import Draining, Fenced, InstanceDied, TandemError
+from engine.status import InstanceStatus
+
+logger = logging.getLogger("tandem.instance")
+
+FAREWELL = 0.2
+"""Seconds between the news of an instance's end and the end, for the news to leave."""
+
+STATUS_WAIT = 0.1
+"""Seconds a status waits for the engine's present step before the last known one has to do."""
+
+
+class Instance(Protocol):
+    """What a worker runs: see cluster/instance.py. Threads may call everything but `open` and `close`."""
+
+    @property
+    def description(self) -> pb.Instance: ...
+
+    @property
+    def ended(self) -> Future[None]: ...
+
+    async def open(self) -> None: ...
+
+    def start(self, start: bytes) -> Future[None]: ...
+
+    def cancel(self, request_id: str) -> Future[bool]: ...
+
+    def status(self) -> Future[InstanceStatus]: ...
+
+    def drain(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+Assemble = Callable[[Config, str, str, int], Instance]
+"""Builds an instance from config, name, role and CPU threads; blocks while it loads."""
+
+
+class Worker:
+    """One instance. The cores of the machine are shared among `instances` of them."""
+
+    def __init__(
+        self,
+        assemble: Assemble,
+        config: str,
+        name: str,
+        role: str,
+        memo: bytes,
+        generation: int,
+        instances: int,
+    ) -> None:
+        self._config = Config.model_validate_json(config)
+        self.name = name
+        self.role = role
+        self._assemble = assemble
+        self._memo = memo
+        self._generation = generation
+        self._threads = self._config.engine.threads or max(1, (os.cpu_count() or 1) // instances)
+        # Before torch is imported, which reads it then.
+        os.environ["OMP_NUM_THREADS"] = str(self._threads)
+        self._started = time.time()
+        self._heard = time.monotonic()
+        self._draining = False
+        self._instance: Instance | None = None
+        self._loading: asyncio.Task[Instance] | None = None
+        self._asked: asyncio.Future[InstanceStatus] | None = None
+        self._status = InstanceStatus(instance=name, role=role)
+        self._over: asyncio.Future[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def ready(self) -> bytes:
+        """Load, at the first call; a pb Instance when it serves. Raises SetupError."""
+        if self._loading is None:
+            self._loading = asyncio.create_task(self._load())
+        await asyncio.shield(self._loading)
+        return await self._describe()
+
+    async def memo(self) -> bytes:
+        """What the last controller left here."""
+        return self._memo
+
+    async def start(self, start: bytes) -> None:
+        """Run a request: a pb Start. Raises Draining, or what the engine refuses it with."""
+        if self._draining or self._instance is None:
+            raise Draining(f"instance {self.name} takes no new requests: place it elsewhere")
+        await asyncio.wrap_future(self._instance.start(start))
+
+    async def cancel(self, request_id: str) -> None:
+        """Drop a request; nothing if it is not here."""
+        if self._instance is not None:
+            await asyncio.wrap_future(self._instance.cancel(request_id))
+
+    async def status(self, generation: int | None = None, memo: bytes = b"") -> bytes:
+        """A pb Instance; a controller's beat if it names its generation. Raises Fenced for an older one."""
+        self._obey(generation)
+        if generation is not None:
+            self._memo = memo
+            self._heard = time.monotonic()
+        return await self._describe()
+
+    async def drain(self, generation: int | None = None) -> None:
+        """Take no new requests."""
+        self._obey(generation)
+        self._refuse()
+
+    async def stop(self, generation: int | None = None) -> None:
+        """End: requests that are still here are lost, and whoever watches `lifetime` is told."""
+        self._obey(generation)
+        await self._end("stopped")
+
+    async def lifetime(self) -> None:
+        """Pends for the instance's whole life, then raises InstanceDied with the reason."""
+        await asyncio.shield(self._ending())
+
+    def _obey(self, generation: int | None) -> None:
+        if generation is None:
+            return
+        if generation < self._generation:
+            raise Fenced(f"a controller of generation {self._generation} has instance {self.name}")
+        self._generation = generation
+
+    def _refuse(self) -> None:
+        self._draining = True
+        if self._instance is not None:
+            self._instance.drain()
+
+    def _ending(self) -> asyncio.Future[None]:
+        if self._over is None:
+            self._over = asyncio.get_running_loop().create_future()
+            # Nobody may be watching.
+            self._over.add_done_callback(lambda over: over.exception())
+        return self._over
+
+    async def _load(self) -> Instance:
+        instance = await asyncio.to_thread(self._assemble, self._config, self.name, self.role, self._threads)
+        await instance.open()
+        self._instance = instance
+        self._heard = time.monotonic()
+        events = asyncio.get_running_loop()
+        instance.ended.add_done_callback(lambda ended: events.call_soon_threadsafe(self._engine_ended, ended))
+        on_sigterm(lambda: events.call_soon_threadsafe(self._task, self._leave))
+        self._task(self._watch)
+        return instance
+
+    async def _describe(self) -> bytes:
+        assert self._instance is not None
+        message = pb.Instance()
+        message.CopyFrom(self._instance.description)
+        message.name, message.role = self.name, self.role
+        message.state = "draining" if self._draining else "ready"
+        message.pid, message.node, message.started = os.getpid(), platform.node(), self._started
+        status = status_message(await self._latest(self._instance))
+        status.instance, status.role = self.name, self.role
+        message.status.CopyFrom(status)
+        return message.SerializeToString()
+
+    async def _latest(self, instance: Instance) -> InstanceStatus:
+        """The status between two steps; while a step takes long, the one before it."""
+        asked = self._asked or asyncio.wrap_future(instance.status())
+        self._asked = asked
+        await asyncio.wait([asked], timeout=STATUS_WAIT)
+        if asked.done():
+            self._asked = None
+            if asked.exception() is None:
+                self._status = asked.result()
+        return self._status
+
+    async def _watch(self) -> None:
+        """End when no controller has asked for the status for long: nobody is left to end this instance."""
+        limit = self._config.control.orphan_timeout
+        while True:
+            left = self._heard + limit - time.monotonic()
+            if left <= 0:
+                break
+            await asyncio.sleep(left)
+        await self._end(f"no controller has been heard of for {limit:g} s")
+        os._exit(0)
+
+    async def _leave(self) -> None:
+        """SIGTERM: finish what is here, bounded, then exit."""
+        logger.info("%s was told to end and drains", self.name)
+        self._refuse()
+        assert self._instance is not None
+        deadline = time.monotonic() + self._config.control.drain_timeout
+        while time.monotonic() < deadline:
+            status = await self._latest(self._instance)
+            if not (status.running or status.waiting or status.blocks_used or status.blocks_reserved):
+                break
+            await asyncio.sleep(self._config.control.beat)
+        await self._end("ended by SIGTERM")
+        os._exit(0)
+
+    def _engine_ended(self, ended: Future[None]) -> None:
+        error = ended.exception()
+        if error is not None:
+            logger.error("the engine loop of %s failed", self.name, exc_info=error)
+            self._task(lambda: self._give_up(error))
+
+    async def _give_up(self, error: BaseException) -> None:
+        await self._end(f"its engine failed: {type(error).__name__}: {error}")
+        os._exit(1)
+
+    async def _end(self, reason: str) -> None:
+        """Tell those who watch, and let go of everything outside this process."""
+        if self._closing is None:
+            self._draining = True
+            self._closing = asyncio.create_task(self._close(reason))
+        await asyncio.shield(self._closing)
+
+    async def _close(self, reason: str) -> None:
+        logger.info("%s ends: %s", self.name, reason)
+        try:
+            if self._instance is not None:
+                async with asyncio.timeout(self._config.control.call_timeout):
+                    await self._instance.close()
+        except (TimeoutError, TandemError) as error:
+            logger.warning("%s did not end cleanly: %s", self.name, error)
+        self._ending().set_exception(InstanceDied(f"instance {self.name}: {reason}"))
+        await asyncio.sleep(FAREWELL)
+
+    def _task(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        task = asyncio.create_task(work())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
