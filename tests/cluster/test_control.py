@@ -13,7 +13,7 @@ import pytest
 from cluster import control_pb2 as pb
 from cluster import control_pb2_grpc
 from cluster.config import Config, ControlConfig
-from cluster.control import serve_control
+from cluster.control import SchedulerService, serve_control
 from cluster.controller import Controller
 from cluster.rpc import channel, error_from, error_message, listen, raised, server
 from cluster.scheduler_client import SchedulerClient
@@ -27,7 +27,7 @@ CONFIG = Config(control=ControlConfig(token="secret"))
 class Nobody:
     """A fleet whose instances never come."""
 
-    def spawn(self, name: str, role: str, memo: bytes, instances: int) -> None:
+    def spawn(self, name: str, role: str, generation: int, memo: bytes, instances: int) -> None:
         raise TandemError("there are no machines")
 
     async def existing(self) -> list[None]:
@@ -185,6 +185,37 @@ def test_a_gateway_finds_the_controller_again_at_its_new_port() -> None:
                 await client.join(pb.Gateway(name="g"))
             assert (await client.join(pb.Gateway(name="g"))).gateways[0].name == "g"
         await client.close()
+
+    run(test())
+
+
+def test_one_call_that_fails_does_not_end_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        asked, answered = asyncio.Event(), asyncio.Event()
+
+        async def slow(self: object, request: pb.PlaceRequest, context: object) -> pb.Placement:
+            asked.set()
+            await answered.wait()
+            return pb.Placement(reason="late")
+
+        async def failing(self: object, request: pb.Gateway, context: grpc.aio.ServicerContext) -> None:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
+
+        monkeypatch.setattr(SchedulerService, "Place", slow)
+        monkeypatch.setattr(SchedulerService, "Join", failing)
+        async with serving() as (_, address):
+
+            async def discover() -> str:
+                return address
+
+            client = SchedulerClient(discover, "secret", timeout=5)
+            waiting = asyncio.create_task(client.place(pb.PlaceRequest()))
+            await asked.wait()
+            with pytest.raises(Overloaded):
+                await client.join(pb.Gateway())
+            answered.set()
+            assert (await waiting).reason == "late"
+            await client.close()
 
     run(test())
 

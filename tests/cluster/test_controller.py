@@ -1,4 +1,4 @@
-"""The controller against instances that are made up: pools follow their targets, whatever happens to instances."""
+"""The controller with made-up instances: pools follow their targets, whatever happens to instances."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from cluster import control_pb2 as pb
+from cluster import controller as controller_module
 from cluster.config import Config, ControlConfig, DecodePool, EngineConfig, PoolsConfig, PrefillPool
 from cluster.controller import Controller, Memo
 from cluster.pool import State
@@ -17,7 +18,8 @@ from engine.errors import Fenced, InstanceDied, NotFound, Overloaded, RefusedErr
 CONTROL = ControlConfig(
     token="secret", beat=0.01, drain_timeout=5.0, silence_timeout=5.0, call_timeout=1.0, longest_pause=0.02
 )
-CONFIG = Config(control=CONTROL, pools=PoolsConfig(prefill=PrefillPool(replicas=1), decode=DecodePool(replicas=2)))
+POOLS = PoolsConfig(prefill=PrefillPool(replicas=1), decode=DecodePool(replicas=2))
+CONFIG = Config(control=CONTROL, pools=POOLS)
 
 
 class MadeUp:
@@ -96,7 +98,7 @@ class Fleet:
     def alive(self) -> list[str]:
         return sorted(name for name, one in self.made.items() if not one.dead.is_set())
 
-    def spawn(self, name: str, role: str, memo: bytes, instances: int) -> MadeUp:
+    def spawn(self, name: str, role: str, generation: int, memo: bytes, instances: int) -> MadeUp:
         assert name not in self.made
         one = MadeUp(name, memo)
         self.prepare(one)
@@ -146,7 +148,8 @@ def test_it_starts_as_many_instances_as_the_config_says() -> None:
             assert fleet.alive == ["decode-0", "decode-1", "prefill-0"]
             status = controller.status()
             assert status.ready
-            assert [(p.name, p.target, p.ready) for p in status.pools] == [("prefill", 1, 1), ("decode", 2, 2)]
+            pools = [(pool.name, pool.target, pool.ready) for pool in status.pools]
+            assert pools == [("prefill", 1, 1), ("decode", 2, 2)]
             assert kinds(controller, "decode-1") == ["spawned", "ready"]
 
     run(test())
@@ -427,7 +430,9 @@ def test_a_placement_that_fails_carries_the_error() -> None:
     run(test())
 
 
-def test_a_gateway_is_listed_while_it_beats() -> None:
+def test_a_gateway_is_listed_while_it_beats(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(controller_module, "GATEWAY_SILENCE", 0.1)
+
     async def test() -> None:
         async with controlling(Fleet()) as controller:
             controller.join(pb.Gateway(name="gateway-0", url="http://127.0.0.1:8000", home="127.0.0.1:1"))

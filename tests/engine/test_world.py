@@ -28,6 +28,20 @@ def live_through(seed: int, operations: int = 150) -> World:
     return world
 
 
+def live_through_many(seeds: int) -> dict[str, int]:
+    """What happened in so many lives."""
+    happened = {"moved": 0, "recovered": 0, "preempted": 0, "hits": 0, "copies": 0}
+    for seed in range(seeds):
+        world = live_through(seed)
+        happened["moved"] += world.moved
+        happened["recovered"] += world.recovered
+        for bench in world.benches:
+            happened["preempted"] += bench.core.status().preemptions
+            happened["hits"] += bench.core.status().prefix_hits
+            happened["copies"] += bench.runner.copies
+    return happened
+
+
 @given(data=st.data())
 def test_ledger_and_tokens_hold_through_any_sequence_of_operations(data: st.DataObject) -> None:
     world = World(lambda options: data.draw(st.sampled_from(options)))
@@ -37,15 +51,7 @@ def test_ledger_and_tokens_hold_through_any_sequence_of_operations(data: st.Data
 
 
 def test_ledger_and_tokens_hold_in_long_lives_in_which_everything_happens(full: bool) -> None:
-    happened = {"moved": 0, "recovered": 0, "preempted": 0, "hits": 0, "copies": 0}
-    for seed in range(2000 if full else 60):
-        world = live_through(seed)
-        happened["moved"] += world.moved
-        happened["recovered"] += world.recovered
-        for bench in world.benches:
-            happened["preempted"] += bench.core.status().preemptions
-            happened["hits"] += bench.core.status().prefix_hits
-            happened["copies"] += bench.runner.copies
+    happened = live_through_many(2000 if full else 60)
     assert all(happened.values()), happened
 
 
@@ -56,25 +62,38 @@ MUTANTS = {
     "blocks of the step in flight reused": (BlockTables, "hold", "= True", "= False"),
     "fork without a reference": (BlockTables, "fork", "self.pool.share(sequence.blocks)", "pass"),
     "eviction of referenced blocks": (PrefixCache, "revive", "del self._idle[block]", "pass"),
-    "partly filled block in the cache": (BlockTables, "advance", "sequence.computed // size\n", "-(-sequence.computed // size)\n"),
+    "partly filled block in the cache": (
+        BlockTables,
+        "advance",
+        "sequence.computed // size\n",
+        "-(-sequence.computed // size)\n",
+    ),
     "whole prompt taken from the cache": (BlockTables, "lookup", "len(sequence) - 1", "len(sequence)"),
     "position restarted at each chunk": (Planner, "_work", "start,\n", "0,\n"),
-    "sampling on a chunk that is not the last": (Planner, "_work", "last = stop == len(sequence)", "last = True"),
+    "sampling on a chunk that is not the last": (
+        Planner,
+        "_work",
+        "last = stop == len(sequence)",
+        "last = True",
+    ),
     "computed kept after a preemption": (Roster, "preempt", "sequence.computed = 0", "pass"),
-    "output lost in a preemption": (Roster, "preempt", "sequence.computed = 0", "sequence.computed = 0; sequence.output.clear()"),
-    "victim's work stays in the plan": (Planner, "_preempt", "works.pop(id(sequence), None) is not None", "False"),
-    "copy for a victim stays in the plan": (Planner, "_preempt", "copies.pop(block, None)", "pass"),
+    "output lost in a preemption": (
+        Roster,
+        "preempt",
+        "sequence.computed = 0",
+        "sequence.computed = 0; sequence.output.clear()",
+    ),
+    "victim's work stays in the plan": (Planner, "plan", "entries.pop(id(victim), None)", "pass"),
     "result given to an ended sequence": (Commits, "commit", "sequence.phase not in RUNS", "False"),
     "end of sequence ignored": (Live, "ending", "token in self.ends", "False"),
     "cancelled blocks kept": (Roster, "end", "self.tables.close(sequence)", "pass"),
     "first choice drawn for all": (Live, "choices", "self.undrawn", "(0,)"),
     "older epoch stays": (EngineCore, "_make_way", "self.cancel(request_id)", "pass"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_mutant_does_not_live_through_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     mutate(monkeypatch, *MUTANTS[name])
     with pytest.raises((AssertionError, KeyError, IndexError, ValueError)):
-        for seed in range(400):
-            live_through(seed)
+        live_through_many(400)

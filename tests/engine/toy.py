@@ -56,6 +56,8 @@ class ToyRunner:
 
     def run(self, plan: StepPlan) -> StepResult:
         self.plans.append(plan)
+        held = {block for work in plan.works for block in work.blocks}
+        assert all(target in held for _, target in plan.copies), "a copy into a block of nobody's"
         for source, target in plan.copies:
             self.store[target] = list(self.store[source])
             self.copies += 1

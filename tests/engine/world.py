@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any
 
 from decode_pool.continuous_batching import ContinuousBatching
 from engine.core import EngineCore
@@ -17,8 +17,7 @@ from engine.request import Request
 from engine.sequence import Epoch, Phase, Sequence, SequenceKey
 from tests.engine.toy import Backwards, Bench, alone, prompt, request
 
-T = TypeVar("T")
-Pick = Callable[[SequenceOf[T]], T]
+Pick = Callable[[SequenceOf[Any]], Any]
 
 
 @dataclass

@@ -262,7 +262,8 @@ class Driver:
                     self.check_outputs(outputs)
                     name = placement.prefill
                     answers = [
-                        Started(epoch.attempt), Refused(Overloaded("full"), name), Refused(Draining("go"), name)
+                        Started(epoch.attempt), Refused(Overloaded("full"), name), Refused(Draining("go"),
+                        name)
                     ]  # fmt: skip
                     self.queue.append(self.data.draw(st.sampled_from([*answers, Lost(name, "killed")])))
                 case Wait(seconds):

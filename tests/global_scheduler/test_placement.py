@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from engine.errors import ContextLengthExceeded, NoDecodeInstance, NoPrefillInstance, Overloaded
 from engine.status import InstanceStatus
 from global_scheduler.freeness import freeness
-from global_scheduler.placement import Placement, PlacementSettings, place
+from global_scheduler.placement import PlacementSettings, place
 from global_scheduler.scheduler import Scheduler, SchedulerSettings
 from global_scheduler.view import ClusterView, Load, Summary
 
@@ -59,10 +59,10 @@ def test_decode_goes_where_most_blocks_are_left_for_each_request() -> None:
 
 def test_a_short_prompt_is_prefilled_where_it_is_decoded() -> None:
     view = view_of(status("prefill-0"), status("decode-0"))
-    assert place(view, ask(32), 0.0, SETTINGS) == Placement(
-        "decode-0",
-        "decode-0",
-        "32 prompt tokens are prefilled where they are decoded; decode-0 is freest (100.0 blocks per request)",
+    placement = place(view, ask(32), 0.0, SETTINGS)
+    assert (placement.prefill, placement.decode) == ("decode-0", "decode-0")
+    assert placement.reason == (
+        "32 prompt tokens are prefilled where they are decoded; decode-0 is freest (100.0 blocks per request)"
     )
     assert place(view, ask(33), 0.0, SETTINGS).prefill == "prefill-0"
 
@@ -149,7 +149,9 @@ def test_quick_requests_spread_before_any_new_status() -> None:
     assert spread(scheduler_of(*IDLE), 4) == {"prefill-0": 2, "prefill-1": 2, "decode-0": 2, "decode-1": 2}
 
 
-def test_mutant_a_view_that_ignores_what_was_sent_picks_the_same_victim(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mutant_a_view_that_ignores_what_was_sent_picks_the_same_victim(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(ClusterView, "send", lambda *_: None)
     assert spread(scheduler_of(*IDLE), 4) == {"prefill-0": 4, "decode-0": 4}
 

@@ -18,7 +18,7 @@ def only(view: ClusterView, now: float = 0.0) -> Load:
 
 def test_queued_and_reserved_blocks_are_demand_and_cached_ones_are_not() -> None:
     view = ClusterView()
-    view.observe(status(blocks_used=10, blocks_reserved=5, blocks_cached=40, waiting=2, waiting_tokens=33), 0.0)
+    view.observe(status(blocks_used=10, blocks_reserved=5, blocks_cached=40, waiting_tokens=33), 0.0)
     assert only(view).demand == 10 + 5 + 3
     assert only(view).free == 82
 

@@ -20,7 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels import reference
+from kernels import dispatch, reference
+from kernels.spans import Spans
+from model.config import ModelConfig
+from model.kv_cache import KVCache, KVLayout
+from model.packing import recipe
+from model.transformer import Transformer
 
 DTYPES = {
     "float32": torch.float32,
@@ -230,23 +235,10 @@ def kv_copy(device: str, dtype: str, shape: list[int]) -> None:
     assert torch.equal(pool.view(torch.int8), copied)
 
 
-def uniforms(device: str, count: int) -> None:
-    """Random123's known answer for key and counter 0, then arbitrary seeds, bit for bit."""
-    generator = torch.Generator().manual_seed(5)
-    seeds = torch.randint(-(2**63), 2**63 - 1, (count,), generator=generator)
-    choices = torch.randint(0, 128, (count,), generator=generator)
-    positions = torch.randint(0, 2**31, (count,), generator=generator)
-    seeds[0] = choices[0] = positions[0] = 0
-    got = kernel("sampling").uniforms(seeds.to(device), choices.to(device), positions.to(device)).tolist()
-    assert got[0] == (0x6627E8D5 >> 8) * 2.0**-24
-    named = zip(seeds.tolist(), choices.tolist(), positions.tolist(), strict=True)
-    assert got == [reference.uniform(*name) for name in named]
-
-
 def sample(device: str, rows: int, vocabulary: int, seed: int = 0, only: str | None = None) -> None:
-    """Tokens equal those of the definition, or of one whose uniform or top-p is moved by 1e-5.
+    """Tokens equal those of the definition, or of one whose top-p is moved by 1e-5.
 
-    `only` leaves a single filter on, at a value that bites a flat distribution; otherwise all mix, and off too.
+    `only` leaves one filter on, at a value that bites a flat distribution; otherwise all mix, and off too.
     """
     inputs = Inputs(device, "float32", seed)
     pick = torch.Generator().manual_seed(seed + 1)
@@ -263,19 +255,45 @@ def sample(device: str, rows: int, vocabulary: int, seed: int = 0, only: str | N
     top_k = choose("top_k", [0, 2, 1, 9, vocabulary, vocabulary + 9], 0).long()
     top_p = choose("top_p", [1.0, 0.6, 0.0, 0.95, 1e-6], 1.0)
     min_p = choose("min_p", [0.0, 0.2, 0.01], 0.0)
-    uniform = torch.rand(rows, generator=inputs.generator).to(device)
-    uniform[:2] = torch.tensor([0.0, 1 - 2.0**-24])[:rows]
-    got = kernel("sampling").sample(logits, temperature, top_k, top_p, min_p, uniform)
-    expected = reference.sample(logits, temperature, top_k, top_p, min_p, uniform)
+    keys = torch.tensor([reference.draw_key(seed, row, 7) for row in range(rows)]).to(device)
+    got = kernel("sampling").sample(logits, temperature, top_k, top_p, min_p, keys)
+    expected = reference.sample(logits, temperature, top_k, top_p, min_p, keys)
     assert got.dtype == expected.dtype
     close = got == expected
     for move in (-1e-5, 1e-5):
-        moved = (uniform + move).clamp(0, 1 - 2.0**-24)
-        close |= got == reference.sample(logits, temperature, top_k, top_p, min_p, moved)
         shifted = torch.where((top_p > 0) & (top_p < 1), (top_p + move).clamp(0, 1), top_p)
-        close |= got == reference.sample(logits, temperature, top_k, shifted, min_p, uniform)
+        close |= got == reference.sample(logits, temperature, top_k, shifted, min_p, keys)
     assert close.all(), f"rows {(~close).nonzero().flatten().tolist()} drew {got} instead of {expected}"
     assert (got == expected).float().mean() >= 0.95
+
+
+def transformer(device: str, dtype: str) -> None:
+    """Two steps of a small Qwen3, a chunk beside a decode in the second, as the runner would launch them."""
+    inputs = Inputs(device, dtype)
+    config = ModelConfig(
+        architecture="qwen3", vocab_size=61, hidden_size=72, layers=2, heads=6, kv_heads=2, head_dim=16,
+        intermediate_size=88, norm_eps=1e-6, context_length=64, tied=True, qk_norm=True,
+    )  # fmt: skip
+    weights = {packed.name: inputs.normal(*packed.shape) * 0.2 for packed in recipe(config)}
+    first = Spans(counts=[9], lengths=[9], blocks=[[4, 2]], chunks=1, block_size=8)
+    second = Spans(counts=[5, 1], lengths=[5, 10], blocks=[[1], [4, 2]], chunks=1, block_size=8)
+    steps = [(first, [*range(9)]), (second, [*range(5), 9])]
+    results = []
+    for kernels in (dispatch._triton(torch.device(device)), dispatch.plain(torch.device(device))):
+        model = Transformer(config, weights, kernels)
+        cache = KVCache(KVLayout(2, 8, 2, 16, dtype), 6, torch.device(device), kernels)
+        cache.pool.zero_()
+        rows = []
+        for spans, positions in steps:
+            tables = [table for table, n in zip(spans.blocks, spans.counts, strict=True) for _ in range(n)]
+            slots = [table[p // 8] * 8 + p % 8 for table, p in zip(tables, positions, strict=True)]
+            attention = kernels.attention(spans, config.kv_heads, 0.25, None)
+            place = inputs.ints(positions, torch.int64)
+            rows.append(model.forward(place * 3, place, inputs.ints(slots, torch.int64), attention, cache))
+        results.append((model.logits(torch.cat(rows)), cache.pool))
+    inputs.tolerance *= 10
+    for ours, theirs in zip(*results, strict=True):
+        inputs.same(ours, theirs)
 
 
 def mutate(module: str, old: str, new: str, folder: Path) -> None:

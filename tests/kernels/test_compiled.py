@@ -70,7 +70,7 @@ def record(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFac
     def keep(kernel: Any, *args: Any, grid: Any, warmup: bool, **named: Any) -> None:
         assert all(size > 0 for size in grid)
         arguments = dict(zip(kernel.arg_names, args, strict=False))
-        options = {name: value for name, value in named.items() if name not in kernel.arg_names}
+        options = {name: value for name, value in named.items() if name not in kernel.arg_names and value}
         arguments.update({name: value for name, value in named.items() if name in kernel.arg_names})
         launches.append(Launch(kernel, arguments, options))
 
@@ -178,7 +178,8 @@ def draw(vocabulary: int) -> object:
     numbers = zeros(4, dtype=torch.float32)
     top_k = zeros(4, dtype=torch.int64)
     logits = zeros(4, vocabulary, dtype=torch.float32)
-    return sampling.sample(logits, numbers, top_k, numbers, numbers, numbers)
+    keys = zeros(4, 2, dtype=torch.int64)
+    return sampling.sample(logits, numbers, top_k, numbers, numbers, keys)
 
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
@@ -196,7 +197,7 @@ LAUNCHES: dict[str, Callable[[], object]] = {
     "prefill-256": lambda: prefill(8, 2, 256),
     "prefill-128-short": lambda: prefill(32, 8, 128, tokens=4),
     "prefill-128-masked": lambda: prefill(32, 8, 128, masked=True),
-    "prefill-64-float32": lambda: prefill(9, 3, 64, FLOAT32),
+    "prefill-80-float32": lambda: prefill(32, 32, 80, FLOAT32),
     "rotary-128": lambda: turn(32, 8, 128, BFLOAT16, BFLOAT16),
     "rotary-80-mha": lambda: turn(32, 32, 80, BFLOAT16, BFLOAT16),
     "rotary-64-float32": lambda: turn(9, 3, 64, FLOAT32, FLOAT32),
@@ -205,7 +206,6 @@ LAUNCHES: dict[str, Callable[[], object]] = {
     "head-norm": lambda: norm.rms_norm(zeros(64, 40, 128)[:, :32], zeros(128), 1e-6),
     "silu": lambda: activation.silu_mul(zeros(4, 28672)),
     "copy": lambda: copy(BFLOAT16),
-    "uniforms": lambda: sampling.uniforms(*[zeros(5, dtype=torch.int64)] * 3),
     "sample-152k": lambda: draw(151936),
 }
 ONLY_SM90: dict[str, Callable[[], object]] = {

@@ -1,0 +1,176 @@
+"""One Ray cluster with the application on it for all tests of a run, and nothing left after it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cluster import control_pb2 as pb
+from cluster.config import (
+    CacheConfig,
+    Config,
+    ControlConfig,
+    DecodePool,
+    EngineConfig,
+    GatewayConfig,
+    ModelConfig,
+    PoolsConfig,
+    PrefillPool,
+    SchedulerConfig,
+)
+from cluster.control_client import ControlClient
+from engine.errors import Unreachable
+from tests.cluster.tiny_model import make_tiny_model
+
+START = 120.0
+"""Seconds that a whole cluster may take to start on a busy machine."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A running application: its settings, the gateway's own URL, and a client of the control port."""
+
+    config: Config
+    url: str
+    control: ControlClient
+
+    def status(self) -> pb.ClusterStatus:
+        return self.control.status()
+
+    def ready(self, role: str) -> list[pb.Instance]:
+        """The instances of a role that serve."""
+        return [one for one in self.status().instances if one.role == role and one.state == "ready"]
+
+    def last_event(self) -> int:
+        return max((event.id for event in self.control.events()), default=0)
+
+    def event(self, kind: str, after: int = 0, subject: str = "", within: float = 60.0) -> pb.Event:
+        """The first event of a kind after an id, waited for."""
+        follow = ControlClient(self.control.address, self.config.control.token, timeout=within)
+        with follow, contextlib.closing(follow.events(follow=True, after=after)) as events:
+            for event in events:
+                if event.kind == kind and event.subject.startswith(subject):
+                    return event
+        raise AssertionError
+
+    def restore(self) -> None:
+        """Bring both pools back to the sizes of the config, and wait until they are."""
+        for pool, replicas in (("prefill", 1), ("decode", 2)):
+            self.control.scale(pool, replicas)
+        self.until(lambda status: all(_settled(pool) for pool in status.pools))
+
+    def until(self, condition: Callable[[pb.ClusterStatus], bool], within: float = 60.0) -> pb.ClusterStatus:
+        """Wait for a state of the cluster; the controller has events for changes, but not for every state."""
+        end = time.monotonic() + within
+        status = pb.ClusterStatus()
+        while time.monotonic() < end:
+            with contextlib.suppress(Unreachable):  # Serve may be starting the controller again
+                if condition(status := self.status()):
+                    return status
+            time.sleep(0.05)
+        raise AssertionError(f"not in {within:g} s: {status}")
+
+
+def _settled(pool: pb.Pool) -> bool:
+    return (pool.ready, pool.starting, pool.draining) == (pool.target, 0, 0)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """Ray on this machine. Its folder has a short path: unix sockets in it may have no long one."""
+    import ray
+
+    folder = tempfile.mkdtemp(prefix="tt-", dir="/tmp")
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    ray.init(
+        address="local",
+        namespace="tandem",
+        include_dashboard=False,
+        num_cpus=2,
+        object_store_memory=96 * 2**20,
+        log_to_driver=False,
+        logging_level="error",
+        _node_ip_address="127.0.0.1",
+        _temp_dir=folder,
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        left = [child for child in psutil.Process().children(recursive=True) if child.pid not in before]
+        _, alive = psutil.wait_procs(left, timeout=10)
+        for process in alive:
+            process.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def session_cluster(
+    ray_cluster: None, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Cluster]:
+    """One prefill and two decode instances of a tiny random model behind one gateway."""
+    from ray import serve
+
+    from cluster.app import build
+    from cluster.instance_handle import end_all
+
+    config = Config(
+        model=ModelConfig(path=str(tiny_model), name="tiny"),
+        pools=PoolsConfig(prefill=PrefillPool(replicas=1), decode=DecodePool(replicas=2)),
+        engine=EngineConfig(kv_memory=4 * 2**20, token_budget=64, threads=1),
+        scheduler=SchedulerConfig(place_timeout=20.0),
+        gateway=GatewayConfig(port=0),
+        control=ControlConfig(
+            token="test", port=_free_port(), beat=0.1, drain_timeout=20.0, silence_timeout=6.0
+        ),
+        cache=CacheConfig(directory=str(tmp_path_factory.mktemp("cache"))),
+    )
+    serve.start(proxy_location="Disabled")
+    serve.run(build(config), name="tandem", route_prefix="/")
+    control = ControlClient(f"127.0.0.1:{config.control.port}", "test", timeout=10.0)
+    try:
+        yield _started(config, control)
+    finally:
+        control._channel.close()
+        serve.delete("tandem")
+        asyncio.run(end_all(5.0))
+        serve.shutdown()
+
+
+def _free_port() -> int:
+    """A port that the controller can take again when Serve has started it anew."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _started(config: Config, control: ControlClient) -> Cluster:
+    waiting = Cluster(config, "", control)
+    status = waiting.until(
+        lambda status: bool(status.gateways) and all(_settled(pool) for pool in status.pools), START
+    )
+    return Cluster(config, status.gateways[0].url, control)
+
+
+@pytest.fixture
+def cluster(session_cluster: Cluster) -> Iterator[Cluster]:
+    """The running cluster; a test may scale it and kill in it, and leaves it as it should be."""
+    yield session_cluster
+    session_cluster.restore()

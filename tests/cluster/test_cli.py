@@ -1,0 +1,305 @@
+"""The command line: data on stdout, messages on stderr, a stable JSON schema, and every exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from typer.testing import CliRunner, Result
+
+from cluster import control_pb2 as pb
+from cluster import control_pb2_grpc
+from cluster.cli.failures import EXITS, Exit, failure
+from cluster.cli.main import build
+from cluster.local_state import LocalState, write_state
+from engine import errors
+
+TOKEN = "secret"
+
+
+@dataclass
+class Controller(control_pb2_grpc.ControlServicer):
+    """A controller of two pools, whose instances are ready at once unless `stuck`."""
+
+    stuck: bool = False
+    broken: bool = False
+    targets: dict[str, int] = field(default_factory=lambda: {"prefill": 1, "decode": 2})
+
+    def GetStatus(self, request: pb.StatusRequest, context: Any) -> pb.ClusterStatus:
+        self.guard(context)
+        ready = dict.fromkeys(self.targets, 0) if self.stuck else self.targets
+        return pb.ClusterStatus(
+            version="0.1.0",
+            model=pb.Model(name="m", dtype="float32", max_length=64),
+            pools=[pb.Pool(name=name, target=n, ready=ready[name]) for name, n in self.targets.items()],
+            instances=[
+                pb.Instance(
+                    name="decode-0", role="decode", state="ready", pid=7,
+                    status=pb.InstanceStatus(blocks_total=10, blocks_used=5, steps=2**40),
+                )
+            ],
+            gateways=[pb.Gateway(name="gateway-0", url="http://127.0.0.1:8000")],
+            uptime=62.0,
+            ready=not self.stuck,
+        )  # fmt: skip
+
+    def Scale(self, request: pb.ScaleRequest, context: Any) -> pb.ScaleReply:
+        self.guard(context)
+        if request.replicas == 0:
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, "decode cannot be scaled to 0")
+        previous = self.targets[request.pool]
+        if not request.dry_run:
+            self.targets[request.pool] = request.replicas
+        return pb.ScaleReply(previous=previous, target=request.replicas)
+
+    def WatchEvents(self, request: pb.EventsRequest, context: Any) -> Iterator[pb.Event]:
+        self.guard(context)
+        for number in range(request.after + 1, 4):
+            yield pb.Event(id=number, time=float(number), kind="spawned", subject="decode-0", reason="target")
+
+    def guard(self, context: Any) -> None:
+        if self.broken:
+            context.abort(grpc.StatusCode.INTERNAL, "the controller is confused")
+        if ("authorization", f"Bearer {TOKEN}") not in context.invocation_metadata():
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "the control token is missing or wrong")
+
+
+@pytest.fixture
+def state_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "200")
+    return tmp_path
+
+
+@pytest.fixture
+def controller(state_home: Path) -> Iterator[Controller]:
+    """A controller whose address the local cluster's record holds."""
+    served = Controller()
+    server = grpc.server(ThreadPoolExecutor(2))
+    control_pb2_grpc.add_ControlServicer_to_server(served, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    write_state(LocalState(pid=1, cluster="x", scratch="/x", control=f"127.0.0.1:{port}", token=TOKEN))
+    yield served
+    server.stop(0).wait()
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(build(), list(arguments))
+
+
+def items(result: Result) -> list[dict[str, Any]]:
+    body = json.loads(result.stdout)
+    assert list(body) == ["apiVersion", "kind", "items"]
+    assert body["apiVersion"] == "tandem.dev/v1"
+    return list(body["items"])
+
+
+def test_status_shows_pools_instances_and_gateways(controller: Controller) -> None:
+    result = run("status")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[0] == "tandem 0.1.0 · m · float32 · ready · up 1 m 2 s"
+    rows = [line.split() for line in result.stdout.splitlines()]
+    assert ["decode", "2", "2", "0", "0"] in rows
+    assert ["decode-0", "decode", "ready", "7", "0", "0", "50", "%", "0"] in rows
+    assert ["gateway-0", "http://127.0.0.1:8000"] in rows
+
+
+def test_status_as_json_has_every_field_and_whole_numbers(controller: Controller) -> None:
+    (status,) = items(run("status", "-o", "json"))
+    assert list(status) == ["version", "model", "pools", "instances", "gateways", "uptime", "ready"]
+    assert status["pools"][1] == {"name": "decode", "target": 2, "ready": 2, "starting": 0, "draining": 0}
+    assert status["instances"][0]["status"]["steps"] == 2**40
+    assert status["instances"][0]["address"] is None
+
+
+def test_scale_sets_the_target_and_says_from_where(controller: Controller) -> None:
+    result = run("scale", "decode", "--replicas", "4", "--wait")
+    assert (result.exit_code, result.stdout) == (0, "decode goes from 2 to 4\n")
+    assert controller.targets["decode"] == 4
+
+
+def test_a_dry_run_changes_nothing_and_ends_with_0(controller: Controller) -> None:
+    result = run("scale", "decode", "--replicas", "4", "--dry-run", "-o", "json")
+    assert result.exit_code == 0
+    assert items(result) == [{"pool": "decode", "previous": 2, "target": 4, "dry_run": True}]
+    assert controller.targets["decode"] == 2
+
+
+def test_events_are_listed_after_an_id(controller: Controller) -> None:
+    assert [event["id"] for event in items(run("events", "--after", "1", "-o", "json"))] == [2, 3]
+
+
+def test_watched_events_are_one_json_object_a_line(controller: Controller) -> None:
+    lines = run("events", "-w", "-o", "json").stdout.splitlines()
+    assert [json.loads(line)["id"] for line in lines] == [1, 2, 3]
+
+
+def test_a_verbs_own_address_wins_over_the_global_one(controller: Controller) -> None:
+    address = json.loads((Path(os.environ["XDG_STATE_HOME"]) / "tandem/local.json").read_text())["control"]
+    result = run("--address", "127.0.0.1:1", "--token", TOKEN, "status", "--address", address)
+    assert result.exit_code == 0
+
+
+def test_1_the_operation_failed(controller: Controller) -> None:
+    controller.broken = True
+    result = run("status")
+    assert result.exit_code == Exit.FAILED
+    assert result.stderr == "error: the controller is confused\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["fly"],
+        ["scale", "decode"],
+        ["scale", "middle", "--replicas", "1"],
+        ["scale", "decode", "--replicas", "-1"],
+        ["--timeout", "10", "status"],
+        ["status", "-o", "xml"],
+        ["config", "validate", "/nonexistent.yaml"],
+        ["config", "show", "--set", "engine.token_budget=none"],
+        ["config", "show", "--set", "engine"],
+        ["up", "--set", "nothing=1"],
+        ["--token-file", "/nonexistent", "status"],
+    ],
+    ids=" ".join,
+)
+def test_2_usage_or_config_error(state_home: Path, arguments: list[str]) -> None:
+    result = run(*arguments)
+    assert result.exit_code == Exit.USAGE
+    assert result.stdout == ""
+    assert result.stderr
+
+
+def test_3_not_found(state_home: Path) -> None:
+    assert run("down").exit_code == Exit.NOT_FOUND
+
+
+def test_4_unreachable_without_a_cluster(state_home: Path) -> None:
+    result = run("status")
+    assert result.exit_code == Exit.UNREACHABLE
+    assert result.stderr.splitlines() == [
+        "error: no local cluster is running",
+        "hint: start one with `tandem up`, or name one with --address HOST:PORT",
+    ]
+
+
+def test_4_unreachable_when_nothing_listens(state_home: Path) -> None:
+    result = run("--timeout", "200ms", "status", "--address", "127.0.0.1:1")
+    assert result.exit_code == Exit.UNREACHABLE
+    assert "nothing answers at 127.0.0.1:1" in result.stderr
+
+
+def test_5_a_wait_timed_out(controller: Controller) -> None:
+    controller.stuck = True
+    result = run("scale", "decode", "--replicas", "3", "--wait", "--timeout", "300ms")
+    assert result.exit_code == Exit.TIMEOUT
+    assert "decode has 0 of 3 instances ready after 0.3 s" in result.stderr
+
+
+def test_6_refused(controller: Controller) -> None:
+    result = run("scale", "decode", "--replicas", "0")
+    assert result.exit_code == Exit.REFUSED
+    assert result.stderr == "error: decode cannot be scaled to 0\n"
+
+
+def test_7_authentication(controller: Controller) -> None:
+    assert run("status", "--token", "wrong").exit_code == Exit.AUTH
+
+
+def test_130_on_sigint(controller: Controller) -> None:
+    command = [sys.executable, "-P", "-c", "from cluster.cli.start import main; main()", "status", "-w"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == Exit.INTERRUPTED
+
+
+def test_an_error_as_json_has_a_code_a_message_and_a_hint(state_home: Path) -> None:
+    result = run("status", "-o", "json")
+    assert result.exit_code == Exit.UNREACHABLE
+    assert json.loads(result.stdout) == {
+        "error": {
+            "code": "unreachable",
+            "message": "no local cluster is running",
+            "hint": "start one with `tandem up`, or name one with --address HOST:PORT",
+        }
+    }
+
+
+def test_every_error_of_ours_has_an_exit_code() -> None:
+    def tree(kind: type[errors.TandemError]) -> Iterator[type[errors.TandemError]]:
+        yield kind
+        for child in kind.__subclasses__():
+            yield from tree(child)
+
+    codes = {kind.__name__: failure(kind("x")).exit_code for kind in tree(errors.TandemError)}
+    assert codes["ModelNotFound"] == Exit.NOT_FOUND
+    assert codes["ModelFileError"] == codes["ConfigError"] == Exit.USAGE
+    assert codes["Fenced"] == Exit.FAILED
+    assert len(EXITS) < len(codes)
+
+
+def test_version_names_ours_first(state_home: Path) -> None:
+    (versions,) = items(run("version", "-o", "json"))
+    assert next(iter(versions)) == "tandem"
+
+
+def test_config_show_masks_secrets(state_home: Path) -> None:
+    result = run(
+        "config", "show", "--set", "control.token=abc", "--set", "gateway.api_keys=[k]", "-o", "json"
+    )
+    (config,) = items(result)
+    assert (config["control"]["token"], config["gateway"]["api_keys"]) == ("…", "…")
+    assert "abc" not in result.stdout
+
+
+def test_config_show_says_where_a_value_comes_from(state_home: Path, tmp_path: Path) -> None:
+    file = tmp_path / "t.yaml"
+    file.write_text("log:\n  level: error\n")
+    found = {
+        one["key"]: one for one in items(run("config", "show", "--origin", "-f", str(file), "-o", "json"))
+    }
+    assert found["log.level"] == {"key": "log.level", "value": "error", "origin": f"{file}:2:10"}
+    assert found["gateway.port"]["origin"] == "default"
+
+
+def test_config_validate_lists_problems_as_json(state_home: Path, tmp_path: Path) -> None:
+    file = tmp_path / "t.yaml"
+    file.write_text("log: {level: loud}\nx: 1\n")
+    result = run("config", "validate", str(file), "-o", "json")
+    assert result.exit_code == Exit.USAGE
+    assert items(result)[0] == {
+        "at": {"source": str(file), "line": 1, "column": 14},
+        "path": "log.level",
+        "message": 'expected one of debug, info, warning, error, got "loud"',
+    }
+
+
+def test_a_verb_of_another_package_that_cannot_load_is_named_and_the_others_work(
+    state_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from importlib.metadata import EntryPoint
+
+    from cluster.cli import main
+
+    points = [
+        EntryPoint("broken", "nothing_here:command", main.GROUP),
+        EntryPoint("version", "cluster.cli.version:command", main.GROUP),
+    ]
+    monkeypatch.setattr(main, "entry_points", lambda group: points)
+    assert run("version").exit_code == 0
+    assert "the verb broken cannot be loaded" in capsys.readouterr().err

@@ -1,0 +1,200 @@
+"""Refusals and failures: a status, a code and the parameter to change."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+
+from cluster.config import GatewayConfig
+from cluster.openai_errors import as_tandem, error_body, error_headers
+from engine.errors import Overloaded, TandemError
+from tests.cluster.asking import CHAT, HELLO, TEXT, ask, events, on_cluster, refused, streamed_text
+from tests.cluster.doubles import EOS, ScriptedRunner, until
+from tests.cluster.local_cluster import LocalCluster
+
+
+@pytest.mark.parametrize("path", [TEXT, CHAT])
+def test_an_unknown_model_is_not_found(path: str) -> None:
+    body = {"model": "gpt-9", "prompt": "hi", "messages": HELLO}
+    refused(ask(path, body), 404, "model_not_found", "model")
+
+
+def test_a_prompt_beyond_the_context_is_refused() -> None:
+    refused(ask(TEXT, {"prompt": "x" * 200}), 400, "context_length_exceeded", "prompt")
+
+
+def test_messages_beyond_the_context_are_refused() -> None:
+    messages = [{"role": "user", "content": "x" * 200}]
+    refused(ask(CHAT, {"messages": messages}), 400, "context_length_exceeded", "messages")
+
+
+def test_more_tokens_than_the_context_has_left_are_refused() -> None:
+    refused(ask(TEXT, {"prompt": "hi", "max_tokens": 199}), 400, "context_length_exceeded", "prompt")
+
+
+def test_what_never_fits_the_kv_cache_is_refused_at_the_door() -> None:
+    response = ask(TEXT, {"prompt": "hi", "n": 8, "max_tokens": 100}, blocks=64, block_size=4)
+    refused(response, 400, "context_length_exceeded", "max_tokens")
+
+
+def test_a_token_beyond_the_vocabulary_is_refused() -> None:
+    refused(ask(TEXT, {"prompt": [5, EOS + 1]}), 400, "invalid_value", "prompt")
+
+
+def test_an_empty_prompt_is_refused() -> None:
+    refused(ask(TEXT, {"prompt": ""}), 400, "invalid_value", "prompt")
+
+
+def test_a_refusal_of_a_stream_has_a_status_of_its_own() -> None:
+    refused(ask(TEXT, {"prompt": "x" * 200, "stream": True}), 400, "context_length_exceeded", "prompt")
+
+
+def test_a_body_above_the_limit_is_refused_before_it_is_parsed() -> None:
+    response = ask(TEXT, {"prompt": "x" * 2000}, config=GatewayConfig(body_limit=1024))
+    refused(response, 413, "request_too_large", None)
+
+
+def test_a_body_without_a_length_is_bounded_too() -> None:
+    async def run(cluster: LocalCluster, client: httpx.AsyncClient) -> None:
+        async def endless() -> AsyncIterator[bytes]:
+            for _ in range(100):
+                yield b" " * 100
+
+        headers = {"content-type": "application/json"}
+        refused(await client.post(TEXT, content=endless(), headers=headers), 413, "request_too_large", None)
+
+    on_cluster(run, config=GatewayConfig(body_limit=1024))
+
+
+def test_other_content_types_are_refused() -> None:
+    async def run(cluster: LocalCluster, client: httpx.AsyncClient) -> None:
+        for headers in (
+            {"content-type": "text/plain"},
+            {},
+            {"content-type": "application/x-www-form-urlencoded"},
+        ):
+            response = await client.post(TEXT, content=b'{"model":"tiny","prompt":"x"}', headers=headers)
+            refused(response, 415, "unsupported_media_type", None)
+
+    on_cluster(run)
+
+
+@pytest.mark.parametrize("path", ["/", "/v1", "/v1/embeddings", "/v1/responses", "/docs", "/v1/models/"])
+def test_what_does_not_exist_is_not_found(path: str) -> None:
+    async def run(cluster: LocalCluster, client: httpx.AsyncClient) -> None:
+        response = await client.get(path)
+        assert response.status_code == 404
+        assert response.json()["error"]["type"] == "invalid_request_error"
+
+    on_cluster(run)
+
+
+def test_a_wrong_method_is_not_allowed() -> None:
+    async def run(cluster: LocalCluster, client: httpx.AsyncClient) -> None:
+        response = await client.get(TEXT)
+        refused(response, 405, "method_not_allowed", None)
+        assert response.headers["allow"] == "POST"
+
+    on_cluster(run)
+
+
+def test_an_id_that_is_running_is_a_conflict() -> None:
+    runner = ScriptedRunner()
+    runner.gate.clear()
+
+    async def run(cluster: LocalCluster, client: httpx.AsyncClient) -> None:
+        body = {"model": "tiny", "prompt": "hi", "max_tokens": 2}
+        headers = {"x-request-id": "same"}
+        first = asyncio.create_task(client.post(TEXT, json=body, headers=headers))
+        await until(lambda: cluster.driver.runs)
+        refused(await client.post(TEXT, json=body, headers=headers), 409, "conflict", None)
+        runner.gate.set()
+        assert (await first).status_code == 200
+
+    on_cluster(run, make_runner=lambda: runner)
+
+
+def test_a_request_that_takes_too_long_times_out() -> None:
+    runner = ScriptedRunner()
+    runner.gate.clear()
+
+    async def run(cluster: LocalCluster, client: httpx.AsyncClient) -> None:
+        headers = {"x-request-timeout-seconds": "0.05"}
+        body = {"model": "tiny", "prompt": "hi"}
+        refused(await client.post(TEXT, json=body, headers=headers), 408, "timeout", None)
+        runner.gate.set()
+
+    on_cluster(run, make_runner=lambda: runner)
+
+
+def test_a_full_queue_is_answered_503_with_a_time_to_wait() -> None:
+    async def run(cluster: LocalCluster, client: httpx.AsyncClient) -> None:
+        for instance in cluster.instances.values():
+            instance.refusal = Overloaded("256 sequences wait here", param="engine.queue_limit")
+        response = await client.post(TEXT, json={"model": "tiny", "prompt": "hi"})
+        refused(response, 503, "overloaded", None)
+        assert 1 <= int(response.headers["retry-after"]) <= 120
+        assert all(instance.started == [] for instance in cluster.instances.values())
+
+    on_cluster(run, instances=2)
+
+
+def test_a_full_queue_is_tried_elsewhere_first() -> None:
+    async def run(cluster: LocalCluster, client: httpx.AsyncClient) -> None:
+        cluster.instances["instance-1"].refusal = Overloaded("256 sequences wait here")
+        for _ in range(4):
+            response = await client.post(TEXT, json={"model": "tiny", "prompt": "hi", "max_tokens": 1})
+            assert response.status_code == 200
+
+    on_cluster(run, instances=2)
+
+
+def test_a_failure_says_nothing_of_the_inside() -> None:
+    async def run(cluster: LocalCluster, client: httpx.AsyncClient) -> None:
+        def broken(*args: Any) -> Any:
+            raise RuntimeError("/secret/path")
+
+        cluster.service.check_model = broken  # type: ignore[method-assign]
+        response = await client.post(TEXT, json={"model": "tiny", "prompt": "hi"})
+        refused(response, 500, "server_error", None)
+        assert "secret" not in response.text
+
+    on_cluster(run)
+
+
+def test_a_failure_in_mid_stream_is_an_event() -> None:
+    async def run(cluster: LocalCluster, client: httpx.AsyncClient) -> None:
+        runner = cluster.instances["instance-0"].runner
+        assert isinstance(runner, ScriptedRunner)
+        draw = runner._draw
+
+        def failing(draws: Any) -> Any:
+            if draws is not None and draws.position == 5:
+                raise ValueError("cannot be computed")
+            return draw(draws)
+
+        runner._draw = failing  # type: ignore[method-assign]
+        response = await client.post(TEXT, json={"model": "tiny", "prompt": "hi", "stream": True})
+        found = events(response)
+        assert streamed_text(found[:-1]) == "Once "
+        assert found[-1]["error"]["type"] in ("server_error", "overloaded")
+
+    on_cluster(run)
+
+
+def test_every_error_maps_to_a_status_with_a_body() -> None:
+    pending = [TandemError]
+    while pending:
+        kind = pending.pop()
+        pending += kind.__subclasses__()
+        error = as_tandem(kind("what to change"))
+        body = error_body(error)["error"]
+        assert 400 <= error.status < 600
+        assert all(isinstance(body[name], str) and body[name] for name in ("message", "type", "code")), kind
+        assert (error.status == 503) <= (
+            "retry-after" in error_headers(error) or kind.__name__ == "Unreachable"
+        )

@@ -1,0 +1,75 @@
+"""What is checked before a start: each refusal has the numbers and the remedy in it."""
+
+from __future__ import annotations
+
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from cluster import preflight
+from cluster.config import Config, DecodePool, EngineConfig, PoolsConfig
+from cluster.installation import faults
+from engine.errors import SetupError
+
+GIBI = 2**30
+
+
+def test_memory_is_counted_for_every_instance_and_once_for_the_weights() -> None:
+    config = Config(
+        engine=EngineConfig(kv_memory=GIBI, device="cpu"), pools=PoolsConfig(decode=DecodePool(replicas=3))
+    )
+    needed = 4 * (GIBI + preflight.INSTANCE_OVERHEAD) + 2 * GIBI + preflight.CLUSTER_OVERHEAD
+    preflight.check_memory(config, 2 * GIBI, available=needed)
+    with pytest.raises(SetupError, match=r"not enough memory: .*4 instances.*lower engine.kv_memory"):
+        preflight.check_memory(config, 2 * GIBI, available=needed - 1)
+
+
+def test_kv_on_a_gpu_takes_no_memory_of_the_host() -> None:
+    config = Config(engine=EngineConfig(kv_memory=1000 * GIBI, device="cuda"))
+    preflight.check_memory(config, 0, available=4 * GIBI)
+
+
+def test_available_memory_is_a_plausible_number() -> None:
+    assert 0 < preflight.available_memory() < 2**50
+
+
+def test_a_full_disk_is_named_with_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(10 * GIBI, 10 * GIBI, 0))
+    with pytest.raises(SetupError, match=r"is full: 1\.0 GiB needed, 0 MiB free; set cache\.directory"):
+        preflight.check_disk(tmp_path, GIBI)
+
+
+def test_a_cache_folder_that_cannot_be_written_is_named_with_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        SetupError, match=r"file/cache cannot be written to \(Not a directory\); set cache\.dir"
+    ):
+        preflight.check_disk(tmp_path / "file/cache", 0)
+
+
+def test_port_0_is_always_free() -> None:
+    preflight.check_port("127.0.0.1", 0, "gateway.port")
+
+
+def test_an_address_of_another_machine_is_refused() -> None:
+    with pytest.raises(
+        SetupError, match=r"192\.0\.2\.1:8000 cannot be listened on: .*; set another gateway\.port"
+    ):
+        preflight.check_port("192.0.2.1", 8000, "gateway.port")
+
+
+def test_our_own_installation_has_no_fault() -> None:
+    assert faults() == []
+
+
+def test_a_package_that_was_overwritten_by_another_distribution_is_a_fault(tmp_path: Path) -> None:
+    assert "missing" in faults(("no_such_package_of_ours",), tmp_path)[0]
+
+
+def test_a_package_of_another_place_is_a_fault(tmp_path: Path) -> None:
+    (fault,) = faults(("engine",), tmp_path)
+    assert fault.startswith("the name engine leads to ")
+    assert f"not to tandem's {tmp_path}/engine" in fault
