@@ -1,0 +1,150 @@
+"""Whole instances of the embedded model in this process, with sockets between them and to their home.
+
+async with pools(cache, prefill=True, transport="tcp") as both:
+    outputs = await both.ask(requests, together=16)     # tokens of choice 0 of each, in order
+    both.decode.status(), both.prefill.status()         # what really happened there
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from cluster import control_pb2 as pb
+from cluster import control_pb2_grpc, rpc
+from cluster.config import Config, ControlConfig, EngineConfig, ModelConfig, TransferConfig
+from cluster.instance import EngineInstance
+from cluster.request_driver import RequestDriver
+from cluster.token_stream import HomeService
+from cluster.token_streams import TokenStreams
+from engine.plan import StepPlan, StepResult
+from engine.request import Request
+from engine.status import InstanceStatus
+from global_scheduler.journey import Patience
+from model.runner import ModelRunner
+
+TOKEN = "a secret for tests"
+BOUND = 1200.0
+"""Seconds that one call of `ask` may take."""
+
+
+class WatchedRunner(ModelRunner):
+    """Remembers how many sequences its widest step had."""
+
+    widest = 0
+
+    def run(self, plan: StepPlan) -> StepResult:
+        self.widest = max(self.widest, len(plan.works))
+        return super().run(plan)
+
+
+class PooledInstance:
+    """An EngineInstance as the driver sees it, without an actor around it."""
+
+    def __init__(self, config: Config, name: str, role: str, blocks: int) -> None:
+        self.name = name
+        self.runner = WatchedRunner(
+            None, dtype=config.model.dtype, cache=config.cache_directory, blocks=blocks
+        )
+        self.instance = EngineInstance(config, name, role, self.runner, "cpu")
+
+    async def start(self, start: bytes) -> None:
+        await asyncio.wrap_future(self.instance.start(start))
+
+    async def cancel(self, request_id: str) -> None:
+        await asyncio.wrap_future(self.instance.cancel(request_id))
+
+    async def lifetime(self) -> None:
+        await asyncio.Event().wait()
+
+    def status(self) -> InstanceStatus:
+        return self.instance.status().result(10)
+
+
+class Pools:
+    """A decode instance, perhaps a prefill instance before it, and the requests' home."""
+
+    def __init__(self, decode: PooledInstance, prefill: PooledInstance | None) -> None:
+        self.decode = decode
+        self._prefill = prefill
+        self.driver: RequestDriver
+
+    @property
+    def prefill(self) -> PooledInstance:
+        assert self._prefill is not None, "there is no prefill pool"
+        return self._prefill
+
+    @property
+    def instances(self) -> list[PooledInstance]:
+        return [one for one in (self._prefill, self.decode) if one is not None]
+
+    def named(self, name: str) -> PooledInstance:
+        return next(one for one in self.instances if one.name == name)
+
+    async def place(self, request: pb.PlaceRequest) -> pb.Placement:
+        """A Scheduler: the two that there are."""
+        address = self.decode.instance.description.address
+        names = [one.name for one in self.instances]
+        return pb.Placement(prefill=names[0], decode=names[-1], decode_address=address, reason="only one")
+
+    async def ask(self, requests: Sequence[Request], together: int = 1) -> list[list[int]]:
+        """The tokens of each request's first choice; `together` of them run at a time."""
+        room = asyncio.Semaphore(together)
+
+        async def one(request: Request) -> list[int]:
+            async with room:
+                return await self._one(request)
+
+        async with asyncio.timeout(BOUND):
+            return list(await asyncio.gather(*map(one, requests)))
+
+    async def _one(self, request: Request) -> list[int]:
+        changed = asyncio.Event()
+        run = self.driver.run(request, changed)
+        tokens: list[int] = []
+        while not run.ended:
+            await changed.wait()
+            changed.clear()
+            tokens += [piece.token for piece in run.take() if piece.choice == 0 and piece.token is not None]
+        assert run.error is None, run.error
+        return tokens
+
+
+@asynccontextmanager
+async def pools(
+    cache: Path,
+    *,
+    prefill: bool,
+    transport: str = "auto",
+    budget: int = 512,
+    blocks: int = 1024,
+    dtype: str = "float32",
+) -> AsyncIterator[Pools]:
+    """Runs while the context is open; at its end no request may be known anywhere."""
+    config = Config(
+        model=ModelConfig(dtype=dtype),  # type: ignore[arg-type]
+        engine=EngineConfig(token_budget=budget),
+        transfer=TransferConfig(transport=transport),  # type: ignore[arg-type]
+        control=ControlConfig(token=TOKEN),
+        cache={"directory": str(cache)},  # type: ignore[arg-type]
+    )
+    streams = TokenStreams()
+    server = rpc.server(TOKEN)
+    control_pb2_grpc.add_HomeServicer_to_server(HomeService(streams), server)
+    home = rpc.listen(server, "127.0.0.1", 0, setting="none")
+    await server.start()
+    first = PooledInstance(config, "prefill-0", "prefill", blocks) if prefill else None
+    both = Pools(PooledInstance(config, "decode-0", "decode", blocks), first)
+    for one in both.instances:
+        await one.instance.open()
+    both.driver = RequestDriver(home, streams, both, both.named, Patience(place_timeout=5.0))
+    try:
+        yield both
+        assert not both.driver.runs
+    finally:
+        await both.driver.close()
+        for one in both.instances:
+            await one.instance.close()
+        await server.stop(0)
