@@ -131,7 +131,6 @@ class GatewayConfig(Section):
     )
     stream_timeout: Duration = Field(600.0, gt=0, description="How long one request may take in all.")
     keepalive: Duration = Field(15.0, gt=0, description="How often a silent stream sends a comment.")
-    unread_tokens: Count = Field(1024, description="How far a stream may run ahead of its reader.")
     retries: int = Field(3, ge=0, le=10, description="How often a request of a dead instance is retried.")
 
 

@@ -114,7 +114,8 @@ class HomeLink:
         """Wait for something to do; False when idle for long."""
         self._changed.clear()
         try:
-            await asyncio.wait_for(self._changed.wait(), _IDLE)
+            async with asyncio.timeout(_IDLE):
+                await self._changed.wait()
         except TimeoutError:
             return bool(self._unanswered)
         return True

@@ -56,7 +56,8 @@ class Job:
             self._changed.clear()
             wait = min(self._deadline, give_up or self._deadline) - now
             try:
-                await asyncio.wait_for(self._changed.wait(), wait)
+                async with asyncio.timeout(wait):
+                    await self._changed.wait()
             except TimeoutError:
                 continue
 

@@ -86,7 +86,8 @@ class RequestDriver:
     async def cancel(self, name: str, request_id: str) -> None:
         """Best effort: an instance that cannot be told is dead, or will be fenced at its next push."""
         try:
-            await asyncio.wait_for(self.instances.get(name).cancel(request_id), CANCEL_TIMEOUT)
+            async with asyncio.timeout(CANCEL_TIMEOUT):
+                await self.instances.get(name).cancel(request_id)
         except Exception as error:
             logger.debug("%s could not be told to drop %s: %s", name, request_id, error)
 
@@ -233,7 +234,8 @@ class Run:
             if placement.decode != name:
                 self._driver.instances.get(placement.decode)
             instance = self._driver.instances.get(name)
-            await asyncio.wait_for(instance.start(message.SerializeToString()), START_TIMEOUT)
+            async with asyncio.timeout(START_TIMEOUT):
+                await instance.start(message.SerializeToString())
         except TimeoutError:
             self._step(
                 way.Refused(

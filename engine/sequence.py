@@ -3,7 +3,7 @@
     WAITING ──▶ PREFILL ──▶ DECODE ──▶ FINISHED
        ▲          │ │          │ │          ▲
        └──────────┘ ▼          │ ▼          │
-       preempted   PAUSED ◀────┘ (frozen by a movement, or an unread stream) ──┘
+       preempted   PAUSED ◀────┘ (frozen by a movement) ──┘
 
 A sequence derives everything from three counts: computed ≤ len(tokens), and prompt ≤ tokens.
 A preempted sequence goes back to WAITING with computed = 0 and keeps its output.

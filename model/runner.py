@@ -54,6 +54,8 @@ class ModelRunner:
         if dtype not in DTYPES:
             raise ConfigError(f"dtype is {' or '.join(DTYPES)}, not {dtype!r}", param="dtype")
         self._device = _device(device)
+        if dtype == "float64" and self._device.type == "cuda":
+            raise ConfigError("the GPU kernels compute in float32 or bfloat16, not float64", param="dtype")
         if self._device.type == "cpu":
             torch.set_num_threads(threads)
             keep_freed_memory()

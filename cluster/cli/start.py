@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+from types import FrameType
 
 from cluster.installation import faults
 
+SHOW_CURSOR = b"\x1b[?25h"
+INTERRUPTED = 130
+
 
 def main() -> None:
+    signal.signal(signal.SIGINT, _interrupted)
+    # gRPC would write of every connection that ends as it should.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     found = faults()
     if found:
         sys.stderr.write("".join(f"error: {fault}\n" for fault in found))
@@ -15,3 +24,13 @@ def main() -> None:
     from cluster.cli.main import build
 
     build()()
+
+
+def _interrupted(number: int, frame: FrameType | None) -> None:
+    """End at once: no verb but `up`, which has a handler of its own, leaves anything to tidy up.
+
+    A KeyboardInterrupt would be lost where Python cannot raise one, as in a callback of gRPC.
+    """
+    if os.isatty(1):
+        os.write(1, SHOW_CURSOR)
+    os._exit(INTERRUPTED)
