@@ -15,15 +15,20 @@ import sysconfig
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 
 from cluster.local_ray import MARKER, processes
+from model.assets import load_assets
+from model.tokenizer import Tokenizer
 from tests.cluster.tiny_model import make_tiny_model
+from tests.model.identity import Answer, answers
 
 TANDEM = [sys.executable, "-P", "-c", "from cluster.cli.start import main; main()"]
 DECOYS = ("model", "engine", "kernels", "cluster", "migration", "decode_pool")
@@ -214,6 +219,32 @@ def test_the_openai_snippet_works_as_printed(up: Up) -> None:
     result = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, timeout=90)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip()
+
+
+def test_answers_are_token_for_token_those_of_transformers(up: Up, full: bool) -> None:
+    chosen = answers() if full else answers()[8:40:8]
+    tokenizer = Tokenizer(load_assets(None, None))
+
+    def ask(answer: Answer) -> str:
+        asked = {"prompt": list(answer.prompt), "max_tokens": 64, "temperature": 0, "ignore_eos": True}
+        response = httpx.post(
+            f"http://127.0.0.1:{up.port}/v1/completions",
+            json={"model": "SmolLM2-135M-Instruct", **asked}, timeout=120, trust_env=False,
+        )  # fmt: skip
+        assert response.status_code == 200, response.text
+        assert response.json()["usage"]["completion_tokens"] == 64
+        return str(response.json()["choices"][0]["text"])
+
+    with ThreadPoolExecutor(8) as threads:
+        texts = list(threads.map(ask, chosen))
+    wrong = [
+        answer.id
+        for answer, text in zip(chosen, texts, strict=True)
+        if text != tokenizer.decode(answer.tokens)
+    ]
+    assert wrong == []
+    handed = sum(one["status"]["handoffs"] for one in up.home.items("status")[0]["instances"])
+    assert handed > 0
 
 
 def test_it_is_ready_in_time(up: Up, full: bool) -> None:
