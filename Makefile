@@ -13,7 +13,7 @@ help: ## Show this list.
 
 install: $(STAMP) ## Create .venv and install tandem with pinned dependencies (quick when done before).
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt $(wildcard kernels/cpp/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "tandem needs Python 3.11 or newer; name one with: make install PYTHON=python3.12" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 run: install ## Serve the embedded model from two pools; MODEL=path serves another, PORT=n elsewhere.
 	@# Ctrl-C is for tandem, which then ends in good order; its exit code 130 is no failure here.
-	@trap '' INT; $(BIN)/tandem up $(if $(MODEL),--model "$(MODEL)") $(if $(PORT),--port $(PORT)) || test $$? -eq 130
+	@trap : INT; $(BIN)/tandem up $(if $(MODEL),--model "$(MODEL)") $(if $(PORT),--port $(PORT)) || test $$? -eq 130
 
 test: install ## Run the tests with reduced counts.
 	$(BIN)/python -m pytest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import socket
@@ -41,7 +42,7 @@ def check_port(host: str, port: int, setting: str) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            holder = _holder(port)
+            holder = _holder(port) if error.errno == errno.EADDRINUSE else None
             reason = f"is taken by {holder}" if holder else f"cannot be listened on: {error.strerror}"
             raise SetupError(f"{host}:{port} {reason}; set another {setting}", param=setting) from None
 

@@ -7,8 +7,8 @@ from global_scheduler.view import Load, Summary
 
 
 def fits(load: Load, summary: Summary) -> bool:
-    """Whether one choice at its longest fits the whole pool of the instance."""
-    return load.blocks_for(summary.longest) <= load.blocks
+    """Whether one choice at its longest fits the whole pool of the instance. Its last token is never stored."""
+    return load.blocks_for(summary.longest - 1) <= load.blocks
 
 
 def check_fits(loads: list[Load], summary: Summary) -> None:
@@ -18,7 +18,7 @@ def check_fits(loads: list[Load], summary: Summary) -> None:
     largest = max(loads, key=lambda load: load.blocks * load.block_size)
     raise ContextLengthExceeded(
         f"prompt and max_tokens come to {summary.longest} tokens, and the KV cache of the largest instance "
-        f"holds {largest.blocks * largest.block_size}: shorten the prompt, lower max_tokens, or raise "
+        f"has room for {largest.blocks * largest.block_size + 1}: shorten the prompt, lower max_tokens, or raise "
         "engine.kv_memory",
         param="max_tokens",
     )
