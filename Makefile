@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PROTOC := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I. --python_out=. --mypy_out=.
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-full lint types proto docs dist clean
+.PHONY: help install run test test-full lint types proto docs manifests dist clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -46,6 +46,10 @@ proto: install ## Regenerate the protobuf modules.
 
 docs: install ## Regenerate docs/configuration.md.
 	$(BIN)/tandem config schema -o markdown > docs/configuration.md
+
+manifests: install ## Render k8s/ from the default configuration.
+	$(BIN)/tandem k8s render -o k8s
+	$(BIN)/python -m pytest -q tests/k8s/test_render.py --update-golden
 
 dist: install ## Build the wheel into dist/.
 	rm -rf build

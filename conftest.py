@@ -28,6 +28,7 @@ settings.register_profile("full", settings.get_profile("default"), max_examples=
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="run every test with its full counts")
+    parser.addoption("--update-golden", action="store_true", help="rewrite golden files instead of comparing")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,6 +1,6 @@
 """The Ray Serve application: one controller, and gateways that are given a handle on it.
 
-serve run cluster.app:build config=/path/to/tandem.yaml
+serve run cluster.app:build config=/path/to/tandem.yaml gateway.port=8001
 serve deploy serve_config.yaml
 """
 
@@ -24,6 +24,7 @@ from cluster.controller import Controller
 from cluster.fleet import RayFleet
 from cluster.gateway import Gateway
 from cluster.logs import configure
+from cluster.rpc import reachable
 from engine.errors import ConfigError
 
 logger = logging.getLogger("tandem.controller")
@@ -48,7 +49,7 @@ class ControllerReplica:
 
     async def address(self) -> str:
         """host:port of the gRPC services."""
-        return self._address
+        return reachable(self._address)
 
     async def check_health(self) -> None:
         """Raises when Serve should start another controller."""
@@ -67,7 +68,8 @@ class GatewayReplica(Gateway):
         await super().__init__(config_json, controller)
 
     async def __del__(self) -> None:
-        await self.close()
+        if self.serving:
+            await self.close()
 
 
 def build(args: Config | Mapping[str, object]) -> Application:
@@ -78,18 +80,28 @@ def build(args: Config | Mapping[str, object]) -> Application:
     """
     config = args if isinstance(args, Config) else _load(args)
     config_json = _settled(config).model_dump_json()
-    controller = _deployment(ControllerReplica, "Controller", 1, CONTROLLER_CALLS).bind(config_json)
-    gateway = _deployment(serve.ingress()(GatewayReplica), "Gateway", config.gateway.replicas, GATEWAY_CALLS)
+    controller = _deployment(
+        ControllerReplica, "Controller", 1, calls=CONTROLLER_CALLS, resources=config.control.resources
+    ).bind(config_json)
+    gateway = _deployment(
+        serve.ingress()(GatewayReplica),
+        "Gateway",
+        config.gateway.replicas,
+        calls=GATEWAY_CALLS,
+        resources=config.gateway.resources,
+    )
     return gateway.bind(config_json, controller)
 
 
-def _deployment(replica: type, name: str, replicas: int, calls: int) -> Deployment:
+def _deployment(
+    replica: type, name: str, replicas: int, *, calls: int, resources: Mapping[str, float]
+) -> Deployment:
     """Takes no CPU of Ray's books: on a small machine these replicas stand beside the instances."""
     return serve.deployment(
         name=name,
         num_replicas=replicas,
         max_ongoing_requests=calls,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options={"num_cpus": 0, "resources": dict(resources)},
         health_check_period_s=HEALTH_PERIOD,
         health_check_timeout_s=HEALTH_TIMEOUT,
         graceful_shutdown_timeout_s=SHUTDOWN_TIMEOUT,
@@ -107,12 +119,8 @@ def installed_version() -> str:
 def _load(args: Mapping[str, object]) -> Config:
     path = args.get("config")
     given = {key: value for key, value in args.items() if key != "config"}
-    flags = {key: value for key, value in given.items() if isinstance(value, str)}
-    resolved = read(
-        None if path is None else str(path),
-        {key: value for key, value in given.items() if key not in flags},
-        flags=flags,
-    )
+    named = {key: f"args: {key}" for key in given}
+    resolved = read(None if path is None else str(path), given, flags=named)
     if resolved.config is None:
         raise ConfigError("\n".join(map(str, resolved.problems)))
     return resolved.config

@@ -5,25 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from cluster.config_engine import EngineConfig
+from cluster.config_kubernetes import KubernetesConfig
 from cluster.config_layers import Resolved, environment_layer, file_layer, flag_layer, resolve
+from cluster.config_section import Count, Names, Port, Resources, Section
 from cluster.units import Duration, Quantity
 from engine.errors import ConfigError
 
 SYSTEM_FILE = Path("/etc/tandem/tandem.yaml")
-
-Count = Annotated[int, Field(ge=1)]
-Port = Annotated[int, Field(ge=0, le=65535)]
-Names = Annotated[tuple[str, ...], Field(strict=False)]
-
-
-class Section(BaseModel):
-    """Values that never change; YAML types are taken literally ("2" is no integer)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+LARGEST_FILE = 2**20
 
 
 class ModelConfig(Section):
@@ -37,7 +31,12 @@ class ModelConfig(Section):
         None, description="The name that clients use. Null takes that of the file or folder."
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="Numbers to compute with. `auto` takes what is fastest on the device."
+        "auto", description="Numbers to compute with. `auto` is float32 on a CPU and bfloat16 on a GPU."
+    )
+    weights: Literal["auto", "dense"] = Field(
+        "auto",
+        description="How weights are kept. `auto` leaves 4- and 8-bit weights of a GGUF file as they are "
+        "where the compiled CPU kernels run, with the same results; `dense` expands them to `dtype`.",
     )
     max_length: Count | None = Field(
         None, description="The most tokens of prompt and answer together. Null takes the model's own limit."
@@ -48,7 +47,9 @@ class PoolConfig(Section):
     """A pool of instances."""
 
     replicas: int = Field(1, ge=1, le=1024, description="How many instances the pool starts with.")
-    resources: dict[str, Annotated[float, Field(ge=0)]] = Field(
+    min_replicas: int = Field(1, ge=1, le=1024, description="A target below it is refused.")
+    max_replicas: int = Field(64, ge=1, le=1024, description="A target above it is refused.")
+    resources: Resources = Field(
         {}, description="Ray resources that each instance asks for, such as `{decode: 1}` or `{GPU: 1}`."
     )
 
@@ -70,25 +71,6 @@ class PoolsConfig(Section):
     decode: DecodePool = DecodePool()
 
 
-class EngineConfig(Section):
-    """The engine inside each instance."""
-
-    block_size: Literal[8, 16, 32, 64] = Field(16, description="Tokens in one block of the KV cache.")
-    kv_memory: Quantity = Field(2**28, ge=2**20, description="Memory for the KV cache of each instance.")
-    token_budget: Count = Field(
-        256, description="The most tokens of one step; prompts are cut into chunks to fit it."
-    )
-    max_sequences: Count = Field(64, description="The most sequences that run at once in one instance.")
-    queue_limit: Count = Field(
-        256, description="The most sequences that wait in one instance; more are answered 503."
-    )
-    prefix_cache: bool = Field(True, description="Keep the KV of prompts for requests that begin alike.")
-    threads: Count | None = Field(None, description="CPU threads of an instance. Null shares out the cores.")
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="`auto` takes a GPU where there is one."
-    )
-
-
 class TransferConfig(Section):
     """How KV moves between instances."""
 
@@ -101,6 +83,23 @@ class TransferConfig(Section):
     commit_timeout: Duration = Field(5.0, gt=0, description="How long the change of ownership may take.")
     lease: Duration = Field(30.0, gt=0, description="How long a reservation outlives its last renewal.")
     max_sessions: Count = Field(16, description="The most movements at once into one instance.")
+    resends: int = Field(2, ge=0, le=100, description="How often a chunk that arrived damaged is sent again.")
+    live_stages: Count = Field(
+        3, description="How often a request that is migrated is copied while it runs; then it stays."
+    )
+    last_stage_blocks: Count = Field(
+        16, description="A migrated request pauses for its last copy when fewer KV blocks than this remain."
+    )
+    pause: Duration = Field(
+        0.02, gt=0, description="It also pauses as soon as the last copy is predicted to take no longer."
+    )
+    max_moves: Count = Field(4, description="The most migrations at once out of one instance; more wait.")
+    moving_tokens: Count = Field(
+        65536, description="The most tokens of requests that migrate out of one instance at once."
+    )
+    reserved_share: float = Field(
+        0.5, gt=0, le=1, description="The share of an instance's KV blocks that migrations may reserve."
+    )
 
 
 class SchedulerConfig(Section):
@@ -110,6 +109,20 @@ class SchedulerConfig(Section):
         32, ge=0, description="Prompts up to this length are prefilled by the instance that decodes them."
     )
     place_timeout: Duration = Field(10.0, gt=0, description="How long a request waits for an instance.")
+    rebalance_period: Duration = Field(
+        1.0, gt=0, description="How often running requests may be moved from crowded to roomy instances."
+    )
+    crowded_below: float = Field(
+        3.0,
+        ge=0,
+        description="An instance with fewer free KV blocks than that for each request gives requests away.",
+    )
+    roomy_above: float = Field(
+        6.0, ge=0, description="An instance with more free KV blocks than that for each request takes some."
+    )
+    rest: Duration = Field(
+        2.0, ge=0, description="How long a request that was moved stays, and its instance gives none away."
+    )
 
 
 class GatewayConfig(Section):
@@ -120,6 +133,9 @@ class GatewayConfig(Section):
         8000, description="Their port; a further replica on one machine, or 0, takes a free one."
     )
     replicas: int = Field(1, ge=1, le=64, description="How many gateways there are.")
+    resources: Resources = Field(
+        {}, description="Ray resources that each gateway asks for, such as `{gateway: 1}`."
+    )
     api_keys: Names = Field(
         (),
         description="Keys that clients must send as bearer tokens. Empty accepts everybody.",
@@ -130,6 +146,9 @@ class GatewayConfig(Section):
         8 * 2**20, ge=1024, description="The largest request body; more is answered 413."
     )
     stream_timeout: Duration = Field(600.0, gt=0, description="How long one request may take in all.")
+    resume_lease: Duration = Field(
+        30.0, gt=0, description="How long a request with `x-tandem-resumable: 1` waits for its client."
+    )
     keepalive: Duration = Field(15.0, gt=0, description="How often a silent stream sends a comment.")
     retries: int = Field(3, ge=0, le=10, description="How often a request of a dead instance is retried.")
 
@@ -139,13 +158,18 @@ class ControlConfig(Section):
 
     host: str = Field("127.0.0.1", description="The address of the control port.")
     port: Port = Field(0, description="The control port. 0 takes a free one; `tandem up` records it.")
+    resources: Resources = Field(
+        {}, description="Ray resources that the controller asks for, such as `{controller: 1}`."
+    )
     token: str | None = Field(
         None,
         repr=False,
         json_schema_extra={"secret": True},
         description="The secret that every part of the cluster shows. Null draws one at each start.",
     )
-    beat: Duration = Field(0.25, gt=0, description="How often each instance reports its status.")
+    beat: Duration = Field(
+        0.25, gt=0, description="How often each instance is asked for a sign of life and its status."
+    )
     start_timeout: Duration = Field(120.0, gt=0, description="How long an instance may take to start.")
     drain_timeout: Duration = Field(
         60.0, gt=0, description="How long an instance that is taken away may go on."
@@ -154,15 +178,22 @@ class ControlConfig(Section):
         5.0, gt=0, description="How long a call between two parts of the cluster may take."
     )
     silence_timeout: Duration = Field(
-        30.0, gt=0, description="How long an instance may give no status before it is replaced."
+        1.5, gt=0, description="How long an instance's beats may stay away before it is killed and replaced."
     )
+    step_factor: float = Field(
+        10.0,
+        ge=1,
+        description="A step that takes so many times what its size lets expect is hung: the instance is "
+        "killed and replaced.",
+    )
+    step_floor: Duration = Field(3.0, gt=0, description="No step is taken for hung before that time.")
     orphan_timeout: Duration = Field(
         60.0, gt=0, description="How long an instance stays when no controller asks for its status."
     )
     longest_pause: Duration = Field(
         30.0, gt=0, description="The longest pause before an instance that failed to start is tried again."
     )
-    events: Count = Field(1000, description="How many events the controller remembers.")
+    events: Count = Field(1000, description="How many events, and how many moves, the controller remembers.")
 
 
 class CacheConfig(Section):
@@ -194,6 +225,7 @@ class Config(Section):
     control: ControlConfig = ControlConfig()
     cache: CacheConfig = CacheConfig()
     log: LogConfig = LogConfig()
+    kubernetes: KubernetesConfig = KubernetesConfig()
 
     @property
     def cache_directory(self) -> Path:
@@ -222,9 +254,14 @@ def read(
     return resolve(Config, layers)
 
 
-def load(path: str | os.PathLike[str] | None = None, overrides: Mapping[str, object] | None = None) -> Config:
+def load(
+    path: str | os.PathLike[str] | None = None,
+    overrides: Mapping[str, object] | None = None,
+    *,
+    flags: Mapping[str, str] | None = None,
+) -> Config:
     """The config in force. Raises ConfigError with every problem, each with its place."""
-    resolved = read(path, overrides)
+    resolved = read(path, overrides, flags=flags)
     if resolved.config is None:
         raise ConfigError("\n".join(str(problem) for problem in resolved.problems))
     return resolved.config
@@ -232,8 +269,15 @@ def load(path: str | os.PathLike[str] | None = None, overrides: Mapping[str, obj
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            data = file.read(LARGEST_FILE + 1)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    if len(data) > LARGEST_FILE:
+        raise ConfigError(f"{path}: larger than {LARGEST_FILE >> 20} MiB: this is no config file")
+    try:
+        return data.decode()
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text at byte {error.start}") from error
+        before = data[: error.start]
+        line, column = before.count(b"\n") + 1, error.start - before.rfind(b"\n")
+        raise ConfigError(f"{path}:{line}:{column}: not UTF-8 text: save the file as UTF-8") from error

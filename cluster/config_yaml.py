@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -70,24 +70,37 @@ def shown(value: object) -> str:
 
 def read_document(text: str, source: str) -> Document:
     """Parse one YAML document whose root is a mapping. Never raises: problems are collected."""
-    document = Document()
+    found = _read(text, source, lambda: [yaml.compose(text, Loader=yaml.SafeLoader)])
+    return found[0] if found else Document()
+
+
+def read_documents(text: str, source: str) -> list[Document]:
+    """The same for a stream of documents, as Kubernetes takes it; empty ones are left out."""
+    return _read(text, source, lambda: list(yaml.compose_all(text, Loader=yaml.SafeLoader)))
+
+
+def _read(text: str, source: str, parse: Callable[[], Sequence[yaml.Node | None]]) -> list[Document]:
     lines = text.splitlines()
 
     def mark(at: yaml.Mark) -> Mark:
         return Mark(source, at.line + 1, at.column + 1, lines[at.line] if at.line < len(lines) else "")
 
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        roots = parse()
     except yaml.MarkedYAMLError as error:
         place = error.problem_mark or error.context_mark
         message = ", ".join(part for part in (error.context, error.problem) if part)
-        document.problems.append(Problem(mark(place) if place else source, (), f"not valid YAML: {message}"))
-        return document
+        at = mark(place) if place else source
+        return [Document(problems=[Problem(at, (), f"not valid YAML: {message}")])]
+    except RecursionError:
+        return [Document(problems=[Problem(source, (), "not valid YAML: nested too deeply")])]
     except yaml.YAMLError as error:
-        document.problems.append(Problem(source, (), f"not valid YAML: {' '.join(str(error).split())}"))
-        return document
-    if root is None:
-        return document
+        return [Document(problems=[Problem(source, (), f"not valid YAML: {' '.join(str(error).split())}")])]
+    return [_document(root, mark) for root in roots if root is not None]
+
+
+def _document(root: yaml.Node, mark: Callable[[yaml.Mark], Mark]) -> Document:
+    document = Document(values={(): mark(root.start_mark)})
     if not isinstance(root, yaml.MappingNode):
         document.problems.append(Problem(mark(root.start_mark), (), "expected a mapping of sections"))
         return document
@@ -116,7 +129,8 @@ class _Reader:
                 continue
             key = key_node.value
             if key_node.tag != "tag:yaml.org,2002:str":
-                self.problem(key_node, path, f"expected a name as key, got {key}")
+                merge = " (merge keys are not supported: write the values out)" if key == "<<" else ""
+                self.problem(key_node, path, f"expected a name as key, got {key}{merge}")
                 continue
             inner = (*path, key)
             if key in data:

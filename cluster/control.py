@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Any, TypeAlias
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any, TypeAlias, TypeVar
 
 import grpc
 
@@ -14,6 +14,8 @@ from cluster.rpc import abort, listen, server
 from engine.errors import TandemError
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+
+T = TypeVar("T")
 
 
 class ControlService(control_pb2_grpc.ControlServicer):
@@ -29,6 +31,34 @@ class ControlService(control_pb2_grpc.ControlServicer):
         except TandemError as error:
             await abort(context, error)
 
+    async def GetRequests(self, request: pb.RequestsRequest, context: Context) -> pb.RequestList:
+        return await self._controller.operations.requests(request.id)
+
+    async def GetMigrations(self, request: pb.MigrationsRequest, context: Context) -> pb.MigrationList:
+        return pb.MigrationList(migrations=self._controller.mover.migrations.listed(request.request_id))
+
+    async def Migrate(self, request: pb.MigrateRequest, context: Context) -> pb.Migration:
+        return await answered(context, self._migrate(request))
+
+    async def _migrate(self, request: pb.MigrateRequest) -> pb.Migration:
+        return await self._controller.operations.migrate(request.request, request.to, wait=request.wait)
+
+    async def Cordon(self, request: pb.CordonRequest, context: Context) -> pb.Instance:
+        return await answered(context, self._controller.operations.cordon(request.instance, on=request.on))
+
+    async def Drain(self, request: pb.DrainRequest, context: Context) -> pb.Instance:
+        return await answered(context, self._controller.operations.drain(request.instance, request.deadline))
+
+    async def SetRole(self, request: pb.RoleRequest, context: Context) -> pb.Instance:
+        work = self._controller.operations.change_role(request.instance, request.role, request.deadline)
+        return await answered(context, work)
+
+    async def Afflict(self, request: pb.AfflictRequest, context: Context) -> pb.Instance:
+        return await answered(context, self._controller.operations.afflict(request.instance, request.fault))
+
+    async def Close(self, request: pb.CloseRequest, context: Context) -> pb.ClusterStatus:
+        return self._controller.end()
+
     async def WatchEvents(self, request: pb.EventsRequest, context: Context) -> AsyncIterator[pb.Event]:
         events = self._controller.events
         if not request.follow:
@@ -37,6 +67,14 @@ class ControlService(control_pb2_grpc.ControlServicer):
             return
         async for event in events.follow(request.after):
             yield event
+
+
+async def answered(context: Context, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`; a TandemError ends the call with it."""
+    try:
+        return await work
+    except TandemError as error:
+        await abort(context, error)
 
 
 class SchedulerService(control_pb2_grpc.SchedulerServicer):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import grpc
+from google.protobuf.message import Message
 
 from cluster import control_pb2 as pb
 from cluster.control_pb2_grpc import ControlStub
@@ -19,6 +20,8 @@ from engine.errors import (
     TandemError,
     Unreachable,
 )
+
+T = TypeVar("T")
 
 _ERRORS: dict[grpc.StatusCode, type[TandemError]] = {
     grpc.StatusCode.UNAVAILABLE: Unreachable,
@@ -58,22 +61,48 @@ class ControlClient:
         self._channel.close()
 
     def status(self) -> pb.ClusterStatus:
-        try:
-            reply: pb.ClusterStatus = self._stub.GetStatus(
-                pb.StatusRequest(), timeout=self.timeout, metadata=self._metadata
-            )
-        except grpc.RpcError as error:
-            raise self._mended(error) from None
-        return reply
+        return self._call(self._stub.GetStatus, pb.StatusRequest())
+
+    def requests(self, wanted: str = "") -> list[pb.RunningRequest]:
+        """What runs; with an id or a client's name, those that it means."""
+        return list(self._call(self._stub.GetRequests, pb.RequestsRequest(id=wanted)).requests)
+
+    def migrations(self, request_id: str = "") -> list[pb.Migration]:
+        """The last moves, oldest first."""
+        return list(
+            self._call(self._stub.GetMigrations, pb.MigrationsRequest(request_id=request_id)).migrations
+        )
 
     def scale(self, pool: str, replicas: int, *, dry_run: bool = False) -> pb.ScaleReply:
         """Set a pool's target. Raises NotFound (no such pool) and RefusedError (out of bounds)."""
-        request = pb.ScaleRequest(pool=pool, replicas=replicas, dry_run=dry_run)
-        try:
-            reply: pb.ScaleReply = self._stub.Scale(request, timeout=self.timeout, metadata=self._metadata)
-        except grpc.RpcError as error:
-            raise self._mended(error) from None
-        return reply
+        return self._call(self._stub.Scale, pb.ScaleRequest(pool=pool, replicas=replicas, dry_run=dry_run))
+
+    def migrate(
+        self, request: str, to: str, *, wait: bool = True, within: float | None = None
+    ) -> pb.Migration:
+        """Move a request, and wait for the outcome. Raises NotFound, Conflict and RefusedError."""
+        return self._call(self._stub.Migrate, pb.MigrateRequest(request=request, to=to, wait=wait), within)
+
+    def cordon(self, instance: str, *, on: bool = True) -> pb.Instance:
+        """Place nothing more there, or again. Raises NotFound and RefusedError."""
+        return self._call(self._stub.Cordon, pb.CordonRequest(instance=instance, on=on))
+
+    def drain(self, instance: str, deadline: float = 0.0) -> pb.Instance:
+        """Begin to empty an instance, for `deadline` seconds. Raises NotFound and RefusedError."""
+        return self._call(self._stub.Drain, pb.DrainRequest(instance=instance, deadline=deadline))
+
+    def change_role(self, instance: str, role: str, deadline: float = 0.0) -> pb.Instance:
+        """Begin to give an instance another role. Raises NotFound and RefusedError."""
+        request = pb.RoleRequest(instance=instance, role=role, deadline=deadline)
+        return self._call(self._stub.SetRole, request)
+
+    def afflict(self, instance: str, fault: str) -> pb.Instance:
+        """Have an instance's links fail on purpose, such as "delay=20ms damage=0.05"; "" ends that."""
+        return self._call(self._stub.Afflict, pb.AfflictRequest(instance=instance, fault=fault))
+
+    def end(self) -> pb.ClusterStatus:
+        """Have the gateways take no new requests: the cluster is about to end."""
+        return self._call(self._stub.Close, pb.CloseRequest())
 
     def events(self, *, follow: bool = False, after: int = 0) -> Iterator[pb.Event]:
         """Events with an id above `after`, oldest first; with `follow`, without end."""
@@ -81,6 +110,12 @@ class ControlClient:
         request = pb.EventsRequest(follow=follow, after=after)
         try:
             yield from self._stub.WatchEvents(request, timeout=timeout, metadata=self._metadata)
+        except grpc.RpcError as error:
+            raise self._mended(error) from None
+
+    def _call(self, method: Callable[..., T], request: Message, within: float | None = None) -> T:
+        try:
+            return method(request, timeout=within or self.timeout, metadata=self._metadata)
         except grpc.RpcError as error:
             raise self._mended(error) from None
 

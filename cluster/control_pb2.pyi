@@ -80,15 +80,18 @@ class Instance(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     STARTED_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
+    CORDONED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     role: _builtins.str
     state: _builtins.str
-    """starting | ready | draining | failed"""
+    """starting | ready | draining"""
     pid: _builtins.int
     node: _builtins.str
     device: _builtins.str
     started: _builtins.float
     """unix seconds"""
+    cordoned: _builtins.bool
+    """nothing new is placed or moved there"""
     @_builtins.property
     def address(self) -> _wire_pb2.Address: ...
     @_builtins.property
@@ -108,10 +111,11 @@ class Instance(_message.Message):
         status: Global___InstanceStatus | None = ...,
         started: _builtins.float = ...,
         model: Global___Model | None = ...,
+        cordoned: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "model", b"model", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "device", b"device", "model", b"model", "name", b"name", "node", b"node", "pid", b"pid", "role", b"role", "started", b"started", "state", b"state", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "cordoned", b"cordoned", "device", b"device", "model", b"model", "name", b"name", "node", b"node", "pid", b"pid", "role", b"role", "started", b"started", "state", b"state", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -143,6 +147,8 @@ class InstanceStatus(_message.Message):
     CHUNKS_FIELD_NUMBER: _builtins.int
     STEP_SECONDS_FIELD_NUMBER: _builtins.int
     ARRIVALS_FIELD_NUMBER: _builtins.int
+    HEAD_TOKENS_FIELD_NUMBER: _builtins.int
+    URGENT_FIELD_NUMBER: _builtins.int
     instance: _builtins.str
     role: _builtins.str
     steps: _builtins.int
@@ -165,6 +171,8 @@ class InstanceStatus(_message.Message):
     chunks: _builtins.int
     step_seconds: _builtins.float
     arrivals: _builtins.int
+    head_tokens: _builtins.int
+    urgent: _builtins.int
     def __init__(
         self,
         *,
@@ -190,14 +198,49 @@ class InstanceStatus(_message.Message):
         chunks: _builtins.int = ...,
         step_seconds: _builtins.float = ...,
         arrivals: _builtins.int = ...,
+        head_tokens: _builtins.int = ...,
+        urgent: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrivals", b"arrivals", "block_size", b"block_size", "blocks_cached", b"blocks_cached", "blocks_free", b"blocks_free", "blocks_reserved", b"blocks_reserved", "blocks_total", b"blocks_total", "blocks_used", b"blocks_used", "chunks", b"chunks", "handoffs", b"handoffs", "handoffs_failed", b"handoffs_failed", "instance", b"instance", "output_tokens", b"output_tokens", "preemptions", b"preemptions", "prefix_hits", b"prefix_hits", "prefix_queries", b"prefix_queries", "prompt_tokens", b"prompt_tokens", "role", b"role", "running", b"running", "step_seconds", b"step_seconds", "steps", b"steps", "waiting", b"waiting", "waiting_tokens", b"waiting_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrivals", b"arrivals", "block_size", b"block_size", "blocks_cached", b"blocks_cached", "blocks_free", b"blocks_free", "blocks_reserved", b"blocks_reserved", "blocks_total", b"blocks_total", "blocks_used", b"blocks_used", "chunks", b"chunks", "handoffs", b"handoffs", "handoffs_failed", b"handoffs_failed", "head_tokens", b"head_tokens", "instance", b"instance", "output_tokens", b"output_tokens", "preemptions", b"preemptions", "prefix_hits", b"prefix_hits", "prefix_queries", b"prefix_queries", "prompt_tokens", b"prompt_tokens", "role", b"role", "running", b"running", "step_seconds", b"step_seconds", "steps", b"steps", "urgent", b"urgent", "waiting", b"waiting", "waiting_tokens", b"waiting_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___InstanceStatus: _TypeAlias = InstanceStatus  # noqa: Y015
+
+@_typing.final
+class Beat(_message.Message):
+    """An instance's sign of life, from a thread of its own: the step that is being computed. Seconds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    ELAPSED_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    tokens: _builtins.int
+    """0: no step is under way"""
+    elapsed: _builtins.float
+    """since the step began, or since the engine was asked for its status without an answer"""
+    limit: _builtins.float
+    """what it may take; 0: nothing is under way"""
+    def __init__(
+        self,
+        *,
+        step: _builtins.int = ...,
+        tokens: _builtins.int = ...,
+        elapsed: _builtins.float = ...,
+        limit: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["elapsed", b"elapsed", "limit", b"limit", "step", b"step", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Beat: _TypeAlias = Beat  # noqa: Y015
 
 @_typing.final
 class Gateway(_message.Message):
@@ -206,21 +249,35 @@ class Gateway(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     URL_FIELD_NUMBER: _builtins.int
     HOME_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
+    PID_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     url: _builtins.str
     """what clients use"""
     home: _builtins.str
     """where instances push"""
+    requests: _builtins.int
+    """under way"""
+    draining: _builtins.bool
+    """takes no new ones"""
+    pid: _builtins.int
+    node: _builtins.str
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         url: _builtins.str = ...,
         home: _builtins.str = ...,
+        requests: _builtins.int = ...,
+        draining: _builtins.bool = ...,
+        pid: _builtins.int = ...,
+        node: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["home", b"home", "name", b"name", "url", b"url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "home", b"home", "name", b"name", "node", b"node", "pid", b"pid", "requests", b"requests", "url", b"url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -268,9 +325,17 @@ class ClusterStatus(_message.Message):
     GATEWAYS_FIELD_NUMBER: _builtins.int
     UPTIME_FIELD_NUMBER: _builtins.int
     READY_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
+    MIGRATIONS_FIELD_NUMBER: _builtins.int
+    CONTROLLER_PID_FIELD_NUMBER: _builtins.int
+    CONTROLLER_NODE_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     uptime: _builtins.float
     ready: _builtins.bool
+    draining: _builtins.bool
+    """the cluster is about to end"""
+    controller_pid: _builtins.int
+    controller_node: _builtins.str
     @_builtins.property
     def model(self) -> Global___Model: ...
     @_builtins.property
@@ -279,6 +344,8 @@ class ClusterStatus(_message.Message):
     def instances(self) -> _containers.RepeatedCompositeFieldContainer[Global___Instance]: ...
     @_builtins.property
     def gateways(self) -> _containers.RepeatedCompositeFieldContainer[Global___Gateway]: ...
+    @_builtins.property
+    def migrations(self) -> Global___MigrationTotals: ...
     def __init__(
         self,
         *,
@@ -289,14 +356,508 @@ class ClusterStatus(_message.Message):
         gateways: _abc.Iterable[Global___Gateway] | None = ...,
         uptime: _builtins.float = ...,
         ready: _builtins.bool = ...,
+        draining: _builtins.bool = ...,
+        migrations: Global___MigrationTotals | None = ...,
+        controller_pid: _builtins.int = ...,
+        controller_node: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["migrations", b"migrations", "model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["gateways", b"gateways", "instances", b"instances", "model", b"model", "pools", b"pools", "ready", b"ready", "uptime", b"uptime", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["controller_node", b"controller_node", "controller_pid", b"controller_pid", "draining", b"draining", "gateways", b"gateways", "instances", b"instances", "migrations", b"migrations", "model", b"model", "pools", b"pools", "ready", b"ready", "uptime", b"uptime", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ClusterStatus: _TypeAlias = ClusterStatus  # noqa: Y015
+
+@_typing.final
+class RunningRequest(_message.Message):
+    """A request where it runs. Tokens and blocks are those of all its choices; `age` in seconds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    PHASE_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    AGE_FIELD_NUMBER: _builtins.int
+    MOVING_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    instance: _builtins.str
+    role: _builtins.str
+    phase: _builtins.str
+    prompt_tokens: _builtins.int
+    output_tokens: _builtins.int
+    blocks: _builtins.int
+    priority: _builtins.int
+    age: _builtins.float
+    moving: _builtins.bool
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        instance: _builtins.str = ...,
+        role: _builtins.str = ...,
+        phase: _builtins.str = ...,
+        prompt_tokens: _builtins.int = ...,
+        output_tokens: _builtins.int = ...,
+        blocks: _builtins.int = ...,
+        priority: _builtins.int = ...,
+        age: _builtins.float = ...,
+        moving: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age", b"age", "blocks", b"blocks", "id", b"id", "instance", b"instance", "moving", b"moving", "output_tokens", b"output_tokens", "phase", b"phase", "priority", b"priority", "prompt_tokens", b"prompt_tokens", "role", b"role"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunningRequest: _TypeAlias = RunningRequest  # noqa: Y015
+
+@_typing.final
+class RequestsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """a request's id, or the name that its client gave it; '' for all"""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RequestsRequest: _TypeAlias = RequestsRequest  # noqa: Y015
+
+@_typing.final
+class RequestList(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___RunningRequest]: ...
+    def __init__(
+        self,
+        *,
+        requests: _abc.Iterable[Global___RunningRequest] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["requests", b"requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RequestList: _TypeAlias = RequestList  # noqa: Y015
+
+@_typing.final
+class Migration(_message.Message):
+    """One move of a request between two instances, and what came of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    DESTINATION_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    STAGES_FIELD_NUMBER: _builtins.int
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    DOWNTIME_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    time: _builtins.float
+    """unix seconds of its end"""
+    request_id: _builtins.str
+    source: _builtins.str
+    destination: _builtins.str
+    cause: _builtins.str
+    """operator | drain | role | scale_down | shutdown | rebalance"""
+    reason: _builtins.str
+    outcome: _builtins.str
+    """committed | aborted; '' while it is under way"""
+    detail: _builtins.str
+    """why it was aborted"""
+    stages: _builtins.int
+    blocks: _builtins.int
+    bytes: _builtins.int
+    tokens: _builtins.int
+    downtime: _builtins.float
+    """seconds between the last token at the source and the news of the change"""
+    seconds: _builtins.float
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        time: _builtins.float = ...,
+        request_id: _builtins.str = ...,
+        source: _builtins.str = ...,
+        destination: _builtins.str = ...,
+        cause: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        outcome: _builtins.str = ...,
+        detail: _builtins.str = ...,
+        stages: _builtins.int = ...,
+        blocks: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+        tokens: _builtins.int = ...,
+        downtime: _builtins.float = ...,
+        seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "bytes", b"bytes", "cause", b"cause", "destination", b"destination", "detail", b"detail", "downtime", b"downtime", "id", b"id", "outcome", b"outcome", "reason", b"reason", "request_id", b"request_id", "seconds", b"seconds", "source", b"source", "stages", b"stages", "time", b"time", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Migration: _TypeAlias = Migration  # noqa: Y015
+
+@_typing.final
+class MigrationsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """'' for all"""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MigrationsRequest: _TypeAlias = MigrationsRequest  # noqa: Y015
+
+@_typing.final
+class MigrationList(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MIGRATIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def migrations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Migration]: ...
+    def __init__(
+        self,
+        *,
+        migrations: _abc.Iterable[Global___Migration] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["migrations", b"migrations"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MigrationList: _TypeAlias = MigrationList  # noqa: Y015
+
+@_typing.final
+class MigrationTotals(_message.Message):
+    """All moves since the controller began. `downtimes` and `stages` are of the committed ones, per bucket."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNTS_FIELD_NUMBER: _builtins.int
+    DOWNTIMES_FIELD_NUMBER: _builtins.int
+    DOWNTIME_SUM_FIELD_NUMBER: _builtins.int
+    STAGES_FIELD_NUMBER: _builtins.int
+    STAGES_SUM_FIELD_NUMBER: _builtins.int
+    downtime_sum: _builtins.float
+    stages_sum: _builtins.float
+    @_builtins.property
+    def counts(self) -> _containers.RepeatedCompositeFieldContainer[Global___MigrationCount]: ...
+    @_builtins.property
+    def downtimes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def stages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        counts: _abc.Iterable[Global___MigrationCount] | None = ...,
+        downtimes: _abc.Iterable[_builtins.int] | None = ...,
+        downtime_sum: _builtins.float = ...,
+        stages: _abc.Iterable[_builtins.int] | None = ...,
+        stages_sum: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "downtime_sum", b"downtime_sum", "downtimes", b"downtimes", "stages", b"stages", "stages_sum", b"stages_sum"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MigrationTotals: _TypeAlias = MigrationTotals  # noqa: Y015
+
+@_typing.final
+class MigrationCount(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CAUSE_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    cause: _builtins.str
+    outcome: _builtins.str
+    count: _builtins.int
+    def __init__(
+        self,
+        *,
+        cause: _builtins.str = ...,
+        outcome: _builtins.str = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "count", b"count", "outcome", b"outcome"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MigrationCount: _TypeAlias = MigrationCount  # noqa: Y015
+
+@_typing.final
+class MigrateRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: _builtins.int
+    TO_FIELD_NUMBER: _builtins.int
+    WAIT_FIELD_NUMBER: _builtins.int
+    request: _builtins.str
+    to: _builtins.str
+    wait: _builtins.bool
+    """answer when it is over"""
+    def __init__(
+        self,
+        *,
+        request: _builtins.str = ...,
+        to: _builtins.str = ...,
+        wait: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request", b"request", "to", b"to", "wait", b"wait"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MigrateRequest: _TypeAlias = MigrateRequest  # noqa: Y015
+
+@_typing.final
+class CordonRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    ON_FIELD_NUMBER: _builtins.int
+    instance: _builtins.str
+    on: _builtins.bool
+    def __init__(
+        self,
+        *,
+        instance: _builtins.str = ...,
+        on: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "on", b"on"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CordonRequest: _TypeAlias = CordonRequest  # noqa: Y015
+
+@_typing.final
+class DrainRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    DEADLINE_FIELD_NUMBER: _builtins.int
+    instance: _builtins.str
+    deadline: _builtins.float
+    """seconds; 0 takes control.drain_timeout"""
+    def __init__(
+        self,
+        *,
+        instance: _builtins.str = ...,
+        deadline: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "instance", b"instance"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainRequest: _TypeAlias = DrainRequest  # noqa: Y015
+
+@_typing.final
+class RoleRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    DEADLINE_FIELD_NUMBER: _builtins.int
+    instance: _builtins.str
+    role: _builtins.str
+    deadline: _builtins.float
+    def __init__(
+        self,
+        *,
+        instance: _builtins.str = ...,
+        role: _builtins.str = ...,
+        deadline: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "instance", b"instance", "role", b"role"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RoleRequest: _TypeAlias = RoleRequest  # noqa: Y015
+
+@_typing.final
+class AfflictRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    FAULT_FIELD_NUMBER: _builtins.int
+    instance: _builtins.str
+    fault: _builtins.str
+    """such as "delay=20ms damage=0.05", '' for a sound link: see migration/faulty.py"""
+    def __init__(
+        self,
+        *,
+        instance: _builtins.str = ...,
+        fault: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fault", b"fault", "instance", b"instance"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AfflictRequest: _TypeAlias = AfflictRequest  # noqa: Y015
+
+@_typing.final
+class CloseRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CloseRequest: _TypeAlias = CloseRequest  # noqa: Y015
+
+@_typing.final
+class TakenRequest(_message.Message):
+    """What an instance had of a request that it has dropped for another gateway: the tokens of its live choices."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    CHOICES_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    instance: _builtins.str
+    @_builtins.property
+    def choices(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChoiceTokens]: ...
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        instance: _builtins.str = ...,
+        choices: _abc.Iterable[Global___ChoiceTokens] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choices", b"choices", "id", b"id", "instance", b"instance"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TakenRequest: _TypeAlias = TakenRequest  # noqa: Y015
+
+@_typing.final
+class ChoiceTokens(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHOICE_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    choice: _builtins.int
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        choice: _builtins.int = ...,
+        tokens: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChoiceTokens: _TypeAlias = ChoiceTokens  # noqa: Y015
+
+@_typing.final
+class TakenRequests(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___TakenRequest]: ...
+    def __init__(
+        self,
+        *,
+        requests: _abc.Iterable[Global___TakenRequest] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["requests", b"requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TakenRequests: _TypeAlias = TakenRequests  # noqa: Y015
+
+@_typing.final
+class MoveOrder(_message.Message):
+    """Controller to instance: send this request there."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    TO_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    reason: _builtins.str
+    @_builtins.property
+    def to(self) -> _wire_pb2.Address: ...
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        to: _wire_pb2.Address | None = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["to", b"to"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "request_id", b"request_id", "to", b"to"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MoveOrder: _TypeAlias = MoveOrder  # noqa: Y015
 
 @_typing.final
 class ScaleRequest(_message.Message):

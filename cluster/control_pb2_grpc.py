@@ -40,10 +40,50 @@ class ControlStub:
                 request_serializer=cluster_dot_control__pb2.StatusRequest.SerializeToString,
                 response_deserializer=cluster_dot_control__pb2.ClusterStatus.FromString,
                 _registered_method=True)
+        self.GetRequests = channel.unary_unary(
+                '/tandem.control.v1.Control/GetRequests',
+                request_serializer=cluster_dot_control__pb2.RequestsRequest.SerializeToString,
+                response_deserializer=cluster_dot_control__pb2.RequestList.FromString,
+                _registered_method=True)
+        self.GetMigrations = channel.unary_unary(
+                '/tandem.control.v1.Control/GetMigrations',
+                request_serializer=cluster_dot_control__pb2.MigrationsRequest.SerializeToString,
+                response_deserializer=cluster_dot_control__pb2.MigrationList.FromString,
+                _registered_method=True)
         self.Scale = channel.unary_unary(
                 '/tandem.control.v1.Control/Scale',
                 request_serializer=cluster_dot_control__pb2.ScaleRequest.SerializeToString,
                 response_deserializer=cluster_dot_control__pb2.ScaleReply.FromString,
+                _registered_method=True)
+        self.Migrate = channel.unary_unary(
+                '/tandem.control.v1.Control/Migrate',
+                request_serializer=cluster_dot_control__pb2.MigrateRequest.SerializeToString,
+                response_deserializer=cluster_dot_control__pb2.Migration.FromString,
+                _registered_method=True)
+        self.Cordon = channel.unary_unary(
+                '/tandem.control.v1.Control/Cordon',
+                request_serializer=cluster_dot_control__pb2.CordonRequest.SerializeToString,
+                response_deserializer=cluster_dot_control__pb2.Instance.FromString,
+                _registered_method=True)
+        self.Drain = channel.unary_unary(
+                '/tandem.control.v1.Control/Drain',
+                request_serializer=cluster_dot_control__pb2.DrainRequest.SerializeToString,
+                response_deserializer=cluster_dot_control__pb2.Instance.FromString,
+                _registered_method=True)
+        self.SetRole = channel.unary_unary(
+                '/tandem.control.v1.Control/SetRole',
+                request_serializer=cluster_dot_control__pb2.RoleRequest.SerializeToString,
+                response_deserializer=cluster_dot_control__pb2.Instance.FromString,
+                _registered_method=True)
+        self.Afflict = channel.unary_unary(
+                '/tandem.control.v1.Control/Afflict',
+                request_serializer=cluster_dot_control__pb2.AfflictRequest.SerializeToString,
+                response_deserializer=cluster_dot_control__pb2.Instance.FromString,
+                _registered_method=True)
+        self.Close = channel.unary_unary(
+                '/tandem.control.v1.Control/Close',
+                request_serializer=cluster_dot_control__pb2.CloseRequest.SerializeToString,
+                response_deserializer=cluster_dot_control__pb2.ClusterStatus.FromString,
                 _registered_method=True)
         self.WatchEvents = channel.unary_stream(
                 '/tandem.control.v1.Control/WatchEvents',
@@ -62,8 +102,58 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetRequests(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetMigrations(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Scale(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Migrate(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Cordon(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Drain(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetRole(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Afflict(self, request, context):
+        """slow, delay, cut or damage what an instance sends
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Close(self, request, context):
+        """the cluster is about to end: take no new requests
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -82,10 +172,50 @@ def add_ControlServicer_to_server(servicer, server):
                     request_deserializer=cluster_dot_control__pb2.StatusRequest.FromString,
                     response_serializer=cluster_dot_control__pb2.ClusterStatus.SerializeToString,
             ),
+            'GetRequests': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRequests,
+                    request_deserializer=cluster_dot_control__pb2.RequestsRequest.FromString,
+                    response_serializer=cluster_dot_control__pb2.RequestList.SerializeToString,
+            ),
+            'GetMigrations': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMigrations,
+                    request_deserializer=cluster_dot_control__pb2.MigrationsRequest.FromString,
+                    response_serializer=cluster_dot_control__pb2.MigrationList.SerializeToString,
+            ),
             'Scale': grpc.unary_unary_rpc_method_handler(
                     servicer.Scale,
                     request_deserializer=cluster_dot_control__pb2.ScaleRequest.FromString,
                     response_serializer=cluster_dot_control__pb2.ScaleReply.SerializeToString,
+            ),
+            'Migrate': grpc.unary_unary_rpc_method_handler(
+                    servicer.Migrate,
+                    request_deserializer=cluster_dot_control__pb2.MigrateRequest.FromString,
+                    response_serializer=cluster_dot_control__pb2.Migration.SerializeToString,
+            ),
+            'Cordon': grpc.unary_unary_rpc_method_handler(
+                    servicer.Cordon,
+                    request_deserializer=cluster_dot_control__pb2.CordonRequest.FromString,
+                    response_serializer=cluster_dot_control__pb2.Instance.SerializeToString,
+            ),
+            'Drain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=cluster_dot_control__pb2.DrainRequest.FromString,
+                    response_serializer=cluster_dot_control__pb2.Instance.SerializeToString,
+            ),
+            'SetRole': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetRole,
+                    request_deserializer=cluster_dot_control__pb2.RoleRequest.FromString,
+                    response_serializer=cluster_dot_control__pb2.Instance.SerializeToString,
+            ),
+            'Afflict': grpc.unary_unary_rpc_method_handler(
+                    servicer.Afflict,
+                    request_deserializer=cluster_dot_control__pb2.AfflictRequest.FromString,
+                    response_serializer=cluster_dot_control__pb2.Instance.SerializeToString,
+            ),
+            'Close': grpc.unary_unary_rpc_method_handler(
+                    servicer.Close,
+                    request_deserializer=cluster_dot_control__pb2.CloseRequest.FromString,
+                    response_serializer=cluster_dot_control__pb2.ClusterStatus.SerializeToString,
             ),
             'WatchEvents': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchEvents,
@@ -132,6 +262,60 @@ class Control:
             _registered_method=True)
 
     @staticmethod
+    def GetRequests(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tandem.control.v1.Control/GetRequests',
+            cluster_dot_control__pb2.RequestsRequest.SerializeToString,
+            cluster_dot_control__pb2.RequestList.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetMigrations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tandem.control.v1.Control/GetMigrations',
+            cluster_dot_control__pb2.MigrationsRequest.SerializeToString,
+            cluster_dot_control__pb2.MigrationList.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Scale(request,
             target,
             options=(),
@@ -148,6 +332,168 @@ class Control:
             '/tandem.control.v1.Control/Scale',
             cluster_dot_control__pb2.ScaleRequest.SerializeToString,
             cluster_dot_control__pb2.ScaleReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Migrate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tandem.control.v1.Control/Migrate',
+            cluster_dot_control__pb2.MigrateRequest.SerializeToString,
+            cluster_dot_control__pb2.Migration.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Cordon(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tandem.control.v1.Control/Cordon',
+            cluster_dot_control__pb2.CordonRequest.SerializeToString,
+            cluster_dot_control__pb2.Instance.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tandem.control.v1.Control/Drain',
+            cluster_dot_control__pb2.DrainRequest.SerializeToString,
+            cluster_dot_control__pb2.Instance.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetRole(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tandem.control.v1.Control/SetRole',
+            cluster_dot_control__pb2.RoleRequest.SerializeToString,
+            cluster_dot_control__pb2.Instance.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Afflict(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tandem.control.v1.Control/Afflict',
+            cluster_dot_control__pb2.AfflictRequest.SerializeToString,
+            cluster_dot_control__pb2.Instance.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Close(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tandem.control.v1.Control/Close',
+            cluster_dot_control__pb2.CloseRequest.SerializeToString,
+            cluster_dot_control__pb2.ClusterStatus.FromString,
             options,
             channel_credentials,
             insecure,

@@ -13,24 +13,30 @@ import difflib
 import hashlib
 import json
 import logging
+import os
+import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from cluster import control_pb2 as pb
 from cluster.config import Config
 from cluster.events import Events
-from cluster.pool import Authority, Handle, Pool, State
+from cluster.member import Handle, Member, State
+from cluster.migrations import Migrations
+from cluster.mover import Mover
+from cluster.operations import Operations
+from cluster.pool import Authority, Pool
+from cluster.rebalance import Rebalancer
 from cluster.rpc import error_message
-from engine.errors import InvalidParameter, NotFound, RefusedError, TandemError
+from engine.errors import NotFound, RefusedError, TandemError
 from global_scheduler.placement import DECODE, PREFILL, PlacementSettings
 from global_scheduler.scheduler import Scheduler, SchedulerSettings
 from global_scheduler.view import Summary
 
 logger = logging.getLogger("tandem.controller")
 
-LARGEST_POOL = 1024
 GATEWAY_SILENCE = 5.0
 """Seconds without a beat after which a gateway is taken off the list."""
 
@@ -38,7 +44,7 @@ GATEWAY_SILENCE = 5.0
 class FoundHandle(Handle, Protocol):
     name: str
 
-    async def memo(self) -> bytes: ...
+    async def memo(self) -> tuple[bytes, str]: ...
 
 
 class Fleet(Protocol):
@@ -91,11 +97,25 @@ class Controller:
         self._gateways: dict[str, tuple[float, pb.Gateway]] = {}
         self._reconciler: asyncio.Task[None] | None = None
         self.pools: dict[str, Pool] = {}
+        self.draining = False
+        members = _Members(self.pools)
+        self.mover = Mover(config, self.scheduler, Migrations(config.control.events), members)
+        self._rebalancer = Rebalancer(config.scheduler, self.scheduler, self.mover, members)
+        self._rebalancing: asyncio.Task[None] | None = None
+        self.operations = Operations(
+            config,
+            self.pools,
+            members,
+            mover=self.mover,
+            scheduler=self.scheduler,
+            events=self.events,
+            authority=self._authority,
+        )
 
     async def start(self) -> None:
         """Adopt what is there, then keep the pools at their targets. Returns before instances are ready."""
         found = await self._memos()
-        latest = max((memo for _, memo in found), key=lambda memo: memo.generation, default=Memo())
+        latest = max((memo for _, memo, _ in found), key=lambda memo: memo.generation, default=Memo())
         self.generation = latest.generation + 1
         targets = {PREFILL: self.config.pools.prefill.replicas, DECODE: self.config.pools.decode.replicas}
         if latest.fingerprint == self._fingerprint:
@@ -103,15 +123,18 @@ class Controller:
         for role, target in targets.items():
             self.pools[role] = self._pool(role, target)
             self.pools[role].next = dict(latest.names).get(role, 0)
-        for handle, memo in found:
-            self._adopt(handle, memo)
+        for handle, memo, role in found:
+            self._adopt(handle, memo, role)
         self._reconciler = asyncio.create_task(self._reconcile(), name="reconcile")
+        self._rebalancing = asyncio.create_task(self._rebalancer.run(), name="rebalance")
 
     async def close(self) -> None:
         """Stop controlling. Instances go on until they are adopted, or have been orphans too long."""
-        if self._reconciler is not None:
-            self._reconciler.cancel()
-            await asyncio.gather(self._reconciler, return_exceptions=True)
+        loops = [task for task in (self._reconciler, self._rebalancing) if task is not None]
+        for task in loops:
+            task.cancel()
+        await asyncio.gather(*loops, return_exceptions=True)
+        await self.operations.close()
         for pool in self.pools.values():
             await pool.close()
 
@@ -119,8 +142,9 @@ class Controller:
         """Raise if this controller should be replaced: it was fenced, or its loop has ended."""
         if self.fenced:
             raise TandemError(f"fenced: {self.fenced}")
-        if self._reconciler is not None and self._reconciler.done():
-            raise TandemError(f"the control loop ended: {self._reconciler.exception()}")
+        for task in (self._reconciler, self._rebalancing):
+            if task is not None and task.done():
+                raise TandemError(f"the loop {task.get_name()!r} ended: {task.exception()}")
 
     def place(self, request: pb.PlaceRequest) -> pb.Placement:
         """Decide where a request runs; an error is part of the answer."""
@@ -156,13 +180,25 @@ class Controller:
                 "or end everything with `tandem down`",
                 param="replicas",
             )
-        if replicas > LARGEST_POOL:
-            raise InvalidParameter(f"replicas: at most {LARGEST_POOL}, not {replicas}", param="replicas")
+        bounds = self.config.pools.prefill if name == PREFILL else self.config.pools.decode
+        if not bounds.min_replicas <= replicas <= bounds.max_replicas:
+            raise RefusedError(
+                f"{name} may have {bounds.min_replicas} to {bounds.max_replicas} instances, not {replicas}: "
+                f"change pools.{name}.min_replicas or max_replicas",
+                param="replicas",
+            )
         previous = pool.target
         if not dry_run and replicas != previous:
             self.events.add("scaled", name, f"from {previous} to {replicas}, by request")
             pool.scale(replicas)
         return pb.ScaleReply(previous=previous, target=replicas)
+
+    def end(self) -> pb.ClusterStatus:
+        """The cluster is about to end: the gateways take no new requests any more."""
+        if not self.draining:
+            self.draining = True
+            self.events.add("closing", "cluster", "no new requests are taken, by request")
+        return self.status()
 
     def join(self, gateway: pb.Gateway) -> pb.ClusterStatus:
         """A gateway's beat: list it, and tell it how things are."""
@@ -189,7 +225,10 @@ class Controller:
         known = [instance.model for instance in status.instances if instance.model.name]
         if known:
             status.model.CopyFrom(known[0])
-        status.ready = all(pool.ready for pool in status.pools)
+        status.controller_pid, status.controller_node = os.getpid(), platform.node()
+        status.draining = self.draining
+        status.ready = not self.draining and all(pool.ready for pool in status.pools)
+        status.migrations.CopyFrom(self.mover.migrations.totals())
         return status
 
     def _instance(self, name: str) -> pb.Instance:
@@ -200,12 +239,16 @@ class Controller:
             role,
             target,
             self.config.control,
-            authority=Authority(self.generation, self._memo, self._be_fenced),
+            authority=self._authority(),
             spawn=self._spawn,
             scheduler=self.scheduler,
+            mover=self.mover,
             events=self.events,
             kick=self._kicked.set,
         )
+
+    def _authority(self) -> Authority:
+        return Authority(self.generation, self._memo, self._be_fenced)
 
     def _spawn(self, name: str, role: str) -> Handle:
         instances = sum(pool.target for pool in self.pools.values())
@@ -216,12 +259,13 @@ class Controller:
         names = tuple((role, pool.next) for role, pool in self.pools.items())
         return Memo(self.generation, self._fingerprint, targets, names).to_bytes()
 
-    async def _memos(self) -> list[tuple[FoundHandle, Memo]]:
-        """Instances of an earlier controller, each with its memo; one that gives none is killed."""
+    async def _memos(self) -> list[tuple[FoundHandle, Memo, str]]:
+        """Instances of an earlier controller, each with its memo and role; one that gives none is killed."""
 
-        async def ask(handle: FoundHandle) -> tuple[FoundHandle, Memo] | None:
+        async def ask(handle: FoundHandle) -> tuple[FoundHandle, Memo, str] | None:
             try:
-                return handle, Memo.from_bytes(await handle.memo())
+                memo, role = await handle.memo()
+                return handle, Memo.from_bytes(memo), role
             except (TandemError, ValueError) as error:
                 logger.warning("an instance that was found does not answer and is killed: %s", error)
                 await handle.kill()
@@ -230,12 +274,12 @@ class Controller:
         answers = await asyncio.gather(*(ask(handle) for handle in await self._fleet.existing()))
         return [answer for answer in answers if answer is not None]
 
-    def _adopt(self, handle: FoundHandle, memo: Memo) -> None:
-        role, _, number = handle.name.rpartition("-")
-        pool = self.pools[role]
-        pool.next = max(pool.next, int(number) + 1)
+    def _adopt(self, handle: FoundHandle, memo: Memo, role: str) -> None:
+        first, _, number = handle.name.rpartition("-")
+        self.pools[first].next = max(self.pools[first].next, int(number) + 1)
         same = memo.fingerprint == self._fingerprint
-        pool.adopt(handle.name, handle, stale="" if same else "it was started with another configuration")
+        stale = "" if same else "it was started with another configuration"
+        self.pools[role].adopt(handle.name, handle, stale=stale)
 
     def _be_fenced(self, reason: str) -> None:
         self.fenced = reason
@@ -253,6 +297,26 @@ class Controller:
                 async with asyncio.timeout(self.config.control.beat):
                     await self._kicked.wait()
             self._kicked.clear()
+
+
+class _Members(Mapping[str, Member]):
+    """The instances of all pools by name."""
+
+    def __init__(self, pools: Mapping[str, Pool]) -> None:
+        self._pools = pools
+
+    def __getitem__(self, name: str) -> Member:
+        for pool in self._pools.values():
+            if name in pool.members:
+                return pool.members[name]
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        for pool in self._pools.values():
+            yield from pool.members
+
+    def __len__(self) -> int:
+        return sum(len(pool.members) for pool in self._pools.values())
 
 
 def fingerprint(config: Config) -> str:

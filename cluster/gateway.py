@@ -7,7 +7,8 @@ proxy's 0.5 to 1.6 ms.
 from __future__ import annotations
 
 import asyncio
-import socket
+import os
+import platform
 import time
 import uuid
 from importlib.metadata import PackageNotFoundError, version
@@ -29,13 +30,14 @@ from cluster.instance_handle import InstanceHandle, address_of
 from cluster.metrics import Metrics
 from cluster.openai_answers import ModelCard
 from cluster.request_driver import RequestDriver
+from cluster.rpc import reachable
 from cluster.scheduler_client import SchedulerClient
 from cluster.token_stream import HomeService
 from cluster.token_streams import TokenStreams
 from engine.errors import SetupError
 from global_scheduler.journey import Patience
 from model.assets import load_assets
-from model.tokenizer import Tokenizer
+from model.tokenizer import Detokenizer, Tokenizer
 
 BEAT = 1.0
 """Seconds between two calls to the controller that keep this gateway on its list."""
@@ -46,6 +48,8 @@ class Gateway:
 
     `config_json` is a Config; `controller` the Serve handle of the controller's deployment.
     """
+
+    serving = False
 
     # Serve awaits it.
     async def __init__(self, config_json: str, controller: DeploymentHandle[Any]) -> None:  # type: ignore[misc]
@@ -60,7 +64,11 @@ class Gateway:
         home = rpc.listen(self._grpc, self._config.control.host, 0, setting="control.host")
         await self._grpc.start()
         self._itself = pb.Gateway(
-            name=f"gateway-{uuid.uuid4().hex[:8]}", url=reachable(self._http.url), home=reachable(home)
+            name=f"gateway-{uuid.uuid4().hex[:8]}",
+            url=reachable(self._http.url),
+            home=reachable(home),
+            pid=os.getpid(),
+            node=platform.node(),
         )
         patience = Patience(attempts=settings.retries + 1, place_timeout=self._config.scheduler.place_timeout)
         timeout = self._config.control.call_timeout
@@ -72,10 +80,11 @@ class Gateway:
             lambda name: InstanceHandle(name, timeout=timeout),
             patience,
         )
-        facts = ClusterFacts(lambda: self._scheduler.join(self._itself))
+        facts = ClusterFacts(lambda: self._scheduler.join(self._present()))
         self._service = GatewayService(
             model=model,
             tokenizer=tokenizer,
+            detokenizer=lambda _: Detokenizer(tokenizer),
             driver=self._driver,
             facts=facts,
             metrics=Metrics(model.name, lambda: facts.status),
@@ -84,6 +93,7 @@ class Gateway:
         )
         self._http.serve(build_api(self._service))
         self._beating = asyncio.create_task(self._beat(facts), name="beat")
+        self.serving = True
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """What Serve's proxy serves."""
@@ -105,18 +115,16 @@ class Gateway:
         await self._grpc.stop(1.0)
         await self._scheduler.close()
 
+    def _present(self) -> pb.Gateway:
+        """This gateway as it is now, for the controller."""
+        self._itself.requests = len(self._driver.runs)
+        self._itself.draining = self._service.leaving
+        return self._itself
+
     async def _beat(self, facts: ClusterFacts) -> None:
         while True:
             await facts.refresh()
             await asyncio.sleep(BEAT)
-
-
-def reachable(address: str) -> str:
-    """An address that others can use: one that stands for all interfaces becomes the machine's own."""
-    for anywhere in ("0.0.0.0", "[::]"):
-        if anywhere in address:
-            return address.replace(anywhere, socket.gethostbyname(socket.gethostname()))
-    return address
 
 
 def _local_rank() -> int:

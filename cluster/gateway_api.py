@@ -16,6 +16,7 @@ from cluster.openai import ChatBody, CompletionBody, DetokenizeBody, TokenizeBod
 from cluster.openai_answers import spelled
 from cluster.openai_errors import MethodNotAllowed
 from cluster.openapi import document
+from cluster.resume import digest_of
 from engine.errors import InvalidParameter, NotFound, Overloaded
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -121,4 +122,5 @@ def _yes_or(good: bool, reason: str) -> Response:
 
 async def _read(service: GatewayService, request: Request, kind: type[B]) -> B:
     data = await read_body(request, service.config.body_limit)
+    request.scope["state"]["digest"] = digest_of(request.url.path, data)
     return parse(kind, request.headers.get("content-type", ""), data)

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from cluster.cluster_facts import ClusterFacts
@@ -15,10 +15,14 @@ from cluster.job import Job
 from cluster.metrics import Metrics
 from cluster.openai import ChatBody, CompletionBody, DetokenizeBody, SamplingBody, TokenizeBody
 from cluster.openai_answers import ModelCard
-from cluster.request_driver import RequestDriver, Run
+from cluster.request_driver import Before, RequestDriver, Run, Taken
+from cluster.resume import Reconnection
+from cluster.stream_order import Piece
+from cluster.stream_text import ChoiceText, Detokenizer
 from engine.errors import (
     Conflict,
     ContextLengthExceeded,
+    Draining,
     InvalidParameter,
     ModelNotFound,
     TandemError,
@@ -32,8 +36,20 @@ LONG_TEXT = 4096
 MOST_CHOICES = 256
 """Choices of one HTTP request: prompts × n."""
 
+MOST_KEPT = 256
+"""Named requests under way whose tokens are kept, so that a repeated one can read them from the beginning."""
+
 LATELY = 10.0
 """Seconds within which a token proves that instances are alive."""
+
+
+def _attached(name: str, job: Job, asked: Reconnection) -> Job:
+    """The job, for one more reader. Raises Conflict if it is of another body, or not kept."""
+    if job.digest != asked.digest:
+        raise Conflict(f"a request with the id {name} and another body is running; send another x-request-id")
+    if not job.kept:
+        raise Conflict(f"a request with the id {name} is running; send another x-request-id")
+    return job
 
 
 class Template(Protocol):
@@ -66,6 +82,7 @@ class GatewayService:
         *,
         model: ModelCard,
         tokenizer: Tokenizer,
+        detokenizer: Callable[[Request], Detokenizer],
         driver: RequestDriver,
         facts: ClusterFacts,
         metrics: Metrics,
@@ -74,13 +91,19 @@ class GatewayService:
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
+        self.detokenizer = detokenizer
         self.driver = driver
         self.facts = facts
         self.metrics = metrics
         self.config = config
         self.version = version
         self.draining = False
-        self._names: set[str] = set()
+        self._jobs: dict[str, Job] = {}
+
+    @property
+    def leaving(self) -> bool:
+        """Whether this gateway, or the whole cluster, is about to end."""
+        return self.draining or self.facts.status.draining
 
     def check_model(self, name: str | None) -> None:
         """Raises ModelNotFound for any model but the one that is served."""
@@ -89,11 +112,25 @@ class GatewayService:
                 f"the model '{name[:200]}' does not exist; this server has '{self.model.name}'", param="model"
             )
 
-    async def begin(self, body: CompletionBody | ChatBody, request_id: str, within: float | None) -> Job:
-        """Admit a request; `within` is the client's own limit in seconds.
+    async def begin(
+        self,
+        body: CompletionBody | ChatBody,
+        request_id: str,
+        within: float | None,
+        asked: Reconnection = Reconnection(),
+    ) -> Job:
+        """Admit a request, or find the one that a client comes back to; `within` is its own limit in seconds.
+
+        One that runs here under its name is read by one more. One that ran through another gateway is taken
+        over where an instance still has it, and else runs again: its tokens are the same.
 
         Raises RequestErrors for what cannot be done and Conflict for an id that is in use.
         """
+        running = self._jobs.get(request_id)
+        if running is not None:
+            return _attached(request_id, running, asked)
+        if self.leaving:
+            raise Draining("the cluster is about to end and takes no new requests")
         self.check_model(body.model)
         self._check_tokens(body)
         if isinstance(body, CompletionBody) and len(body.prompt) * (body.n or 1) > MOST_CHOICES:
@@ -113,7 +150,7 @@ class GatewayService:
             Request(
                 id=f"{request_id}~{life}-{number}",
                 prompt=tuple(prompt),
-                sampling=self._sampling(body, len(prompt), request_id),
+                sampling=self._sampling(body, len(prompt), f"{request_id}-{number}"),
                 arrival=time.time(),
                 tenant=body.user or "",
                 priority=body.priority or 0,
@@ -121,7 +158,13 @@ class GatewayService:
             for number, prompt in enumerate(prompts)
         ]
         limit = min(self.config.stream_timeout, within or self.config.stream_timeout)
-        return self._run(request_id, requests, echo, time.monotonic() + limit)
+        taken: Mapping[int, Taken] = {}
+        if asked.again:
+            taken = await self.driver.take(request_id, [one.name for one in self.facts.status.instances])
+            running = self._jobs.get(request_id)
+            if running is not None:
+                return _attached(request_id, running, asked)
+        return self._run(request_id, requests, echo, time.monotonic() + limit, asked, taken)
 
     async def tokenize(self, body: TokenizeBody) -> list[int]:
         """Token ids of a text, or of the prompt that a conversation becomes."""
@@ -145,30 +188,55 @@ class GatewayService:
 
     async def ready(self) -> bool:
         """Whether requests are welcome: both pools have an instance, and the gateway stays."""
-        if self.draining:
+        if self.leaving:
             return False
         status = await self.facts.refresh()
         return self.facts.fresh and status.ready
 
-    def _run(self, name: str, requests: list[Request], echo: list[str], deadline: float) -> Job:
-        if name in self._names:
-            raise Conflict(f"a request with the id {name} is running; send another x-request-id")
+    def _run(
+        self,
+        name: str,
+        requests: list[Request],
+        echo: list[str],
+        deadline: float,
+        asked: Reconnection,
+        taken: Mapping[int, Taken],
+    ) -> Job:
         changed = asyncio.Event()
         runs: list[Run] = []
         try:
-            for request in requests:
-                runs.append(self.driver.run(request, changed))
+            for number, request in enumerate(requests):
+                before = self._before(request, taken.get(number))
+                runs.append(self.driver.run(request, changed, before, resumable=asked.resumable))
         except TandemError:
             for run in runs:
                 run.close()
             raise
-        self._names.add(name)
 
         def finished(job: Job, error: BaseException | None) -> None:
-            self._names.discard(name)
+            self._jobs.pop(name, None)
             self.metrics.finished(job, error)
 
-        return Job(runs, changed, echo, deadline, finished)
+        kept = asked.resumable or (asked.named and len(self._jobs) < MOST_KEPT)
+        lease = self.config.resume_lease if asked.resumable else 0.0
+        job = Job(runs, changed, echo, deadline, finished, digest=asked.digest, kept=kept, lease=lease)
+        self._jobs[name] = job
+        return job
+
+    def _before(self, request: Request, taken: Taken | None) -> Before | None:
+        """What an instance had drawn of a request that is taken over, with its text; None if it runs again.
+
+        Log-probabilities are known only where they were drawn, and an ended choice nowhere any more.
+        """
+        if taken is None or request.sampling.logprobs is not None:
+            return None
+        if any(not taken.outputs.get(choice) for choice in range(request.sampling.n)):
+            return None
+        pieces = []
+        for choice, tokens in sorted(taken.outputs.items()):
+            text = ChoiceText(request.sampling, self.detokenizer(request))
+            pieces += [Piece(choice, index, token, text.token(token)) for index, token in enumerate(tokens)]
+        return Before(taken, pieces)
 
     def _check_tokens(self, body: SamplingBody) -> None:
         """Raises InvalidParameter for ids that the vocabulary does not have."""
@@ -199,9 +267,12 @@ class GatewayService:
             raise InvalidParameter("'prompt' is empty: it needs at least one token", param="prompt")
         return prompts
 
-    def _sampling(self, body: SamplingBody, prompt: int, request_id: str) -> Sampling:
-        """Raises ContextLengthExceeded for what does not fit the context or the KV cache."""
-        seed = int.from_bytes(hashlib.sha256(request_id.encode()).digest()[:8], "big")
+    def _sampling(self, body: SamplingBody, prompt: int, name: str) -> Sampling:
+        """With a seed of `name` if the body has none.
+
+        Raises ContextLengthExceeded for what does not fit the context or the KV cache.
+        """
+        seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
         room = self.model.max_length - prompt
         if room < 1:
             raise ContextLengthExceeded(

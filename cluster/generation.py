@@ -14,10 +14,11 @@ from starlette.responses import Response
 from cluster import sse
 from cluster.gateway_service import GatewayService
 from cluster.http_frame import json_response, request_id, timeout_of
-from cluster.job import Job, Update
+from cluster.job import Reader, Update
 from cluster.openai import ChatBody, CompletionBody
 from cluster.openai_answers import Answer, ChatAnswer, CompletionAnswer
 from cluster.openai_errors import as_tandem, error_body
+from cluster.resume import position, reconnection
 from engine.errors import TandemError
 
 
@@ -31,43 +32,48 @@ class _Options:
 async def generate(service: GatewayService, http: Request, body: CompletionBody | ChatBody) -> Response:
     """The response; raises a TandemError for what fails before anything was answered.
 
-    Its run is dropped on every instance when the client leaves.
+    When the client leaves, its run is dropped on every instance, unless it may come back.
     """
     identity = request_id(http.scope)
+    kind = ChatAnswer if isinstance(body, ChatBody) else CompletionAnswer
+    answer = kind(identity, service.model, service.tokenizer, logprobs=body.alternatives is not None)
     try:
-        job = await service.begin(body, identity, timeout_of(http))
+        asked = reconnection(http, answer.id)
+        reader = (await service.begin(body, identity, timeout_of(http), asked)).reader(asked.seen)
     except TandemError as error:
         service.metrics.refused(error, body.user or "")
         raise _in_terms_of(body, error) from error
-    kind = ChatAnswer if isinstance(body, ChatBody) else CompletionAnswer
-    answer = kind(identity, service.model, service.tokenizer, logprobs=body.alternatives is not None)
-    asked = body.stream_options
-    usage = bool(asked and asked.include_usage)
-    options = _Options(
-        usage=usage,
-        running_usage=usage and bool(asked and asked.continuous_usage_stats),
-        debug=http.headers.get("x-tandem-debug") == "1",
-    )
+    options = _options(body, http)
     leaving = asyncio.create_task(sse.disconnected(http.receive))
     try:
         if body.stream:
             # Until something has come, a failure can still be answered with a status of its own.
-            first = await _or_left(job.next(service.config.keepalive), leaving)
-            events = _events(service.config.keepalive, job, answer, options, first)
-            headers = _debug_headers(job, options)
-            return sse.EventStream(events, headers, closed=job.close, within=service.config.stream_timeout)
-        return await _whole(job, answer, options, leaving)
+            first = await _or_left(reader.next(service.config.keepalive), leaving)
+            events = _events(service.config.keepalive, reader, answer, options, first)
+            headers = _debug_headers(reader, options)
+            return sse.EventStream(events, headers, closed=reader.close, within=service.config.stream_timeout)
+        return await _whole(reader, answer, options, leaving)
     except ClientLeft:
-        job.close()
+        reader.close()
         return Response(status_code=CLIENT_LEFT)
     except TandemError as error:
-        job.close(error)
+        reader.close(error)
         raise _in_terms_of(body, error) from error
     except BaseException:
-        job.close(TandemError("unexpected error"))
+        reader.close(TandemError("unexpected error"))
         raise
     finally:
         leaving.cancel()
+
+
+def _options(body: CompletionBody | ChatBody, http: Request) -> _Options:
+    asked = body.stream_options
+    usage = bool(asked and asked.include_usage)
+    return _Options(
+        usage=usage,
+        running_usage=usage and bool(asked and asked.continuous_usage_stats),
+        debug=http.headers.get("x-tandem-debug") == "1",
+    )
 
 
 CLIENT_LEFT = 499
@@ -90,54 +96,56 @@ async def _or_left(update: Coroutine[Any, Any, Update | None], leaving: asyncio.
         task.cancel()
 
 
-async def _whole(job: Job, answer: Answer, options: _Options, leaving: asyncio.Task[None]) -> Response:
-    while update := await _or_left(job.next(), leaving):
+async def _whole(reader: Reader, answer: Answer, options: _Options, leaving: asyncio.Task[None]) -> Response:
+    while update := await _or_left(reader.next(), leaving):
         for index, pieces in update:
-            choice = job.choices[index]
+            choice = reader.choices[index]
             choice.text += "".join(piece.text for piece in pieces)
             choice.pieces += pieces
-    job.close()
-    body = answer.whole_body(job.choices, job.usage())
+            choice.finish, choice.stop_reason = pieces[-1].finish or None, pieces[-1].stop_reason
+    reader.close()
+    body = answer.whole_body(reader.choices, reader.job.usage())
     if options.debug:
-        body["tandem"] = _debug(job)
-    return json_response(body, headers=_debug_headers(job, options))
+        body["tandem"] = _debug(reader)
+    return json_response(body, headers=_debug_headers(reader, options))
 
 
 async def _events(
-    keepalive: float, job: Job, answer: Answer, options: _Options, update: Update | None
+    keepalive: float, reader: Reader, answer: Answer, options: _Options, update: Update | None
 ) -> AsyncGenerator[bytes]:
     """The stream, from its first update on."""
-    begun: set[int] = set()
     try:
         while update is None or update:
             if update is None:
                 yield sse.PING
             for index, pieces in update or ():
-                choice = job.choices[index]
-                for body in answer.chunk_bodies(index, choice, pieces, first=index not in begun):
+                first, before = index not in reader.begun, position(reader.choices)
+                bodies = answer.chunk_bodies(index, reader.choices[index], pieces, first=first)
+                reader.given(index, pieces)
+                for number, body in enumerate(bodies, 1):
                     if options.usage:
-                        body["usage"] = job.usage().body() if options.running_usage else None
-                    yield sse.event(body, f"{answer.id}:{job.position()}")
-                begun.add(index)
-                choice.shown += sum(len(piece.text) for piece in pieces)
-            update = await job.next(keepalive)
+                        body["usage"] = reader.job.usage().body() if options.running_usage else None
+                    # Only the last event of these tokens says that the client has them.
+                    where = position(reader.choices) if number == len(bodies) else before
+                    yield sse.event(body, f"{answer.id}:{where}")
+            update = await reader.next(keepalive)
         if options.usage:
-            body = answer.usage_chunk(job.usage())
+            body = answer.usage_chunk(reader.job.usage())
             if options.debug:
-                body["tandem"] = _debug(job)
-            yield sse.event(body, f"{answer.id}:{job.position()}")
+                body["tandem"] = _debug(reader)
+            yield sse.event(body, f"{answer.id}:{position(reader.choices)}")
         if options.debug:
-            yield sse.comment(f"tandem {json.dumps(_debug(job))}")
+            yield sse.comment(f"tandem {json.dumps(_debug(reader))}")
     except Exception as failure:
         error = as_tandem(failure)
-        job.close(error)
+        reader.close(error)
         yield sse.event(error_body(error))
     yield sse.DONE
 
 
-def _debug(job: Job) -> dict[str, Any]:
+def _debug(reader: Reader) -> dict[str, Any]:
     """Where a request ran and how fast; of several prompts, the first."""
-    progress = job.runs[0].progress
+    progress = reader.job.runs[0].progress
     return {
         "prefill": progress.prefill,
         "decode": progress.decode,
@@ -147,9 +155,9 @@ def _debug(job: Job) -> dict[str, Any]:
     }
 
 
-def _debug_headers(job: Job, options: _Options) -> dict[str, str]:
+def _debug_headers(reader: Reader, options: _Options) -> dict[str, str]:
     """Of a stream, the instances that are known when it begins."""
-    progress = job.runs[0].progress
+    progress = reader.job.runs[0].progress
     if not options.debug or not progress.prefill:
         return {}
     return {"x-tandem-prefill-instance": progress.prefill, "x-tandem-decode-instance": progress.decode}

@@ -24,6 +24,7 @@ FOREVER = Epoch(2**32 - 1, 0)
 """Newer than any epoch: the home does not know the request, or will never know it again."""
 
 _WINDOW = 64
+_MOST_PENDING = 65_536
 _IDLE = 30.0
 
 
@@ -31,7 +32,8 @@ class HomeLink:
     """Sends messages to `home`; ends by itself when idle. `fenced` is told of what is not wanted there.
 
     At most `_WINDOW` batches are unanswered; what comes meanwhile is put into the next one. If the home
-    cannot be reached for `lease` seconds, all requests that still push there are given up as fenced.
+    cannot be reached for `lease` seconds, or more than `_MOST_PENDING` messages wait for it, all requests
+    that still push there are given up as fenced.
     """
 
     def __init__(self, instance: str, home: str, connect: Connect, fenced: Fenced, *, lease: float) -> None:
@@ -78,6 +80,9 @@ class HomeLink:
             if not self._pending and not self._unanswered:
                 return
             now = time.monotonic()
+            if len(self._pending) > _MOST_PENDING:
+                self._give_up()
+                return
             if answered:
                 silent_since, pause = now, 0.01
             if self._closing or now - silent_since > self._lease:

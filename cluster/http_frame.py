@@ -19,7 +19,10 @@ from engine.errors import InvalidKey, InvalidParameter, RequestTooLarge, TandemE
 
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _OPEN = frozenset({"/health", "/ready", "/ping", "/version", "/metrics", "/load", "/openapi.json"})
-_PREFLIGHT = "Authorization, Content-Type, X-Request-Id, X-Request-Timeout-Seconds, X-Tandem-Debug"
+_PREFLIGHT = (
+    "Authorization, Content-Type, Last-Event-ID, X-Request-Id, X-Request-Timeout-Seconds, X-Tandem-Debug, "
+    "X-Tandem-Resumable"
+)
 
 
 def error_response(error: TandemError) -> Response:

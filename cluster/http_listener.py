@@ -58,7 +58,7 @@ def _bind(host: str, port: int, *, others: bool) -> socket.socket:
         if others and port:
             return _bind(host, 0, others=False)
         raise SetupError(
-            f"{host}:{port} cannot be listened on ({error.strerror}): set gateway.port or pass --port",
+            f"{host}:{port} cannot be listened on ({error.strerror}): choose another gateway.port",
             param="gateway.port",
         ) from error
     taken.listen(2048)

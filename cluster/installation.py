@@ -10,7 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 PACKAGES = (
-    "cluster", "decode_pool", "engine", "global_scheduler", "kernels", "migration", "model", "prefill_pool",
+    "cluster", "decode_pool", "engine", "global_scheduler", "k8s", "kernels", "migration", "model",
+    "prefill_pool",
 )  # fmt: skip
 ROOT = Path(__file__).resolve().parents[1]
 

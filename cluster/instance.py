@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from concurrent.futures import Future
+from dataclasses import replace
 
 import grpc
 
@@ -20,30 +21,32 @@ from cluster import control_pb2 as pb
 from cluster.config import Config, TransferConfig
 from cluster.home_claims import HomeClaims
 from cluster.logs import configure
-from cluster.rpc import channel
+from cluster.policies import arrange, role_policy
+from cluster.rpc import channel, reachable
+from cluster.step_watch import Present, StepWatch
 from cluster.token_stream import TokenPusher
-from decode_pool.continuous_batching import ContinuousBatching
 from decode_pool.instance import DecodeInstance
 from engine.batch import BatchPolicy, Limits
 from engine.blocks import BlockPool
 from engine.core import EngineCore
 from engine.loop import EngineLoop
 from engine.prefix_cache import fingerprint
-from engine.queues.fcfs import FCFSQueue
-from engine.status import InstanceStatus
-from migration.events import Timeouts
+from engine.queues.fair import FairQueue
+from engine.status import InstanceStatus, RequestStatus
+from migration.events import Bounds, Timeouts
+from migration.faulty import Faults, FaultyTransport
 from migration.handshake import Identity
+from migration.moved import Moved
 from migration.receiver import Receiver
 from migration.sender import Sender
 from migration.shm import ShmTransport
 from migration.state import restore
 from migration.tcp import TcpTransport
-from migration.transport import Transport, describe, host_id
+from migration.transport import Address, Transport, describe, host_id
 from migration.wire import address_to_wire, start_from_wire
 from model.device import resolve
 from model.runner import ModelRunner
 from model.tokenizer import Detokenizer, Tokenizer
-from prefill_pool.chunked_prefill import ChunkedPrefill
 from prefill_pool.instance import PrefillInstance
 
 
@@ -70,21 +73,23 @@ class EngineInstance:
             name, lambda _: Detokenizer(tokenizer), connect, lease=config.transfer.lease
         )
         self._claims = HomeClaims(name, connect, timeout=config.transfer.commit_timeout)
-        self._core = _core(config, role, runner)
-        self._loop = EngineLoop(self._core, runner, self._pusher, MonotonicClock(), name=name)
+        self._policy = role_policy(config.engine, role)
+        self._core = engine_core(config, self._policy, runner)
+        control = config.control
+        self._watch = StepWatch(runner, factor=control.step_factor, floor=control.step_floor)
+        self._loop = EngineLoop(self._core, self._watch, self._pusher, MonotonicClock(), name=name)
+        if isinstance(self._core.queue, FairQueue):
+            self._loop.observe(self._core.queue.observe)
+        self._faults = Faults()
         self._sender, self._receiver = self._movements(config.transfer, token)
-        self._role: PrefillInstance | DecodeInstance
-        if role == PrefillInstance.role:
-            self._role = PrefillInstance(name, self._loop, self._sender)
-        else:
-            self._role = DecodeInstance(name, self._loop, self._receiver)
+        self._role = self._in(role)
 
     @property
     def description(self) -> pb.Instance:
-        assets = self._runner.assets
+        assets, address = self._runner.assets, self._receiver.address
         return pb.Instance(
             device=self._device,
-            address=address_to_wire(self._receiver.address),
+            address=address_to_wire(replace(address, tcp=reachable(address.tcp))),
             model=pb.Model(
                 name=self._config.model.name or assets.name,
                 path=str(assets.path),
@@ -121,9 +126,48 @@ class EngineInstance:
     def status(self) -> Future[InstanceStatus]:
         return self._role.status()
 
+    def move(self, request_id: str, to: Address, reason: str) -> Future[Moved]:
+        """Migrate a request that lives here to another instance; never fails, see `Sender.move`."""
+        return self._role.move(request_id, to, reason)
+
+    def requests(self) -> Future[tuple[RequestStatus, ...]]:
+        """The requests that live here."""
+        return self._role.requests()
+
+    def take(self, request_id: str) -> Future[dict[int, tuple[int, ...]]]:
+        """Drop a request, tell its home so, and give the tokens of each live choice."""
+
+        def take(core: EngineCore) -> dict[int, tuple[int, ...]]:
+            sequences = core.sequences(request_id)
+            if sequences:
+                self._pusher.taken(request_id, sequences[0].home, sequences[0].epoch)
+            return {one.choice: tuple(one.output) for one in sequences}
+
+        outputs = self._loop.call(take)
+        self._role.cancel(request_id)
+        return outputs
+
+    def afflict(self, fault: str) -> None:
+        """What goes out to other instances fails as told, until "" is told. Raises InvalidParameter."""
+        self._faults.set(fault)
+
+    def change_role(self, role: str) -> None:
+        """Go on in another role, which takes new requests; model, KV cache and loop stay as they are."""
+        self._role = self._in(role)
+        self._policy.role = role
+        self._role.undrain()
+
+    def present(self) -> Present:
+        """The step under way; may be asked in any thread."""
+        return self._watch.present()
+
     def drain(self) -> None:
         """Take no new requests."""
         self._role.drain()
+
+    def undrain(self) -> None:
+        """Take new requests again."""
+        self._role.undrain()
 
     async def close(self) -> None:
         """Let go of everything that is shared with other processes."""
@@ -134,18 +178,31 @@ class EngineInstance:
         await self._pusher.close()
         await self._claims.close()
 
+    def _in(self, role: str) -> PrefillInstance | DecodeInstance:
+        kind = PrefillInstance if role == PrefillInstance.role else DecodeInstance
+        return kind(self.name, self._loop, self._sender, self._receiver)
+
     def _movements(self, config: TransferConfig, token: str) -> tuple[Sender, Receiver]:
         runner, loop = self._runner, self._loop
         identity = Identity.of(self.name, runner.kv, runner.weights_digest, token.encode())
         transports: dict[str, Transport] = {
-            "shm": ShmTransport(config.chunk_timeout),
-            "tcp": TcpTransport(config.chunk_timeout),
+            "shm": FaultyTransport(ShmTransport(config.chunk_timeout), self._faults),
+            "tcp": FaultyTransport(TcpTransport(config.chunk_timeout), self._faults),
         }
         timeouts = Timeouts(
             reserve=config.reserve_timeout,
             chunk=config.chunk_timeout,
             commit=config.commit_timeout,
             lease=config.lease,
+            resends=config.resends,
+        )
+        bounds = Bounds(
+            stages=config.live_stages,
+            last_blocks=config.last_stage_blocks,
+            pause=config.pause,
+            moves=config.max_moves,
+            tokens=config.moving_tokens,
+            share=config.reserved_share,
         )
         host = host_id()
         where = f"[{config.host}]:0" if ":" in config.host else f"{config.host}:0"
@@ -160,6 +217,7 @@ class EngineInstance:
             transports,
             host=host,
             timeouts=timeouts,
+            bounds=bounds,
             max_sessions=config.max_sessions,
             forced=config.transport,
         )
@@ -172,6 +230,7 @@ class EngineInstance:
             listen,
             host=host,
             timeouts=timeouts,
+            bounds=bounds,
             max_sessions=config.max_sessions,
         )
         return sender, receiver
@@ -180,6 +239,12 @@ class EngineInstance:
 def assemble(config: Config, name: str, role: str, threads: int) -> EngineInstance:
     """Load the model and put an instance together; blocks for seconds. Raises SetupError."""
     configure(config.log, instance=name, pool=role)
+    runner, device = load_runner(config, threads)
+    return EngineInstance(config, name, role, runner, device)
+
+
+def load_runner(config: Config, threads: int) -> tuple[ModelRunner, str]:
+    """The model with its KV cache, and the device it is on; blocks for seconds. Raises SetupError."""
     engine = config.engine
     device, dtype = resolve(engine.device, config.model.dtype)
     runner = ModelRunner(
@@ -190,21 +255,22 @@ def assemble(config: Config, name: str, role: str, threads: int) -> EngineInstan
         kv_bytes=engine.kv_memory,
         block_size=engine.block_size,
         threads=threads,
+        weights=config.model.weights,
+        exact=engine.exact,
     )
-    return EngineInstance(config, name, role, runner, device)
+    return runner, device
 
 
-def _core(config: Config, role: str, runner: ModelRunner) -> EngineCore:
+def engine_core(config: Config, policy: BatchPolicy, runner: ModelRunner) -> EngineCore:
+    """The engine of an instance, also to be run without one."""
     engine, layout = config.engine, runner.kv.layout
-    policies: dict[str, BatchPolicy] = {
-        "prefill": ChunkedPrefill(engine.token_budget, engine.block_size),
-        "decode": ContinuousBatching(engine.token_budget),
-    }
     longest = runner.config.context_length
+    pool = BlockPool(runner.kv.blocks, engine.block_size, engine.prefix_cache)
+    queue, offered = arrange(engine, policy, pool.total * pool.block_size)
     return EngineCore(
-        pool=BlockPool(runner.kv.blocks, engine.block_size, engine.prefix_cache),
-        queue=FCFSQueue(),
-        policy=policies[role],
+        pool=pool,
+        queue=queue,
+        policy=offered,
         limits=Limits(
             max_length=min(config.model.max_length or longest, longest),
             max_sequences=engine.max_sequences,

@@ -24,6 +24,11 @@ Create = Callable[[], ActorHandle[Any]]
 
 NAMESPACE = "tandem"
 NAME = re.compile(r"(prefill|decode)-\d+")
+BEATS = "beats"
+"""The concurrency group of beats: Ray answers its calls in a thread of their own."""
+
+MAX_BEATS = 16
+
 MAX_CONCURRENCY = 10_000
 """Calls that may be pending at one instance: a `lifetime` per gateway, and the starts of a moment."""
 
@@ -47,9 +52,10 @@ class InstanceHandle:
         """Wait until the instance has loaded its model. Gives a pb Instance."""
         return bytes(await self._call("ready", within=within))
 
-    async def memo(self) -> bytes:
-        """What the last controller left there."""
-        return bytes(await self._call("memo"))
+    async def memo(self) -> tuple[bytes, str]:
+        """What the last controller left there, and the instance's role."""
+        memo, role = await self._call("memo")
+        return bytes(memo), str(role)
 
     async def start(self, start: bytes) -> None:
         """Run a request: a pb Start. Raises what the engine refuses it with."""
@@ -66,9 +72,41 @@ class InstanceHandle:
         """
         return bytes(await self._call("status", generation, memo))
 
+    async def beat(self) -> bytes:
+        """A pb Beat, from a thread that only answers this. Not bounded: a hung process never answers."""
+        return bytes(await self._call("beat", within=None, group=BEATS))
+
+    async def move(self, order: bytes, within: float) -> bytes:
+        """Carry out a pb MoveOrder; gives a pb Migration, of a move that was aborted too."""
+        return bytes(await self._call("move", order, within=within))
+
+    async def take(self, name: str) -> bytes:
+        """Have it drop the requests of a client's name; gives a pb TakenRequests of what they had."""
+        return bytes(await self._call("take", name))
+
+    async def requests(self) -> bytes:
+        """A pb RequestList of the requests that live there."""
+        return bytes(await self._call("requests"))
+
+    async def afflict(self, fault: str) -> None:
+        """Have its links fail on purpose. Raises InvalidParameter for what is no fault."""
+        await self._call("afflict", fault)
+
+    async def cordon(self, on: bool, generation: int | None = None) -> None:
+        """Have it remember that nothing new is to be placed there. Raises Fenced as `status` does."""
+        await self._call("cordon", on, generation)
+
+    async def change_role(self, role: str, generation: int | None = None) -> None:
+        """Go on in another role. Raises Conflict while it has requests, Fenced as `status` does."""
+        await self._call("change_role", role, generation)
+
     async def drain(self, generation: int | None = None) -> None:
         """Take no new requests; those that run go on. Raises Fenced as `status` does."""
         await self._call("drain", generation)
+
+    async def undrain(self, generation: int | None = None) -> None:
+        """Take new requests again. Raises Fenced as `status` does."""
+        await self._call("undrain", generation)
 
     async def stop(self, generation: int | None = None) -> None:
         """End the instance, cleanly if it answers. Raises Fenced as `status` does."""
@@ -105,9 +143,14 @@ class InstanceHandle:
                     raise TandemError(f"Ray cannot start {self.name}: {_first_line(error)}") from error
             return self._actor
 
-    async def _call(self, method: str, *args: Any, within: float | None = -1.0) -> Any:
+    async def _call(
+        self, method: str, *args: Any, within: float | None = -1.0, group: str | None = None
+    ) -> Any:
         actor = await self._get()
-        answer: Awaitable[Any] = getattr(actor, method).remote(*args)
+        call = getattr(actor, method)
+        answer: Awaitable[Any] = (call if group is None else call.options(concurrency_group=group)).remote(
+            *args
+        )
         try:
             async with asyncio.timeout(self._timeout if within == -1.0 else within):
                 return await answer
@@ -149,7 +192,8 @@ def spawn(
         options["memory"] = resources["memory"]
 
     def create() -> ActorHandle[Any]:
-        actor: ActorHandle[Any] = ray.remote(worker).options(**options).remote(*args)  # type: ignore[assignment]
+        remote: Any = ray.remote(concurrency_groups={BEATS: MAX_BEATS})  # type: ignore[call-overload]
+        actor: ActorHandle[Any] = remote(worker).options(**options).remote(*args)
         return actor
 
     return InstanceHandle(name, timeout=timeout, create=create)

@@ -206,14 +206,16 @@ class LocalCluster:
             serve.shutdown()
 
     def _drain(self, hurry: Callable[[], bool]) -> None:
-        """Wait until no instance has a request, within control.drain_timeout."""
+        """Take no new requests, and wait for those that run, within control.drain_timeout."""
 
         def idle() -> bool:
-            return hurry() or not any(
-                one.status.running or one.status.waiting for one in client.status().instances
-            )
+            status = client.status()
+            busy = any(one.status.running or one.status.waiting for one in status.instances)
+            closed = all(one.draining and not one.requests for one in status.gateways)
+            return hurry() or (closed and not busy)
 
         with self.client() as client:
+            client.end()
             wait_until(idle, self.config.control.drain_timeout)
 
     def _ready(self, end: float, advance: Advance) -> pb.ClusterStatus:

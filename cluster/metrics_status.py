@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from cluster import control_pb2 as pb
+from cluster.migrations import DOWNTIMES, STAGES
 
 STEP_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 
@@ -39,6 +41,7 @@ class StatusCollector(Collector):
         yield self._iteration_tokens(instances)
         yield from self._pools(status)
         yield from self._kv(instances)
+        yield from _migrations(status.migrations)
 
     def _vllm(self, instances: list[pb.Instance]) -> Iterator[Metric]:
         def gauge(name: str, text: str, value: Callable[[pb.InstanceStatus], float]) -> Metric:
@@ -135,3 +138,27 @@ class StatusCollector(Collector):
 
 def _usage(status: pb.InstanceStatus) -> float:
     return (status.blocks_used + status.blocks_reserved) / status.blocks_total if status.blocks_total else 0.0
+
+
+def _migrations(totals: pb.MigrationTotals) -> Iterator[Metric]:
+    """Moves since the controller began; a controller that was started again counts from 0."""
+    counts = CounterMetricFamily(
+        "tandem_migrations", "Moves of requests between instances.", labels=["reason", "outcome"]
+    )
+    for one in totals.counts:
+        counts.add_metric([one.cause, one.outcome], one.count)
+    yield counts
+    downtime = HistogramMetricFamily(
+        "tandem_migration_downtime_seconds", "Time in which a request that moved drew no token."
+    )
+    downtime.add_metric([], _buckets(DOWNTIMES, totals.downtimes), totals.downtime_sum)
+    yield downtime
+    stages = HistogramMetricFamily("tandem_migration_stages", "Copies that a move took, the last included.")
+    stages.add_metric([], _buckets(STAGES, totals.stages), totals.stages_sum)
+    yield stages
+
+
+def _buckets(bounds: Sequence[float], counts: Sequence[int]) -> list[tuple[str, float]]:
+    """Cumulative buckets; all 0 before the controller has told any."""
+    found = list(accumulate(counts)) or [0] * (len(bounds) + 1)
+    return list(zip([*(str(float(bound)) for bound in bounds), "+Inf"], map(float, found), strict=True))

@@ -2,7 +2,7 @@
 
     spawn ─▶ STARTING ─ ready ─▶ READY ─ scaled down ─▶ DRAINING ─ idle, or its time is up ─▶ stopped
                  │                 │                        │
-                 └─ failed ────────┴─ died, silent ─────────┴─▶ gone: the next reconcile spawns another
+                 └─ failed ────────┴─ died, hung ───────────┴─▶ gone: the next reconcile spawns another
 
 `reconcile` compares and acts; whatever changes the pool calls it again at once through `kick`, and a beat
 does so anyway.
@@ -11,72 +11,28 @@ does so anyway.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
-from enum import Enum
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from cluster import control_pb2 as pb
 from cluster.config import ControlConfig
 from cluster.events import Events
+from cluster.heartbeat import hung
+from cluster.member import Handle, Member, State
+from cluster.mover import Mover
 from cluster.status_message import status_from
+from cluster.termination import end_here
 from engine.errors import Fenced, InstanceDied, TandemError
 from global_scheduler.scheduler import Scheduler
 
+logger = logging.getLogger("tandem.controller")
+
 FIRST_PAUSE = 0.5
 
-
-class State(Enum):
-    STARTING = "starting"
-    READY = "ready"
-    DRAINING = "draining"
-
-
-class Handle(Protocol):
-    """What a pool asks of an instance: see InstanceHandle."""
-
-    async def ready(self, within: float) -> bytes: ...
-
-    async def status(self, generation: int | None = None, memo: bytes = b"") -> bytes: ...
-
-    async def drain(self, generation: int | None = None) -> None: ...
-
-    async def stop(self, generation: int | None = None) -> None: ...
-
-    async def kill(self) -> None: ...
-
-    async def lifetime(self) -> None: ...
-
-
-@dataclass(slots=True)
-class Member:
-    """One instance of the pool, with the last that it said of itself."""
-
-    name: str
-    handle: Handle
-    started: float
-    state: State = State.STARTING
-    instance: pb.Instance = field(default_factory=pb.Instance)
-    polled: asyncio.Event = field(default_factory=asyncio.Event)
-
-    @property
-    def requests(self) -> int:
-        return self.instance.status.running + self.instance.status.waiting
-
-    @property
-    def idle(self) -> bool:
-        status = self.instance.status
-        return not (self.requests or status.blocks_used or status.blocks_reserved)
-
-    def message(self) -> pb.Instance:
-        """The instance as operators see it."""
-        message = pb.Instance()
-        message.CopyFrom(self.instance)
-        message.name = self.name
-        message.state = self.state.value
-        message.started = self.started
-        return message
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +56,7 @@ class Pool:
         authority: Authority,
         spawn: Callable[[str, str], Handle],
         scheduler: Scheduler,
+        mover: Mover,
         events: Events,
         kick: Callable[[], None],
     ) -> None:
@@ -111,9 +68,10 @@ class Pool:
         self._authority = authority
         self._spawn = spawn
         self._scheduler = scheduler
+        self._mover = mover
         self._events = events
         self._kick = kick
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._failures = 0
         self._not_before = 0.0
 
@@ -134,17 +92,29 @@ class Pool:
             for _ in range(missing):
                 self._start()
         if missing < 0:
-            # The cheapest to lose: not ready yet, then with the fewest requests, then the youngest.
-            wanted.sort(key=lambda member: (member.state is State.READY, member.requests, -member.started))
+            wanted.sort(key=_dear)
             for member in wanted[:-missing]:
-                self._begin_drain(member, f"{self.role} is scaled to {self.target}")
+                self._begin_drain(member, f"{self.role} is scaled to {self.target}", "scale_down")
 
     def adopt(self, name: str, handle: Handle, *, stale: str = "") -> None:
         """Take over an earlier controller's instance; a reason in `stale` drains it."""
         member = Member(name, handle, time.time())
         self.members[name] = member
         self._events.add("adopted", name, "found by name when the controller started")
-        self._task(self._live(member, stale))
+        member.life = self._task(self._live(member, stale))
+
+    def hand_over(self, member: Member, other: Pool) -> None:
+        """The instance has changed its role: it belongs to the other pool, and both targets follow."""
+        assert member.life is not None
+        member.life.cancel()
+        del self.members[member.name]
+        self.target -= 1
+        other.target += 1
+        other.members[member.name] = member
+        member.instance.role = other.role
+        self._scheduler.forget(member.name)
+        member.life = other._task(other._stay(member))
+        self._kick()
 
     async def close(self) -> None:
         """Stop looking after the instances; they go on."""
@@ -162,7 +132,7 @@ class Pool:
             return
         self.members[name] = Member(name, handle, time.time())
         self._events.add("spawned", name, f"{self.role} has a target of {self.target}")
-        self._task(self._live(self.members[name]))
+        self.members[name].life = self._task(self._live(self.members[name]))
 
     async def _live(self, member: Member, stale: str = "") -> None:
         """One instance from its start to its death."""
@@ -183,64 +153,82 @@ class Pool:
             "ready", member.name, f"after {time.monotonic() - begun:.1f} s, pid {member.instance.pid}"
         )
         if stale:
-            self._begin_drain(member, stale)
+            self._begin_drain(member, stale, "scale_down")
         self._kick()
+        await self._stay(member)
+
+    async def _stay(self, member: Member) -> None:
         await self._watch(member)
         self._remove(member)
         self._kick()
 
     async def _watch(self, member: Member) -> None:
-        """Ask for its status with each beat until it dies; an instance that stays silent is killed."""
+        """Until the instance dies, or is killed because it hangs."""
         death = asyncio.create_task(member.handle.lifetime())
-        heard = time.monotonic()
+        hangs = asyncio.create_task(hung(member.handle, self._config))
+        polls = asyncio.create_task(self._polls(member))
+        tasks = (death, hangs, polls)
         try:
-            while not death.done():
-                await asyncio.wait([death], timeout=self._config.beat)
-                try:
-                    await self._poll(member)
-                    heard = time.monotonic()
-                except InstanceDied:
-                    break
-                except Fenced as error:
-                    self._authority.fenced(error.message)
-                    return
-                except TandemError as error:
-                    if time.monotonic() - heard > self._config.silence_timeout:
-                        self._events.add("silent", member.name, f"killed: {error.message}")
-                        await member.handle.kill()
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if polls.done() and not polls.cancelled() and polls.exception() is not None:
+                return
+            if hangs.done():
+                self._events.add("hung", member.name, f"killed: {hangs.result()}")
+                end_here(member.instance.pid, member.instance.node)
+                await member.handle.kill()
             await asyncio.wait([death], timeout=self._config.call_timeout)
         finally:
-            death.cancel()
-        outcome = (await asyncio.gather(death, return_exceptions=True))[0]
+            for task in tasks:
+                task.cancel()
+        outcome, *_ = await asyncio.gather(*tasks, return_exceptions=True)
         # It may only be out of reach; then it must not come back beside the one that takes its place.
         await member.handle.kill()
         if member.state is not State.DRAINING:
             self._events.add("died", member.name, getattr(outcome, "message", "") or "it ended by itself")
+
+    async def _polls(self, member: Member) -> None:
+        """Ask for its status with each beat, until it dies; raises Fenced once another controller has it."""
+        while True:
+            await asyncio.sleep(self._config.beat)
+            try:
+                await self._poll(member)
+            except InstanceDied:
+                return
+            except Fenced as error:
+                self._authority.fenced(error.message)
+                raise
+            except TandemError as error:
+                logger.debug("%s gives no status: %s", member.name, error)
 
     async def _poll(self, member: Member) -> None:
         asked = time.monotonic()
         answer = await member.handle.status(self._authority.generation, self._authority.memo())
         member.instance = pb.Instance.FromString(answer)
         self._scheduler.observe(status_from(member.instance.status), asked)
-        if member.instance.state == State.DRAINING.value:
-            self._begin_drain(member, "it was told to end (SIGTERM)")
-        if member.state is State.DRAINING:
+        if member.state is State.STARTING:
+            member.cordoned = member.instance.cordoned
+        if member.instance.state == State.DRAINING.value and member.emptying is None:
+            self._begin_drain(member, "it was told to end (SIGTERM)", "shutdown")
+        if member.state is State.DRAINING or member.cordoned:
             self._scheduler.cordon(member.name)
         member.polled.set()
 
-    def _begin_drain(self, member: Member, reason: str) -> None:
+    def _begin_drain(self, member: Member, reason: str, cause: str) -> None:
         if member.state is State.DRAINING:
             return
+        if member.emptying is not None:
+            member.emptying.cancel()
         ready = member.state is State.READY
         member.state = State.DRAINING
         self._scheduler.cordon(member.name)
         self._events.add("draining", member.name, reason)
-        self._task(self._drain(member) if ready else member.handle.kill())
+        self._task(self._drain(member, reason, cause) if ready else member.handle.kill())
         self._kick()
 
-    async def _drain(self, member: Member) -> None:
-        """Wait until its requests are done, bounded; what is left then is recovered by the gateways."""
+    async def _drain(self, member: Member, reason: str, cause: str) -> None:
+        """Move its requests away and wait for the rest, bounded; what is left then the gateways recover."""
         begun = time.monotonic()
+        leaving = self._task(self._mover.empty(member, cause, reason))
         try:
             await member.handle.drain(self._authority.generation)
             async with asyncio.timeout(self._config.drain_timeout):
@@ -251,6 +239,8 @@ class Pool:
                         break
         except (TandemError, TimeoutError):
             pass
+        finally:
+            leaving.cancel()
         took = time.monotonic() - begun
         left = f"{member.requests} requests go on elsewhere" if member.requests else "nothing was left"
         self._events.add("drained", member.name, f"after {took:.1f} s, {left}")
@@ -272,7 +262,13 @@ class Pool:
         self.members.pop(member.name, None)
         self._scheduler.forget(member.name)
 
-    def _task(self, work: Coroutine[Any, Any, None]) -> None:
+    def _task(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
+
+
+def _dear(member: Member) -> tuple[bool, bool, int, float]:
+    """The cheapest to lose first: not ready, cordoned, with the fewest requests, the youngest."""
+    return (member.state is State.READY, not member.cordoned, member.requests, -member.started)

@@ -71,7 +71,14 @@ def child() -> None:
             sys.stdout.flush()
 
     try:
-        ModelRunner(config.model.path, dtype=dtype, cache=config.cache_directory, blocks=1, progress=show)
+        ModelRunner(
+            config.model.path,
+            dtype=dtype,
+            cache=config.cache_directory,
+            blocks=1,
+            weights=config.model.weights,
+            progress=show,
+        )
     except TandemError as error:
         sys.stdout.write(f"{_FAILED}{error.message}\n")
         sys.exit(1)

@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from cluster import control_pb2 as pb
@@ -40,6 +41,30 @@ CANCEL_TIMEOUT = 5.0
 
 GAP_GRACE = 0.5
 """Seconds that tokens of a dead instance may still be on their way before they are drawn again."""
+
+
+TAKE_TIMEOUT = 1.0
+"""Seconds an instance may take to tell what it has of a request; it runs again if that is too short."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What an instance had of a request: the tokens of its live choices."""
+
+    instance: str
+    outputs: Mapping[int, tuple[int, ...]]
+
+    @property
+    def tokens(self) -> int:
+        return sum(map(len, self.outputs.values()))
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """The same with its text, for who reads from the beginning."""
+
+    taken: Taken
+    pieces: Sequence[Piece]
 
 
 class Scheduler(Protocol):
@@ -71,11 +96,44 @@ class RequestDriver:
         self.last_token = float("-inf")
         self._background: set[asyncio.Task[None]] = set()
 
-    def run(self, request: Request, changed: asyncio.Event) -> Run:
-        """Begin a request, whose id no other has. Raises Overloaded when there are too many."""
+    def run(
+        self,
+        request: Request,
+        changed: asyncio.Event,
+        before: Before | None = None,
+        *,
+        resumable: bool = False,
+    ) -> Run:
+        """Begin a request, whose id no other has, or go on with one that was taken from another gateway.
+
+        A resumable one goes on at its instance when this gateway ends. Raises Overloaded when there are too
+        many.
+        """
         if len(self.runs) >= MOST_RUNS:
             raise Overloaded(f"{MOST_RUNS} requests run through this gateway; try again later")
-        return Run(self, request, changed)
+        return Run(self, request, changed, before, resumable=resumable)
+
+    async def take(self, name: str, instances: Sequence[str]) -> dict[int, Taken]:
+        """What instances have of the requests of a client's name, and drop; by number of the prompt."""
+
+        async def ask(instance: str) -> list[pb.TakenRequest]:
+            try:
+                async with asyncio.timeout(TAKE_TIMEOUT):
+                    answer = await self.instances.get(instance).take(name)
+            except Exception as error:
+                logger.debug("%s could not be asked for %s: %s", instance, name, error)
+                return []
+            return list(pb.TakenRequests.FromString(answer).requests)
+
+        found: dict[int, Taken] = {}
+        for answers in await asyncio.gather(*map(ask, instances)):
+            for one in answers:
+                number = int(one.id.rpartition("-")[2])
+                taken = Taken(one.instance, {each.choice: tuple(each.tokens) for each in one.choices})
+                # A movement that was cut off may have left two; the further one is as good and better.
+                if number not in found or taken.tokens > found[number].tokens:
+                    found[number] = taken
+        return found
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -94,7 +152,10 @@ class RequestDriver:
     async def close(self) -> None:
         """End every request and wait until the instances have been told."""
         for run in list(self.runs.values()):
-            run.close()
+            if run.resumable:
+                run.abandon()
+            else:
+                run.close()
         await asyncio.gather(*self._background, return_exceptions=True)
         await self.instances.close()
 
@@ -110,8 +171,17 @@ class Connect(Protocol):
 class Run:
     """One request on its way; `progress` has its numbers, also while it runs."""
 
-    def __init__(self, driver: RequestDriver, request: Request, changed: asyncio.Event) -> None:
+    def __init__(
+        self,
+        driver: RequestDriver,
+        request: Request,
+        changed: asyncio.Event,
+        before: Before | None,
+        *,
+        resumable: bool,
+    ) -> None:
         self.request = request
+        self.resumable = resumable
         self.progress = RunProgress(started=time.monotonic())
         self.error: TandemError | None = None
         self._driver = driver
@@ -122,7 +192,15 @@ class Run:
         self._timers: set[asyncio.Task[None]] = set()
         self._pieces: list[Piece] = []
         driver.runs[request.id] = self
-        self._step_all(self._journey.begin(time.monotonic()))
+        now = time.monotonic()
+        if before is None:
+            self._step_all(self._journey.begin(now))
+            return
+        taken = before.taken
+        self._pieces += before.pieces
+        self._order.continued({choice: len(tokens) for choice, tokens in taken.outputs.items()})
+        self.progress.placed(taken.instance, taken.instance, now)
+        self._step_all(self._journey.go_on(taken.instance, taken.outputs, now))
 
     def take(self) -> list[Piece]:
         """What has come since the last call."""
@@ -136,6 +214,12 @@ class Run:
     def close(self) -> None:
         """Nobody reads any more: drop the request wherever it is. Harmless after the end."""
         self._step(way.Cancelled())
+
+    def abandon(self) -> None:
+        """This gateway ends: the request goes on where it is, for another one to take."""
+        self._driver.runs.pop(self.request.id, None)
+        for timer in self._timers:
+            timer.cancel()
 
     def lost(self, name: str, reason: str) -> None:
         """An instance died."""

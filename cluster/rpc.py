@@ -8,6 +8,8 @@ raises travels in the call's trailing metadata and is raised again, of the same 
 from __future__ import annotations
 
 import hmac
+import re
+import socket
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar
@@ -22,6 +24,7 @@ MESSAGE_LIMIT = 64 * 2**20
 """Bytes of the largest message: a Start with a full context of tokens for many choices is well below it."""
 
 _ERROR = "tandem-error-bin"
+_ANYWHERE = re.compile(r"(?:(?<![\w.])0\.0\.0\.0|\[::\])(?=:)")
 _LIMITS = [
     ("grpc.max_receive_message_length", MESSAGE_LIMIT),
     ("grpc.max_send_message_length", MESSAGE_LIMIT),
@@ -164,6 +167,13 @@ def listen(server: grpc.aio.Server, host: str, port: int, *, setting: str) -> st
             f"{host}:{port} cannot be listened on; is it taken? Set {setting}", param=setting
         ) from error
     return f"[{host}]:{taken}" if ":" in host else f"{host}:{taken}"
+
+
+def reachable(address: str) -> str:
+    """An address that others can use: one that stands for all interfaces becomes the machine's own."""
+    if _ANYWHERE.search(address) is None:
+        return address
+    return _ANYWHERE.sub(socket.gethostbyname(socket.gethostname()), address)
 
 
 def channel(address: str, token: str) -> grpc.aio.Channel:

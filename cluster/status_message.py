@@ -1,11 +1,13 @@
-"""InstanceStatus as a message and back."""
+"""What an instance tells of itself and its requests, as messages and back."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import fields
 
 from cluster import control_pb2 as pb
-from engine.status import InstanceStatus
+from engine.status import InstanceStatus, RequestStatus
+from migration.moved import COMMITTED, Moved
 
 _NAMES = tuple(field.name for field in fields(InstanceStatus))
 
@@ -17,3 +19,43 @@ def status_message(status: InstanceStatus) -> pb.InstanceStatus:
 
 def status_from(message: pb.InstanceStatus) -> InstanceStatus:
     return InstanceStatus(**{name: getattr(message, name) for name in _NAMES})
+
+
+def request_list(requests: Iterable[RequestStatus], instance: str, role: str) -> pb.RequestList:
+    """The requests that live at an instance."""
+    return pb.RequestList(
+        requests=[
+            pb.RunningRequest(
+                id=one.request_id,
+                instance=instance,
+                role=role,
+                phase=one.phase,
+                prompt_tokens=one.prompt_tokens,
+                output_tokens=one.output_tokens,
+                blocks=one.blocks,
+                priority=one.priority,
+                age=one.age,
+                moving=one.moving,
+            )
+            for one in requests
+        ]
+    )
+
+
+def migration_message(moved: Moved) -> pb.Migration:
+    """What came of a move; its cause, id and time are the controller's to add."""
+    outcome, _, detail = moved.outcome.partition(": ")
+    return pb.Migration(
+        request_id=moved.request_id,
+        source=moved.source,
+        destination=moved.destination,
+        reason=moved.reason,
+        outcome=COMMITTED if moved.committed else outcome,
+        detail=detail,
+        stages=moved.stages,
+        blocks=moved.blocks,
+        bytes=moved.bytes,
+        tokens=moved.tokens,
+        downtime=moved.downtime_seconds,
+        seconds=moved.seconds,
+    )

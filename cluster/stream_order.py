@@ -54,6 +54,11 @@ class TokenOrder:
         for choice in self._choices:
             choice.waiting.clear()
 
+    def continued(self, lengths: Mapping[int, int]) -> None:
+        """The reader has so many tokens of each choice from elsewhere."""
+        for number, length in lengths.items():
+            self._choices[number].next = length
+
     def claim(self, instance: str, epoch: Epoch, lengths: Mapping[int, int]) -> bool:
         """Compare-and-set: granted to a newer move of the present attempt, and to its owner again."""
         if epoch == self.epoch and instance == self.owner:

@@ -21,9 +21,11 @@ import grpc
 from cluster import control_pb2 as pb
 from cluster import control_pb2_grpc
 from cluster.home_link import Connect, HomeLink
+from cluster.rpc import error_message
 from cluster.stream_text import ChoiceText, Detokenizer
 from cluster.token_streams import TokenStreams
 from engine.core import Emitted, EngineCore
+from engine.errors import Conflict
 from engine.request import Request
 from engine.sequence import Epoch, FinishReason, SequenceKey
 from migration import wire_pb2
@@ -70,6 +72,18 @@ class TokenPusher:
             return
         events.call_soon_threadsafe(self._take, tuple(emitted))
 
+    def taken(self, request_id: str, home: str, epoch: Epoch) -> None:
+        """Tell a home that a request of its has gone to another gateway. Never blocks."""
+        message = pb.Tokens(
+            request_id=request_id,
+            epoch=wire_pb2.Epoch(attempt=epoch.attempt, move=epoch.move),
+            finish_reason="cancelled",
+            error=error_message(Conflict("the client has come back through another gateway")),
+        )
+        events = self._events
+        if events is not None and not events.is_closed():
+            events.call_soon_threadsafe(self._send, home, [message])
+
     async def close(self) -> None:
         """Send what is left, bounded to a second, and end the connections."""
         self._events = None
@@ -83,11 +97,14 @@ class TokenPusher:
             if message is not None:
                 homes.setdefault(one.home, []).append(message)
         for home, messages in homes.items():
-            link = self._links.get(home)
-            if link is None or link.done:
-                link = HomeLink(self._instance, home, self._connect, self._fenced, lease=self._lease)
-                self._links[home] = link
-            link.send(messages)
+            self._send(home, messages)
+
+    def _send(self, home: str, messages: list[pb.Tokens]) -> None:
+        link = self._links.get(home)
+        if link is None or link.done:
+            link = HomeLink(self._instance, home, self._connect, self._fenced, lease=self._lease)
+            self._links[home] = link
+        link.send(messages)
 
     def _message(self, one: Emitted) -> pb.Tokens | None:
         """The message of a token, or of an earlier one if the text ends there; None after the end."""

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from cluster import control_pb2 as pb
 from cluster.home_link import FOREVER
+from cluster.rpc import error_from
 from cluster.stream_order import Piece, TokenOrder
 from engine.errors import TandemError
 from engine.request import Request
@@ -79,8 +80,10 @@ class TokenStreams:
     def _ended(self, instance: str, message: pb.Tokens, order: TokenOrder, listener: Listener) -> None:
         """An instance gave a request up: of interest only if it is the one that owns it."""
         if Epoch(message.epoch.attempt, message.epoch.move) == order.epoch:
-            text = message.error.message or f"instance {instance} dropped the request"
-            listener.failed(instance, TandemError(text))
+            error = error_from(message.error) if message.error.code else TandemError(message.error.message)
+            listener.failed(
+                instance, error if error.message else TandemError(f"{instance} dropped the request")
+            )
 
 
 def _wire(epoch: Epoch) -> wire_pb2.Epoch:

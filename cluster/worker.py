@@ -20,10 +20,15 @@ from typing import Any, Protocol
 
 from cluster import control_pb2 as pb
 from cluster.config import Config
-from cluster.status_message import status_message
+from cluster.migrations import names
+from cluster.status_message import migration_message, request_list, status_message
+from cluster.step_watch import Present
 from cluster.termination import on_sigterm
-from engine.errors import Draining, Fenced, InstanceDied, TandemError
-from engine.status import InstanceStatus
+from engine.errors import Conflict, Draining, Fenced, InstanceDied, Overloaded, TandemError
+from engine.status import InstanceStatus, RequestStatus
+from migration.moved import Moved
+from migration.transport import Address
+from migration.wire import address_from_wire
 
 logger = logging.getLogger("tandem.instance")
 
@@ -51,7 +56,21 @@ class Instance(Protocol):
 
     def status(self) -> Future[InstanceStatus]: ...
 
+    def present(self) -> Present: ...
+
+    def move(self, request_id: str, to: Address, reason: str) -> Future[Moved]: ...
+
+    def requests(self) -> Future[tuple[RequestStatus, ...]]: ...
+
+    def take(self, request_id: str) -> Future[dict[int, tuple[int, ...]]]: ...
+
+    def afflict(self, fault: str) -> None: ...
+
+    def change_role(self, role: str) -> None: ...
+
     def drain(self) -> None: ...
+
+    def undrain(self) -> None: ...
 
     async def close(self) -> None: ...
 
@@ -85,9 +104,11 @@ class Worker:
         self._started = time.time()
         self._heard = time.monotonic()
         self._draining = False
+        self._cordoned = False
         self._instance: Instance | None = None
         self._loading: asyncio.Task[Instance] | None = None
         self._asked: asyncio.Future[InstanceStatus] | None = None
+        self._asked_at: float | None = None
         self._status = InstanceStatus(instance=name, role=role)
         self._over: asyncio.Future[None] | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -100,9 +121,9 @@ class Worker:
         await asyncio.shield(self._loading)
         return await self._describe()
 
-    async def memo(self) -> bytes:
-        """What the last controller left here."""
-        return self._memo
+    async def memo(self) -> tuple[bytes, str]:
+        """What the last controller left here, and the role that it gave."""
+        return self._memo, self.role
 
     async def start(self, start: bytes) -> None:
         """Run a request: a pb Start. Raises Draining, or what the engine refuses it with."""
@@ -123,10 +144,72 @@ class Worker:
             self._heard = time.monotonic()
         return await self._describe()
 
+    async def beat(self) -> bytes:
+        """A pb Beat: what the engine is at. Answered by a thread of its own, whatever the others do."""
+        if self._instance is None:
+            return pb.Beat().SerializeToString()
+        present, asked = self._instance.present(), self._asked_at
+        if not present.limit and asked is not None:
+            # No step, and yet the engine answers nobody: it is stuck between two steps.
+            elapsed, control = time.monotonic() - asked, self._config.control
+            present = Present(present.step, 0, elapsed, control.step_floor * control.step_factor)
+        return pb.Beat(
+            step=present.step, tokens=present.tokens, elapsed=present.elapsed, limit=present.limit
+        ).SerializeToString()
+
+    async def move(self, order: bytes) -> bytes:
+        """Carry out a pb MoveOrder; gives a pb Migration that says what came of it."""
+        asked = pb.MoveOrder.FromString(order)
+        to = address_from_wire(asked.to)
+        moved = await asyncio.wrap_future(self._serving().move(asked.request_id, to, asked.reason))
+        return migration_message(moved).SerializeToString()
+
+    async def take(self, name: str) -> bytes:
+        """Drop the requests of a client's name for another gateway; a pb TakenRequests of what they had."""
+        instance, taken = self._serving(), pb.TakenRequests()
+        for one in await asyncio.wrap_future(instance.requests()):
+            if names(one.request_id, name):
+                outputs = await asyncio.wrap_future(instance.take(one.request_id))
+                choices = [
+                    pb.ChoiceTokens(choice=choice, tokens=tokens) for choice, tokens in outputs.items()
+                ]
+                taken.requests.add(id=one.request_id, instance=self.name, choices=choices)
+        return taken.SerializeToString()
+
+    async def requests(self) -> bytes:
+        """A pb RequestList of those that live here."""
+        found = await asyncio.wrap_future(self._serving().requests())
+        return request_list(found, self.name, self.role).SerializeToString()
+
+    async def afflict(self, fault: str) -> None:
+        """Have what this instance sends to others fail: see migration/faulty.py. Raises InvalidParameter."""
+        self._serving().afflict(fault)
+
+    async def cordon(self, on: bool, generation: int | None = None) -> None:
+        """Remember for the next controller that nothing new is to be placed here."""
+        self._obey(generation)
+        self._cordoned = on
+
+    async def change_role(self, role: str, generation: int | None = None) -> None:
+        """Go on in another role; the instance must have been drained. Raises Conflict if it is in use."""
+        self._obey(generation)
+        instance = self._serving()
+        status = await asyncio.wrap_future(instance.status())
+        if status.running or status.waiting or status.blocks_reserved:
+            raise Conflict(f"{self.name} still has requests: drain it before its role is changed")
+        instance.change_role(role)
+        self.role, self._draining = role, False
+
     async def drain(self, generation: int | None = None) -> None:
         """Take no new requests."""
         self._obey(generation)
         self._refuse()
+
+    async def undrain(self, generation: int | None = None) -> None:
+        """Take new requests again."""
+        self._obey(generation)
+        self._draining = False
+        self._serving().undrain()
 
     async def stop(self, generation: int | None = None) -> None:
         """End: requests that are still here are lost, and whoever watches `lifetime` is told."""
@@ -136,6 +219,11 @@ class Worker:
     async def lifetime(self) -> None:
         """Pends for the instance's whole life, then raises InstanceDied with the reason."""
         await asyncio.shield(self._ending())
+
+    def _serving(self) -> Instance:
+        if self._instance is None:
+            raise Overloaded(f"instance {self.name} is still loading")
+        return self._instance
 
     def _obey(self, generation: int | None) -> None:
         if generation is None:
@@ -173,6 +261,7 @@ class Worker:
         message.CopyFrom(self._instance.description)
         message.name, message.role = self.name, self.role
         message.state = "draining" if self._draining else "ready"
+        message.cordoned = self._cordoned
         message.pid, message.node, message.started = os.getpid(), platform.node(), self._started
         status = status_message(await self._latest(self._instance))
         status.instance, status.role = self.name, self.role
@@ -181,11 +270,13 @@ class Worker:
 
     async def _latest(self, instance: Instance) -> InstanceStatus:
         """The status between two steps; while a step takes long, the one before it."""
-        asked = self._asked or asyncio.wrap_future(instance.status())
-        self._asked = asked
+        asked = self._asked
+        if asked is None:
+            asked = self._asked = asyncio.wrap_future(instance.status())
+            self._asked_at = time.monotonic()
         await asyncio.wait([asked], timeout=STATUS_WAIT)
         if asked.done():
-            self._asked = None
+            self._asked = self._asked_at = None
             if asked.exception() is None:
                 self._status = asked.result()
         return self._status

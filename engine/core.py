@@ -19,6 +19,7 @@ from engine import prefix_cache
 from engine.admission import refuse_overdrawn, refuse_what_never_fits
 from engine.batch import BatchPolicy, Limits, WaitingQueue
 from engine.blocks import BlockPool
+from engine.coasting import Coasting
 from engine.commits import Commits
 from engine.errors import Conflict, Overloaded
 from engine.live import Live
@@ -29,7 +30,7 @@ from engine.planner import Planner
 from engine.request import Request
 from engine.roster import Roster
 from engine.sequence import START, Epoch, Sequence
-from engine.status import InstanceStatus
+from engine.status import InstanceStatus, RequestStatus
 from engine.tables import BlockTables
 
 __all__ = ["Emitted", "EngineCore", "Limits", "Reservation", "Runner", "StepOutcome"]
@@ -66,6 +67,7 @@ class EngineCore:
         self._roster = Roster(queue, self._tables)
         self._planner = Planner(self._roster, policy, limits.max_sequences)
         self._commits = Commits(self._roster)
+        self._coasting = Coasting(self._roster, policy)
         self._movements = Movements(self._roster, limits.max_sequences)
         self._flight: tuple[StepPlan, list[Sequence]] | None = None
         self._planned_at = 0.0
@@ -192,9 +194,39 @@ class EngineCore:
         plan = self.plan(now)
         return None if plan is None else self.commit(plan, runner.run(plan), now)
 
+    @property
+    def queue(self) -> WaitingQueue:
+        """Who waits."""
+        return self._roster.queue
+
+    @property
+    def running(self) -> SequenceOf[Sequence]:
+        """Who runs, in the order of arrival."""
+        return self._roster.running
+
+    def steady(self, most: int, now: float) -> int:
+        """How many of the next `most` steps are sure to be one token for each who runs; see Coasting."""
+        return self._coasting.steps(most, now)
+
+    def coast(self, steps: int, token: int) -> None:
+        """Take as many steps as `steady` allowed, at once and without a runner: each draws `token`."""
+        assert self._flight is None, "a step is in flight"
+        self._coasting.advance(steps, token)
+        self._steps += steps
+        self._commits.output_tokens += steps * len(self._roster.running)
+
     def sequences(self, request_id: str) -> list[Sequence]:
         """The live choices of a request; until their first token one stands for all."""
         return self._roster.sequences(request_id)
+
+    def undrawn(self, request_id: str) -> tuple[int, ...]:
+        """The choices for which a sequence without output stands."""
+        live = self._roster.live.get(request_id)
+        return () if live is None else live.undrawn
+
+    def requests(self, now: float) -> list[RequestStatus]:
+        """Every request that lives here; `now` is on the clock of `Request.arrival`."""
+        return self._roster.requests(now)
 
     def freeze(self, request_id: str) -> list[Sequence]:
         """Pause every live choice and return them: nothing about them changes until `resume`."""
@@ -211,6 +243,8 @@ class EngineCore:
     def reserve(self, session: str, request: Request, tokens: int) -> Reservation:
         """Blocks for `tokens` tokens of a request to come: its cached prefix pinned, the rest allocated.
 
+        Without tokens it comes to wait here.
+
         Raises Overloaded when there are not enough blocks or sequences, InvalidParameter or
         ContextLengthExceeded for what could never run here.
         """
@@ -219,6 +253,11 @@ class EngineCore:
         keys: list[bytes] = []
         if self.pool.caching:
             prefix_cache.extend(keys, root, request.prompt, self.pool.block_size)
+        if not tokens and len(self._roster.queue) >= self.limits.queue_limit:
+            raise Overloaded(
+                f"{self.limits.queue_limit} sequences wait here: raise engine.queue_limit",
+                param="engine.queue_limit",
+            )
         self._reserved += 1
         return self._movements.reserve(session, request, tokens, keys)
 
@@ -226,14 +265,16 @@ class EngineCore:
         """More blocks for a reservation, appended to it. Raises Overloaded."""
         return self._movements.extend(reservation, blocks)
 
-    def adopt(self, reservation: Reservation, sequences: list[Sequence]) -> None:
+    def adopt(
+        self, reservation: Reservation, sequences: list[Sequence], undrawn: tuple[int, ...] = ()
+    ) -> None:
         """The sequences, whose tables name blocks of the reservation, run on here in the phase they carry.
 
-        Blocks that no table names are freed. Raises Conflict if as new an epoch of the request lives here.
+        `undrawn` are the choices for which the one without output stands. Blocks that no table names
+        are freed. Raises Conflict if as new an epoch of the request lives here.
         """
         first = sequences[0]
         self._make_way(first.request.id, first.epoch)
-        undrawn = () if first.output else tuple(range(first.request.sampling.n))
         live = self._record(first.request, undrawn)
         live.cached = first.cached
         self._movements.adopt(reservation, live, sequences)
@@ -268,6 +309,8 @@ class EngineCore:
             chunks=self._commits.chunks,
             step_seconds=self._step_seconds,
             arrivals=self._submitted + self._reserved,
+            head_tokens=next((sequence.remaining for sequence in roster.queue), 0),
+            urgent=sum(sequence.request.priority > 0 for sequence in roster.running),
         )
 
     def check(self) -> None:

@@ -43,7 +43,25 @@ class Movements:
     @property
     def promised(self) -> int:
         """Choices that have a place among the running and are not here yet."""
-        return sum(reservation.request.sampling.n for reservation in self.reservations.values())
+        return sum(one.request.sampling.n for one in self.reservations.values() if one.blocks)
+
+    def _seat(self, request: Request) -> None:
+        """Raises Overloaded if there is no place among the running for the choices of one more request."""
+        running = self._roster.width() + self.promised
+        if running + request.sampling.n > self._max_sequences:
+            raise Overloaded(
+                f"{running} of {self._max_sequences} sequences run here: raise engine.max_sequences",
+                param="engine.max_sequences",
+            )
+
+    def _room(self, found: list[int], need: int) -> None:
+        """Raises Overloaded if `need` blocks cannot be had beside those `found` in the prefix cache."""
+        if not self._tables.room(found, need, alone=not self._roster.running):
+            raise Overloaded(
+                f"{need} KV blocks asked for, {self._pool.available} of {self._pool.total} available: "
+                "raise engine.kv_memory",
+                param="engine.kv_memory",
+            )
 
     def freeze(self, request_id: str) -> list[Sequence]:
         """Nothing about these sequences changes until they go on: a step in flight is lost on them."""
@@ -77,23 +95,17 @@ class Movements:
 
     def reserve(self, session: str, request: Request, tokens: int, keys: list[bytes]) -> Reservation:
         """See EngineCore.reserve; `keys` are the prefix keys of the full blocks of the prompt."""
-        running = self._roster.width() + self.promised
-        if running + request.sampling.n > self._max_sequences:
-            raise Overloaded(
-                f"{running} of {self._max_sequences} sequences run here: raise engine.max_sequences",
-                param="engine.max_sequences",
-            )
+        if not tokens:
+            return self._keep(Reservation(session, request, []))
+        self._seat(request)
         found = self._pool.find(keys, tokens // self._pool.block_size)
         need = self._pool.blocks_for(tokens) - len(found)
-        if not self._tables.room(found, need, alone=not self._roster.running):
-            raise Overloaded(
-                f"{need} KV blocks asked for, {self._pool.available} of {self._pool.total} available: "
-                "raise engine.kv_memory",
-                param="engine.kv_memory",
-            )
+        self._room(found, need)
         self._pool.share(found)
         blocks = found + self._pool.reserve(need)
-        reservation = Reservation(session, request, blocks, len(found) * self._pool.block_size)
+        return self._keep(Reservation(session, request, blocks, len(found) * self._pool.block_size))
+
+    def _keep(self, reservation: Reservation) -> Reservation:
         self.reservations[id(reservation)] = reservation
         return reservation
 
@@ -114,6 +126,9 @@ class Movements:
 
     def extend(self, reservation: Reservation, blocks: int) -> list[int]:
         self._require(reservation)
+        if not reservation.blocks:
+            self._seat(reservation.request)
+        self._room([], blocks)
         fresh = self._pool.reserve(blocks)
         reservation.blocks += fresh
         return fresh

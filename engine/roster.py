@@ -8,9 +8,12 @@ from engine.batch import WaitingQueue
 from engine.live import Live
 from engine.outcome import Emitted, StepOutcome
 from engine.sequence import Phase, Sequence, SequenceKey
+from engine.status import RequestStatus
 from engine.tables import BlockTables
 
 RUNS = frozenset({Phase.PREFILL, Phase.DECODE})
+
+FURTHEST = (Phase.PAUSED, Phase.WAITING, Phase.PREFILL, Phase.DECODE)
 
 
 class Roster:
@@ -29,6 +32,21 @@ class Roster:
     def sequences(self, request_id: str) -> list[Sequence]:
         live = self.live.get(request_id)
         return [] if live is None else list(live.sequences.values())
+
+    def requests(self, now: float) -> list[RequestStatus]:
+        """Every request that lives here; `now` is on the clock of `Request.arrival`."""
+        return [
+            RequestStatus(
+                request_id=live.request.id,
+                phase=max((s.phase for s in live.sequences.values()), key=FURTHEST.index).value,
+                prompt_tokens=len(live.request.prompt),
+                output_tokens=sum(len(s.output) for s in live.sequences.values()),
+                blocks=len({block for s in live.sequences.values() for block in s.blocks}),
+                priority=live.request.priority,
+                age=max(0.0, now - live.request.arrival),
+            )
+            for live in self.live.values()
+        ]
 
     def width(self) -> int:
         """Choices that run or hold blocks to run on with; a common prompt counts for all its choices."""

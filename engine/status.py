@@ -10,6 +10,8 @@ class InstanceStatus:
     """A snapshot. Block counts obey free + used + cached + reserved == total.
 
     `arrivals` counts the requests that were submitted here or for which blocks were reserved here, ever.
+    `head_tokens` is what the head of the queue has to compute, `urgent` counts the sequences that run
+    here with a priority above 0.
     """
 
     instance: str
@@ -34,3 +36,23 @@ class InstanceStatus:
     chunks: int = 0
     step_seconds: float = 0.0
     arrivals: int = 0
+    head_tokens: int = 0
+    urgent: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RequestStatus:
+    """A request that lives at an instance. `output_tokens` and `blocks` are those of all its choices.
+
+    `phase` is that of the choice that is furthest; `age` is in seconds since the gateway admitted it;
+    `moving` says whether a movement of it out of here is under way.
+    """
+
+    request_id: str
+    phase: str
+    prompt_tokens: int
+    output_tokens: int
+    blocks: int
+    priority: int
+    age: float
+    moving: bool = False

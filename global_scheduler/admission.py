@@ -7,7 +7,7 @@ from global_scheduler.view import Load, Summary
 
 
 def fits(load: Load, summary: Summary) -> bool:
-    """Whether one choice at its longest fits the whole pool of the instance. Its last token is never stored."""
+    """Whether one choice at its longest fits the whole pool of the instance; its last token is not stored."""
     return load.blocks_for(summary.longest - 1) <= load.blocks
 
 
@@ -18,8 +18,8 @@ def check_fits(loads: list[Load], summary: Summary) -> None:
     largest = max(loads, key=lambda load: load.blocks * load.block_size)
     raise ContextLengthExceeded(
         f"prompt and max_tokens come to {summary.longest} tokens, and the KV cache of the largest instance "
-        f"has room for {largest.blocks * largest.block_size + 1}: shorten the prompt, lower max_tokens, or raise "
-        "engine.kv_memory",
+        f"has room for {largest.blocks * largest.block_size + 1}: shorten the prompt, lower max_tokens, "
+        "or raise engine.kv_memory",
         param="max_tokens",
     )
 

@@ -17,6 +17,16 @@ def freeness(load: Load, *, hold: int = 0) -> float:
     return (load.free - load.blocks_for(hold)) / max(1, load.requests + joined)
 
 
+def room(load: Load, *, headroom: int = 0) -> float:
+    """Freeness as migration sees it: blocks per running request, of what is not spoken for.
+
+    V counts what runs, the demand of the head of the queue alone (the rest would make every instance with
+    a queue flee), and `headroom` blocks that an instance with urgent requests keeps clear for them all.
+    """
+    kept = headroom if load.urgent else 0
+    return (load.blocks - load.held - load.head - kept) / max(1, load.running + (load.head > 0))
+
+
 def backlog(load: Load, *, prefill: int = 0) -> int:
     """Prompt tokens to compute until a request that joins now with `prefill` tokens has its first token."""
     return load.queued_tokens + prefill

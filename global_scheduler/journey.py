@@ -27,7 +27,7 @@ instance is ignored.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -203,6 +203,13 @@ class Journey:
         """The first actions. `now` is in seconds on any clock, the same for all calls."""
         self._place_by = now + self.patience.place_timeout
         return self._place()
+
+    def go_on(self, instance: str, outputs: Mapping[int, Sequence[int]], now: float) -> tuple[Action, ...]:
+        """Instead of `begin`: the first actions of a request that ran at `instance` under another home."""
+        self._place_by = now + self.patience.place_timeout
+        for choice, tokens in outputs.items():
+            self.outputs[choice].extend(tokens)
+        return self._start(Placement(instance, instance, "it ran there for another gateway"))
 
     def step(self, event: Event, now: float) -> tuple[Action, ...]:
         """Take one event, give the actions that follow from it; () where it changes nothing."""

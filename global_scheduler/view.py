@@ -8,10 +8,14 @@ forgotten after `settle` seconds.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from itertools import islice
 
 from engine.status import InstanceStatus
+
+MOST_SENT = 65_536
+"""Placements that are remembered, so that a new one of the same request makes the old void."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,7 @@ class Load:
     """An instance as placing sees it, everything that is on its way there counted in.
 
     `demand` is in blocks and may exceed `blocks`: used, reserved, and asked for by queued and sent requests.
+    `held` is what the running alone use and what is reserved, `head` what the head of the queue asks for.
     """
 
     instance: str
@@ -62,6 +67,10 @@ class Load:
     requests: int
     cordoned: bool = False
     stale: bool = False
+    held: int = 0
+    head: int = 0
+    running: int = 0
+    urgent: int = 0
 
     @property
     def free(self) -> int:
@@ -111,6 +120,8 @@ class _Known:
     taken: float
     cordoned: bool = False
     sent: _Sent = field(default_factory=_Sent)
+    load: Load | None = None
+    until: float = 0.0
 
 
 class ClusterView:
@@ -120,6 +131,7 @@ class ClusterView:
         self.settle = settle
         self.stale = stale
         self._known: dict[str, _Known] = {}
+        self._sent: dict[str, tuple[str, ...]] = {}
 
     def __contains__(self, instance: str) -> bool:
         return instance in self._known
@@ -134,13 +146,13 @@ class ClusterView:
             return
         arrived = status.arrivals - known.status.arrivals
         known.sent.drop_oldest(len(known.sent.entries) if arrived < 0 else arrived)
-        known.status, known.taken = status, taken
+        known.status, known.taken, known.load = status, taken, None
 
     def cordon(self, instance: str, *, on: bool = True) -> None:
         """Nothing more is placed on a cordoned instance."""
         known = self._known.get(instance)
         if known is not None:
-            known.cordoned = on
+            known.cordoned, known.load = on, None
 
     def forget(self, instance: str) -> None:
         """The instance is dead or stopped."""
@@ -148,21 +160,33 @@ class ClusterView:
 
     def send(self, request_id: str, shares: dict[str, Share], now: float) -> None:
         """A request was placed: it asks `shares` of the instances. An earlier placement of it is void."""
-        for known in self._known.values():
-            known.sent.drop(request_id)
+        for instance in self._sent.pop(request_id, ()):
+            if instance in self._known:
+                self._known[instance].sent.drop(request_id)
+                self._known[instance].load = None
         for instance, share in shares.items():
             known = self._known[instance]
             known.sent.add(request_id, now, share, known.status.block_size)
+            known.load = None
+        self._sent[request_id] = tuple(shares)
+        if len(self._sent) > MOST_SENT:
+            del self._sent[next(iter(self._sent))]
 
     def loads(self, now: float) -> list[Load]:
         """All instances, in the order in which they became known."""
-        return [self._load(name, known, now) for name, known in self._known.items()]
+        return [
+            known.load if known.load is not None and now < known.until else self._load(name, known, now)
+            for name, known in self._known.items()
+        ]
 
     def _load(self, name: str, known: _Known, now: float) -> Load:
         status, sent = known.status, known.sent
         sent.drop_before(now - self.settle)
         queued_blocks = -(-status.waiting_tokens // status.block_size)
-        return Load(
+        oldest = next((entry[0] for entry in sent.entries.values()), math.inf)
+        stale = known.taken + self.stale < now
+        known.until = min(oldest + self.settle, math.inf if stale else known.taken + self.stale)
+        known.load = Load(
             instance=name,
             role=status.role,
             blocks=status.blocks_total,
@@ -172,5 +196,10 @@ class ClusterView:
             queued=status.waiting + sent.queued,
             requests=status.running + status.waiting + len(sent.entries),
             cordoned=known.cordoned,
-            stale=known.taken + self.stale < now,
+            stale=stale,
+            held=status.blocks_used + status.blocks_reserved,
+            head=-(-status.head_tokens // status.block_size),
+            running=status.running,
+            urgent=status.urgent,
         )
+        return known.load

@@ -1,9 +1,11 @@
-"""Sampling on the CPU: `reference.sample` row by row, sorting no more of the vocabulary than needed."""
+"""Sampling on the CPU: compiled, or row by row, sorting no more of the vocabulary than needed."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from kernels import library, native
 
 _CUTOFF = 1 / 16
 
@@ -11,6 +13,15 @@ _CUTOFF = 1 / 16
 def sample(
     logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, keys: Tensor
 ) -> Tensor:
+    if logits.dtype == torch.float32 and library.obstacle() is None:
+        return native.sample(logits, temperature, top_k, top_p, min_p, keys)
+    return row_by_row(logits, temperature, top_k, top_p, min_p, keys)
+
+
+def row_by_row(
+    logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, keys: Tensor
+) -> Tensor:
+    """The same in torch's operations, for any dtype and where nothing is compiled."""
     tokens = logits.argmax(-1)
     settings = zip(
         temperature.tolist(), top_k.tolist(), top_p.tolist(), min_p.tolist(), keys.tolist(), strict=True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from engine.request import Request
 from engine.sequence import Sequence as LiveSequence
@@ -13,14 +13,18 @@ class BlockList:
 
     The first `cached` places are the first blocks of the prompt: they are at the destination already,
     and the block at such a position of any choice is that one. After them come the others, each once,
-    in the order in which they became final.
+    in the order in which they became final. While a request runs a choice may end and its blocks
+    may come to hold something else: a block counts as listed only as long as a choice that had it when
+    it was listed, or shared it since, still has it at the same position.
     """
 
     def __init__(self, cached: int, block_size: int) -> None:
         self._cached = cached
         self._block_size = block_size
         self._blocks: list[int] = []
+        self._holders: dict[int, tuple[int, set[int]]] = {}
         self.index: dict[int, int] = {}
+        self.rest = 0
 
     def __len__(self) -> int:
         return self._cached + len(self._blocks)
@@ -31,20 +35,40 @@ class BlockList:
         return self._blocks[places.start - self._cached : places.stop - self._cached]
 
     def add(self, sequences: Sequence[LiveSequence], *, frozen: bool) -> int:
-        """List what is final now: full blocks, of frozen sequences all that hold something. New length."""
+        """List what is final now: full blocks, of frozen sequences all that hold something. New length.
+
+        `rest` is how many blocks hold something that is not final.
+        """
+        self._forget({sequence.choice: sequence for sequence in sequences})
+        written = set[int]()
         for sequence in sequences:
-            final = sequence.computed // self._block_size
-            if frozen:
-                final = -(-sequence.computed // self._block_size)
-            for position, block in enumerate(sequence.blocks[:final]):
-                if block in self.index:
-                    continue
-                if position < self._cached:
-                    self.index[block] = position
-                else:
-                    self.index[block] = len(self)
-                    self._blocks.append(block)
+            full = sequence.computed // self._block_size
+            some = -(-sequence.computed // self._block_size)
+            written.update(sequence.blocks[full:some])
+            for position, block in enumerate(sequence.blocks[: some if frozen else full]):
+                if block not in self.index:
+                    self._list(block, position)
+                self._holders[block][1].add(sequence.choice)
+        self.rest = 0 if frozen else len(written)
         return len(self)
+
+    def _list(self, block: int, position: int) -> None:
+        if position < self._cached:
+            self.index[block] = position
+        else:
+            self.index[block] = len(self)
+            self._blocks.append(block)
+        self._holders[block] = position, set()
+
+    def _forget(self, alive: Mapping[int, LiveSequence]) -> None:
+        for block, (position, holders) in list(self._holders.items()):
+            holders &= {
+                choice
+                for choice in holders & alive.keys()
+                if alive[choice].blocks[position : position + 1] == [block]
+            }
+            if not holders:
+                del self._holders[block], self.index[block]
 
 
 def most(request: Request, lengths: Sequence[int], block_size: int) -> int:

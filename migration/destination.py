@@ -16,6 +16,7 @@ from migration.events import (
     Cancelled,
     Claim,
     Claimed,
+    Damaged,
     Denied,
     DestinationAction,
     DestinationEvent,
@@ -26,7 +27,7 @@ from migration.events import (
     Tick,
     Timeouts,
 )
-from migration.messages import Abort, Commit, Committed, Copy, Refused, Renew, Reserved
+from migration.messages import Abort, Commit, Committed, Copy, Refused, Renew, Resend, Reserve, Reserved
 
 DestinationStep = tuple["Destination", tuple[DestinationAction, ...]]
 
@@ -45,14 +46,20 @@ class DestinationState(Enum):
 class Destination:
     """The half that takes the request over. Immutable, as `Source`.
 
-    `received` counts the blocks that are there, the cached prefix included; they come in order.
+    `received` counts the blocks that are there, the cached prefix included; they come in order. `blocks`
+    are reserved, or asked for; `kept` once there is a reservation. `damaged` counts the times that blocks
+    were asked for again; while `resending`, what the source had sent before it heard of that is passed
+    over.
     """
 
     epoch: Epoch
     timeouts: Timeouts
     blocks: int
     state: DestinationState = DestinationState.ASKING
+    kept: bool = False
     received: int = 0
+    damaged: int = 0
+    resending: bool = False
     unwanted: bool = False
     deadline: float = math.inf
     again: float = math.inf
@@ -95,15 +102,20 @@ class Destination:
         match event:
             case Allocated() if abandoned:
                 return self._close(self.reason)
-            case Denied(reason) if abandoned:
-                return replace(self, state=DestinationState.CLOSED), ()
-            case Allocated(cached):
-                lease = now + self.timeouts.lease
-                reserved = replace(self, state=DestinationState.RESERVED, received=cached, deadline=lease)
-                return reserved, (Reserved(cached),)
             case Denied(reason):
-                denied = replace(self, state=DestinationState.CLOSED, reason=reason)
-                return denied, (Refused("no room", reason),)
+                free = (Free(),) if self.kept else ()
+                told = () if abandoned else (Refused("no room", reason),)
+                reason = self.reason if abandoned else reason
+                return replace(self, state=DestinationState.CLOSED, reason=reason), (*free, *told)
+            case Allocated(cached):
+                reserved = replace(
+                    self,
+                    state=DestinationState.RESERVED,
+                    kept=True,
+                    received=max(self.received, cached),
+                    deadline=now + self.timeouts.lease,
+                )
+                return reserved, (Reserved(cached, self.blocks),)
             case Abort(reason) | Lost(reason):
                 return replace(self, state=DestinationState.ABANDONED, reason=reason), ()
             case Cancelled():
@@ -112,21 +124,21 @@ class Destination:
         return self, ()
 
     def _reserved(self, event: DestinationEvent, now: float) -> DestinationStep:
-        lease = now + self.timeouts.lease
+        alive = replace(self, deadline=now + self.timeouts.lease)
         match event:
-            case Copy(first, count) if first + count <= self.received:
-                return replace(self, deadline=lease), ()
-            case Copy(first, count) if first == self.received and first + count <= self.blocks:
-                received = replace(self, received=first + count, deadline=lease)
-                return received, (Scatter(first, count),)
             case Copy(first, count):
-                reason = f"blocks {first} to {first + count} came after {self.received} of {self.blocks}"
-                return self._close(reason, Abort(reason))
+                return self._copied(first, count, alive)
+            case Damaged():
+                return self._hurt(alive)
+            case Reserve(blocks) if blocks > self.blocks:
+                asking = replace(self, state=DestinationState.ASKING, blocks=blocks, deadline=math.inf)
+                return asking, (Allocate(blocks),)
             case Renew():
-                return replace(self, deadline=lease), ()
+                return alive, ()
             case Commit(blocks) if blocks == self.received:
-                claiming = replace(self, state=DestinationState.CLAIMING, deadline=lease)
-                return claiming, (Claim(self.taken_over),)
+                return replace(alive, state=DestinationState.CLAIMING), (Claim(self.taken_over),)
+            case Commit() if self.resending:
+                return alive, ()
             case Commit(blocks):
                 reason = f"{self.received} of {blocks} blocks have come"
                 return self._close(reason, Refused("incomplete", reason))
@@ -139,6 +151,22 @@ class Destination:
             case Abort(reason) | Lost(reason):
                 return self._close(reason)
         return self, ()
+
+    def _copied(self, first: int, count: int, alive: Destination) -> DestinationStep:
+        last = first + count
+        if last <= self.received or (self.resending and first > self.received):
+            return alive, ()
+        if first == self.received and last <= self.blocks:
+            return replace(alive, received=last, resending=False), (Scatter(first, count),)
+        reason = f"blocks {first} to {last} came after {self.received} of {self.blocks}"
+        return self._close(reason, Abort(reason))
+
+    def _hurt(self, alive: Destination) -> DestinationStep:
+        """A damaged chunk is asked for again, so often."""
+        if self.damaged >= self.timeouts.resends:
+            reason = f"blocks arrived damaged, {self.damaged} times after they had been sent again"
+            return self._close(reason, Abort(reason))
+        return replace(alive, damaged=self.damaged + 1, resending=True), (Resend(self.received),)
 
     def _claiming(self, event: DestinationEvent, now: float) -> DestinationStep:
         match event:

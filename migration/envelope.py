@@ -19,6 +19,7 @@ from migration.messages import (
     Proof,
     Refused,
     Renew,
+    Resend,
     Reserve,
     Reserved,
     Welcome,
@@ -71,12 +72,16 @@ def encode(envelope: Envelope) -> bytes:
             out.welcome.CopyFrom(pb.Welcome(version=version, mac=mac))
         case Refused(code, reason, settled):
             out.refused.CopyFrom(pb.Refused(code=code, reason=reason[:MAX_TEXT], settled=settled))
-        case Reserve(blocks):
+        case Reserve(blocks, live):
             if envelope.request is None:
                 raise ValueError("a RESERVE without its request")
-            out.reserve.CopyFrom(pb.Reserve(request=request_to_wire(envelope.request), blocks=blocks))
-        case Reserved(cached):
-            out.reserved.CopyFrom(pb.Reserved(cached=cached))
+            out.reserve.CopyFrom(
+                pb.Reserve(request=request_to_wire(envelope.request), blocks=blocks, live=live)
+            )
+        case Reserved(cached, blocks):
+            out.reserved.CopyFrom(pb.Reserved(cached=cached, blocks=blocks))
+        case Resend(first):
+            out.resend.CopyFrom(pb.Resend(first=first))
         case Copy(first, count):
             out.copy.CopyFrom(pb.Copy(first=first, count=count))
         case Commit(blocks):
@@ -133,7 +138,8 @@ def _refused(received: pb.Envelope) -> Envelope:
 
 def _reserve(received: pb.Envelope) -> Envelope:
     reserve = received.reserve
-    return Envelope(Reserve(_blocks(reserve.blocks)), request=request_from_wire(reserve.request))
+    message = Reserve(_blocks(reserve.blocks), reserve.live)
+    return Envelope(message, request=request_from_wire(reserve.request))
 
 
 def _commit(received: pb.Envelope) -> Envelope:
@@ -161,7 +167,10 @@ _READ: dict[str, Callable[[pb.Envelope], Envelope]] = {
     "welcome": lambda received: Envelope(Welcome(received.welcome.version, received.welcome.mac)),
     "refused": _refused,
     "reserve": _reserve,
-    "reserved": lambda received: Envelope(Reserved(_blocks(received.reserved.cached))),
+    "reserved": lambda received: Envelope(
+        Reserved(_blocks(received.reserved.cached), _blocks(received.reserved.blocks))
+    ),
+    "resend": lambda received: Envelope(Resend(_blocks(received.resend.first))),
     "copy": _copy,
     "commit": _commit,
     "committed": lambda received: Envelope(Committed()),

@@ -14,6 +14,7 @@ from migration.messages import (
     FromSource,
     Refused,
     Renew,
+    Resend,
     Reserve,
     Reserved,
 )
@@ -26,6 +27,7 @@ class Timeouts:
     reserve: an answer to RESERVE, or a place among the sessions once the prompt is done; chunk: one
     COPY on the link; commit: an answer to COMMIT; lease: how long a reservation, or a claim without an
     answer, outlives the last sign of life; stall: no chunk finished at the source; retry: between claims.
+    `resends` counts the times that damaged chunks are asked for again.
     """
 
     reserve: float = 5.0
@@ -34,10 +36,29 @@ class Timeouts:
     lease: float = 30.0
     stall: float = 300.0
     retry: float = 0.25
+    resends: int = 2
 
     @property
     def renew(self) -> float:
         return self.lease / 3
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Bounds of live migration.
+
+    stages: copies while the request runs; last_blocks: a request pauses for its last copy when fewer
+    full blocks than this remain, or when `pause` seconds are predicted to be enough; moves, tokens: what
+    may be on the way out of an instance at once; share: of a pool that arrivals may have reserved.
+    Stages and last blocks are those of Llumnix's artifact (OSDI'24).
+    """
+
+    stages: int = 3
+    last_blocks: int = 16
+    pause: float = 0.02
+    moves: int = 4
+    tokens: int = 65_536
+    share: float = 0.5
 
 
 # Events of both halves.
@@ -75,9 +96,13 @@ class Begin:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """The session's first `blocks` blocks are final."""
+    """The session's first `blocks` blocks are final; `rest` more are being written.
+
+    Of a handoff after each chunk, of a live migration in answer to `Look`.
+    """
 
     blocks: int
+    rest: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +121,15 @@ class Sent:
 class Dropped:
     """The KV here may not be counted on any more: preempted, failed or finished."""
 
+    reason: str = "it was preempted, or a stop string ended it"
+
 
 # Events of the destination.
+@dataclass(frozen=True, slots=True)
+class Damaged:
+    """A chunk's payload was not what had been sent."""
+
+
 @dataclass(frozen=True, slots=True)
 class Allocated:
     """The engine keeps the blocks; the first `cached` of them hold the prompt's prefix already."""
@@ -114,7 +146,7 @@ class Denied:
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """A message could not be taken in: damaged, of the wrong size, or not this session's turn."""
+    """A message could not be taken in: of the wrong size, or not this session's turn."""
 
     reason: str
 
@@ -136,6 +168,16 @@ class Claim:
 
 # Actions of the source. A `Copy` among them is also done here: gather, send, then `Sent`.
 @dataclass(frozen=True, slots=True)
+class Look:
+    """See how far a running request has come; the answer is `Progress`, or `Dropped` if it is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Freeze:
+    """Pause a running request between two steps; the answer is `Frozen`, or `Dropped` if it is gone."""
+
+
+@dataclass(frozen=True, slots=True)
 class Resume:
     """Let the sequences run on here, under this epoch."""
 
@@ -150,7 +192,7 @@ class Release:
 # Actions of the destination.
 @dataclass(frozen=True, slots=True)
 class Allocate:
-    """Ask the engine for this many blocks; the answer is `Allocated` or `Denied`."""
+    """Ask the engine for this many blocks in all; the answer is `Allocated` or `Denied`."""
 
     blocks: int
 
@@ -181,6 +223,10 @@ class Drop:
 
 
 SourceEvent = Begin | Progress | Frozen | Sent | Dropped | Claimed | Cancelled | Lost | Tick | FromDestination
-SourceAction = Reserve | Copy | Commit | Abort | Renew | Claim | Resume | Release
-DestinationEvent = Allocated | Denied | Broken | Adopted | Claimed | Cancelled | Lost | Tick | FromSource
-DestinationAction = Reserved | Refused | Committed | Abort | Allocate | Scatter | Claim | Adopt | Free | Drop
+SourceAction = Reserve | Copy | Commit | Abort | Renew | Look | Freeze | Claim | Resume | Release
+DestinationEvent = (
+    Allocated | Denied | Damaged | Broken | Adopted | Claimed | Cancelled | Lost | Tick | FromSource
+)
+DestinationAction = (
+    Reserved | Resend | Refused | Committed | Abort | Allocate | Scatter | Claim | Adopt | Free | Drop
+)

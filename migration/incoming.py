@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from engine.core import EngineCore, Reservation
-from engine.errors import CapacityError, Fenced
+from engine.errors import CapacityError, Fenced, Overloaded
 from engine.loop import EngineLoop
 from engine.request import Request
 from engine.sequence import Epoch
@@ -29,6 +29,7 @@ from migration.events import (
     Cancelled,
     Claim,
     Claimed,
+    Damaged,
     Denied,
     DestinationAction,
     DestinationEvent,
@@ -41,9 +42,11 @@ from migration.events import (
 )
 from migration.link import Link
 from migration.lobby import Lobby
-from migration.messages import Abort, Commit, Committed, Copy, Refused, Renew, Reserve, Reserved
+from migration.messages import Abort, Commit, Committed, Copy, Refused, Renew, Resend, Reserve, Reserved
 from migration.state import RequestState, restore
 from migration.transport import BlockStore, Frame
+
+Answer = Reserved | Resend | Refused | Committed | Abort
 
 
 @dataclass(slots=True, eq=False)
@@ -53,6 +56,7 @@ class Arrival:
     session: str
     request: Request
     destination: Destination
+    live: bool
     reservation: Reservation | None = None
     state: RequestState | None = None
 
@@ -68,6 +72,7 @@ class Incoming:
         claims: Claims,
         timeouts: Timeouts,
         lobby: Lobby,
+        share: float,
     ) -> None:
         self._link = link
         self._loop = loop
@@ -75,6 +80,7 @@ class Incoming:
         self._claims = claims
         self._timeouts = timeouts
         self._lobby = lobby
+        self._share = share
         self._arrivals: dict[str, Arrival] = {}
 
     @property
@@ -108,9 +114,8 @@ class Incoming:
     def frame(self, frame: Frame) -> None:
         envelope = decode(frame.header)
         arrival = self._arrivals.get(envelope.session)
-        if isinstance(envelope.message, Reserve):
-            if arrival is None:
-                self._reserve(envelope, envelope.message)
+        if isinstance(envelope.message, Reserve) and arrival is None:
+            self._reserve(envelope, envelope.message)
         elif arrival is None:
             self._unknown(envelope)
         else:
@@ -139,7 +144,7 @@ class Incoming:
             self._answer(session, epoch, Refused(code, str(error), settled=False))
             return
         destination, actions = Destination.begin(epoch, self._timeouts, message.blocks)
-        arrival = Arrival(session, envelope.request, destination)
+        arrival = Arrival(session, envelope.request, destination, message.live)
         self._arrivals[session] = arrival
         for action in actions:
             self._act(arrival, action, None)
@@ -158,13 +163,13 @@ class Incoming:
         match message:
             case _ if envelope.epoch != arrival.destination.epoch:
                 event = Broken(f"epoch {tuple(envelope.epoch)} in a session of another")
-            case Copy(_, count) if payload is None:
-                event = Broken(f"{count} blocks arrived damaged")
+            case Copy() if payload is None:
+                event = Damaged()
             case Copy(_, count) if len(payload or b"") != count * self._store.block_nbytes:
                 event = Broken(f"{len(payload or b'')} bytes for {count} blocks")
-            case Commit(blocks) if (wrong := _wrong(arrival, envelope.state, blocks, self._block_size)):
+            case Commit(blocks) if wrong := _wrong(arrival, envelope.state, blocks, self._block_size):
                 event = Broken(wrong)
-            case Copy() | Abort() | Renew():
+            case Copy() | Reserve() | Abort() | Renew():
                 event = message
             case Commit():
                 arrival.state = envelope.state
@@ -179,10 +184,10 @@ class Incoming:
 
     def _act(self, arrival: Arrival, action: DestinationAction, payload: memoryview | None) -> None:
         match action:
-            case Reserved() | Refused() | Committed() | Abort():
+            case Reserved() | Resend() | Refused() | Committed() | Abort():
                 self._answer(arrival.session, arrival.destination.epoch, action)
             case Allocate(blocks):
-                reserve = partial(_reserve, arrival, blocks * self._block_size)
+                reserve = partial(_reserve, arrival, blocks, self._share)
                 self._loop.call(reserve).add_done_callback(partial(self._allocated, arrival))
             case Scatter(first, count):
                 self._scatter(arrival, first, count, payload)
@@ -204,7 +209,7 @@ class Incoming:
         assert payload is not None
         self._store.scatter(arrival.reservation.blocks[first : first + count], payload)
 
-    def _answer(self, session: str, epoch: Epoch, message: Reserved | Refused | Committed | Abort) -> None:
+    def _answer(self, session: str, epoch: Epoch, message: Answer) -> None:
         self._link.send(encode(Envelope(message, session, epoch)))
 
     def _allocated(self, arrival: Arrival, future: Future[int]) -> None:
@@ -228,6 +233,8 @@ def _wrong(arrival: Arrival, state: RequestState | None, blocks: int, block_size
     if not state.choices:
         return "the state has no choices"
     for choice in state.choices:
+        if not choice.output and choice.choice not in state.undrawn:
+            return f"choice {choice.choice} has no output and stands for none"
         if choice.blocks and max(choice.blocks) >= blocks:
             return f"choice {choice.choice} names block {max(choice.blocks)} of {blocks}"
         if len(choice.blocks) * block_size < choice.computed:
@@ -235,16 +242,25 @@ def _wrong(arrival: Arrival, state: RequestState | None, blocks: int, block_size
     return ""
 
 
-def _reserve(arrival: Arrival, tokens: int, core: EngineCore) -> int:
-    """The cached tokens. In the engine's thread, as all below."""
-    arrival.reservation = core.reserve(arrival.session, arrival.request, tokens)
-    return arrival.reservation.cached
+def _reserve(arrival: Arrival, blocks: int, share: float, core: EngineCore) -> int:
+    """Bring the reservation to so many blocks: its cached tokens. In the engine's thread, as all below."""
+    reservation = arrival.reservation
+    more = blocks - (0 if reservation is None else len(reservation.blocks))
+    if arrival.live and core.pool.reserved + more > share * core.pool.total:
+        raise Overloaded(f"{core.pool.reserved} blocks are reserved here: raise transfer.reserved_share")
+    if reservation is None:
+        tokens = blocks * core.pool.block_size
+        reservation = arrival.reservation = core.reserve(arrival.session, arrival.request, tokens)
+    else:
+        core.extend(reservation, more)
+    return reservation.cached
 
 
 def _adopt(arrival: Arrival, epoch: Epoch, core: EngineCore) -> None:
     assert arrival.reservation is not None
     assert arrival.state is not None
-    core.adopt(arrival.reservation, restore(arrival.state, arrival.reservation.blocks, epoch))
+    sequences = restore(arrival.state, arrival.reservation.blocks, epoch)
+    core.adopt(arrival.reservation, sequences, arrival.state.undrawn)
 
 
 def _free(arrival: Arrival, core: EngineCore) -> None:

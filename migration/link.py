@@ -1,9 +1,9 @@
 """One thread that owns a connection and all sessions on it, so that none of them needs a lock.
 
-                      ┌── post(letter): from the engine loop, from claims, from whoever
-    open ─▶ ┌─▶ letters ─▶ frames ─▶ ticks ─▶ wait ─┐
-            └───────────────────────────────────────┘   broken: the handler is told, and the thread goes on
-                                                         until no session needs it any more
+                  ┌── post(letter): from the engine loop, from claims, from whoever
+open ─▶ ┌─▶ letters ─▶ frames ─▶ ticks ─▶ wait ─┐
+        └───────────────────────────────────────┘   broken: the handler is told, and the thread goes on
+                                                     until no session needs it any more
 """
 
 from __future__ import annotations

@@ -57,6 +57,11 @@ class Lobby:
         with self._lock:
             self._open = False
 
+    def open(self) -> None:
+        """Let in again."""
+        with self._lock:
+            self._open = True
+
     def leave(self, session: str, request_id: str) -> None:
         with self._lock:
             _remember(self._over, session, None)

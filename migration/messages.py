@@ -49,16 +49,22 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Reserve:
-    """Keep `blocks` blocks for a request, those of its prompt that are cached at the destination included."""
+    """Keep `blocks` blocks for a request, those of its prompt that are cached at the destination included.
+
+    Again in the same session: so many in all, because the request has grown. `live` tells a migration,
+    which may be put off, from a handoff.
+    """
 
     blocks: int
+    live: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Reserved:
-    """The blocks are kept. The first `cached` ones of the prompt are there already."""
+    """`blocks` are kept in all. The first `cached` ones of the prompt are there already."""
 
     cached: int
+    blocks: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +73,13 @@ class Copy:
 
     first: int
     count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Resend:
+    """A chunk arrived damaged: send the session's blocks again from `first` on."""
+
+    first: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,5 +107,18 @@ class Renew:
 
 
 FromSource = Reserve | Copy | Commit | Abort | Renew
-FromDestination = Reserved | Refused | Committed | Abort
-Message = Hello | Proof | Welcome | Refused | Reserve | Reserved | Copy | Commit | Committed | Abort | Renew
+FromDestination = Reserved | Resend | Refused | Committed | Abort
+Message = (
+    Hello
+    | Proof
+    | Welcome
+    | Refused
+    | Reserve
+    | Reserved
+    | Copy
+    | Resend
+    | Commit
+    | Committed
+    | Abort
+    | Renew
+)

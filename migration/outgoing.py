@@ -9,14 +9,11 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from concurrent.futures import Future
 from functools import partial
 
 from engine.core import EngineCore
 from engine.loop import EngineLoop
-from engine.request import Request
-from engine.sequence import Epoch
-from engine.sequence import Sequence as LiveSequence
 from migration.blocks import BlockList
 from migration.claims import Claims
 from migration.envelope import Envelope, decode, encode
@@ -24,7 +21,10 @@ from migration.events import (
     Begin,
     Claim,
     Claimed,
+    Dropped,
+    Freeze,
     Frozen,
+    Look,
     Lost,
     Progress,
     Release,
@@ -35,27 +35,14 @@ from migration.events import (
     Tick,
 )
 from migration.link import Link
-from migration.messages import Abort, Commit, Committed, Copy, Refused, Renew, Reserve, Reserved
-from migration.source import Source
+from migration.messages import Abort, Commit, Committed, Copy, Refused, Renew, Resend, Reserve, Reserved
+from migration.movement import Movement, Snapshot, freeze, release, resume, snapshot
+from migration.source import SourceState
 from migration.state import capture
 from migration.transport import BlockStore, Frame
 
 FRAME = 1 << 21
 """Bytes of KV in a frame, if a block is not larger: small enough that both ends copy and check at once."""
-
-
-@dataclass(slots=True, eq=False)
-class Movement:
-    """One request on its way out. `snapshot` are copies of its sequences as they were at the last chunk."""
-
-    session: str
-    request: Request
-    home: str
-    reserve: int
-    source: Source
-    snapshot: list[LiveSequence] = field(default_factory=list)
-    frozen: bool = False
-    blocks: BlockList | None = None
 
 
 class Outgoing:
@@ -109,19 +96,24 @@ class Outgoing:
         message = envelope.message
         if movement is None or envelope.epoch != movement.source.epoch:
             return
-        if isinstance(message, Reserved | Refused | Committed | Abort):
+        if isinstance(message, Reserved) and movement.blocks is None:
+            movement.blocks = BlockList(message.cached, self._store.layout.block_size)
             self.feed(movement, message)
-            if isinstance(message, Reserved):
-                movement.blocks = BlockList(message.cached, self._store.layout.block_size)
+            if movement.asked is None:
                 self._report(movement)
+        elif isinstance(message, Reserved | Resend | Refused | Committed | Abort):
+            self.feed(movement, message)
 
-    def computed(self, movement: Movement, sequences: list[LiveSequence], frozen: bool) -> None:
-        """A chunk is done, or with `frozen` the prompt and the first token: `sequences` are copies."""
-        if not sequences or movement.source.ended:
+    def computed(self, movement: Movement, seen: Snapshot, frozen: bool) -> None:
+        """A chunk of a handoff is done, or a live migration has looked; with `frozen` it is paused."""
+        if movement.source.ended:
             return
-        movement.snapshot = sequences
-        movement.frozen = frozen
-        self._report(movement)
+        if seen.sequences:
+            movement.snapshot = seen
+            movement.frozen = frozen
+            self._report(movement)
+        elif movement.asked is not None:
+            self.feed(movement, Dropped("it ended before it could be moved"))
 
     def feed(self, movement: Movement, event: SourceEvent) -> None:
         """Let a session decide, and do it."""
@@ -142,8 +134,8 @@ class Outgoing:
     def _end(self, movement: Movement) -> None:
         if movement in self._waiting:
             self._waiting.remove(movement)
-        elif self._running.pop(movement.session, None) is None:
-            return
+        else:
+            self._running.pop(movement.session, None)
         self._ended(movement)
         self._begin()
 
@@ -152,25 +144,39 @@ class Outgoing:
         if movement.blocks is None:
             if movement.frozen:
                 self.feed(movement, Frozen(0))
-        elif movement.snapshot:
-            count = movement.blocks.add(movement.snapshot, frozen=movement.frozen)
-            self.feed(movement, Frozen(count) if movement.frozen else Progress(count))
+        elif movement.snapshot.sequences:
+            count = movement.blocks.add(movement.snapshot.sequences, frozen=movement.frozen)
+            rest = movement.blocks.rest
+            self.feed(movement, Frozen(count) if movement.frozen else Progress(count, rest))
 
     def _act(self, movement: Movement, action: SourceAction) -> None:
+        request_id, epoch = movement.request.id, movement.source.epoch
         match action:
             case Copy(first, count):
                 if self._copy(movement, first, count):
                     self.feed(movement, Sent())
             case Reserve() | Commit() | Abort() | Renew():
                 self._send(movement, action)
-            case Claim(epoch):
-                lengths = {sequence.choice: len(sequence.output) for sequence in movement.snapshot}
+            case Look():
+                self._ask(movement, partial(snapshot, request_id, epoch), frozen=False)
+            case Freeze():
+                self._ask(movement, partial(freeze, request_id, epoch), frozen=True)
+            case Claim(claimed):
                 done = partial(self._claimed, movement)
-                self._claims.ask(movement.home, movement.request.id, epoch, lengths, done)
-            case Resume(epoch):
-                self._loop.call(partial(_resume, movement.request.id, movement.source.epoch, epoch))
+                self._claims.ask(movement.home, request_id, claimed, movement.snapshot.lengths, done)
+            case Resume(raised):
+                self._loop.call(partial(resume, request_id, epoch, raised))
             case Release():
-                self._loop.call(partial(_release, movement.request.id, movement.source.epoch))
+                self._loop.call(partial(release, request_id, epoch))
+
+    def _ask(self, movement: Movement, question: Callable[[EngineCore], Snapshot], *, frozen: bool) -> None:
+        """Have the engine answer between two steps."""
+
+        def answered(future: Future[Snapshot]) -> None:
+            seen = Snapshot() if future.exception() is not None else future.result()
+            self._link.post(lambda: self.computed(movement, seen, frozen))
+
+        self._loop.call(question).add_done_callback(answered)
 
     def _claimed(self, movement: Movement, granted: bool | None) -> None:
         self._link.post(lambda: self.feed(movement, Claimed(granted)))
@@ -179,7 +185,8 @@ class Outgoing:
         state = None
         if isinstance(message, Commit):
             assert movement.blocks is not None
-            state = capture(movement.snapshot, movement.blocks.index)
+            seen = movement.snapshot
+            state = capture(seen.sequences, movement.blocks.index, seen.undrawn)
         request = movement.request if isinstance(message, Reserve) else None
         epoch = movement.source.epoch
         self._link.send(encode(Envelope(message, movement.session, epoch, request, state)))
@@ -187,6 +194,9 @@ class Outgoing:
     def _copy(self, movement: Movement, first: int, count: int) -> bool:
         assert movement.blocks is not None
         size = self._store.block_nbytes
+        movement.last_copies += movement.source.state is SourceState.FROZEN
+        movement.blocks_sent += count
+        movement.bytes_sent += count * size
         step = max(1, FRAME // size)
         for start in range(first, first + count, step):
             blocks = movement.blocks[start : min(start + step, first + count)]
@@ -194,33 +204,3 @@ class Outgoing:
             if not self._link.send(header, len(blocks) * size, partial(self._store.gather, blocks)):
                 return False
         return True
-
-
-def _mine(core: EngineCore, request_id: str, epoch: Epoch) -> list[LiveSequence]:
-    """The sequences that a movement is about; another attempt may live here under the same id."""
-    return [sequence for sequence in core.sequences(request_id) if sequence.epoch == epoch]
-
-
-def _resume(request_id: str, epoch: Epoch, raised: Epoch, core: EngineCore) -> None:
-    mine = _mine(core, request_id, epoch)
-    for sequence in mine:
-        sequence.epoch = raised
-    if mine:
-        core.resume(request_id)
-
-
-def _release(request_id: str, epoch: Epoch, core: EngineCore) -> None:
-    if _mine(core, request_id, epoch):
-        core.release(request_id)
-
-
-def snapshot(request_id: str, epoch: Epoch, block_size: int, core: EngineCore) -> list[LiveSequence]:
-    """Copies of a request's sequences with the blocks that hold something. In the engine's thread."""
-    return [
-        replace(
-            sequence,
-            output=list(sequence.output),
-            blocks=sequence.blocks[: -(-sequence.computed // block_size)],
-        )
-        for sequence in _mine(core, request_id, epoch)
-    ]

@@ -1,8 +1,8 @@
 """Takes requests over from other instances: the destination's side.
 
-    its Sender ═══▶ listener ─▶ one link per connection ── reserve, adopt, unreserve ─▶ engine loop
-                                        │
-                                        └── claim ─▶ the request's home gateway
+its Sender ═══▶ listener ─▶ one link per connection ── reserve, adopt, unreserve ─▶ engine loop
+                                    │
+                                    └── claim ─▶ the request's home gateway
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from engine.errors import MovementError
 from engine.loop import EngineLoop
 from migration import handshake
 from migration.claims import Claim, Claims
-from migration.events import Timeouts
+from migration.events import Bounds, Timeouts
 from migration.handshake import Identity
 from migration.incoming import Incoming
 from migration.link import Link
@@ -50,12 +50,14 @@ class Receiver:
         *,
         host: str,
         timeouts: Timeouts = Timeouts(),
+        bounds: Bounds = Bounds(),
         max_sessions: int = 16,
     ) -> None:
         self._loop = loop
         self._store = store
         self._identity = identity
         self._timeouts = timeouts
+        self._bounds = bounds
         self._lobby = Lobby(max_sessions)
         self._listeners: list[Listener] = []
         addresses = {"shm": "", "tcp": ""}
@@ -92,6 +94,10 @@ class Receiver:
     def refuse(self) -> None:
         """Refuse new movements; those under way go on."""
         self._lobby.close()
+
+    def accept(self) -> None:
+        """Take movements again, after `refuse`."""
+        self._lobby.open()
 
     def close(self, timeout: float) -> None:
         """Listen no more and give up what is on its way. Waits `timeout` seconds at most."""
@@ -153,7 +159,15 @@ class Receiver:
         return channel
 
     def _incoming(self, link: Link) -> Incoming:
-        return Incoming(link, self._loop, self._store, self._claims, self._timeouts, self._lobby)
+        return Incoming(
+            link,
+            self._loop,
+            self._store,
+            self._claims,
+            self._timeouts,
+            self._lobby,
+            self._bounds.share,
+        )
 
     def _link_ended(self, link: Link) -> None:
         with self._door:

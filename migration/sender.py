@@ -1,4 +1,4 @@
-"""Hands requests over to other instances while their prompts are still being computed: the source's side.
+"""Moves requests to other instances while they run here, in prefill or decode: the source's side.
 
     engine loop ── progress, prefilled, dropped ─▶ Sender ─▶ one link per peer ═══▶ its Receiver
          ▲                                                        │
@@ -13,26 +13,30 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 
-from engine.errors import HandshakeRefused, TransferFailed
+from engine.core import EngineCore
+from engine.errors import TransferFailed
 from engine.loop import EngineLoop
 from engine.outcome import StepOutcome
 from engine.request import Request
 from engine.sequence import Epoch
 from engine.sequence import Sequence as LiveSequence
-from migration import handshake
 from migration.blocks import most
 from migration.claims import Claim, Claims
-from migration.events import Cancelled, Dropped, SourceEvent, Timeouts
+from migration.events import Bounds, Cancelled, Dropped, SourceEvent, Timeouts
 from migration.handshake import Identity
 from migration.link import Link
-from migration.outgoing import Movement, Outgoing, snapshot
+from migration.moved import Moved
+from migration.movement import Asked, Movement, Snapshot, snapshot
+from migration.outgoing import Outgoing
+from migration.peers import Peers
 from migration.source import Source, SourceState
-from migration.transport import Address, BlockStore, Channel, Transport, choose
+from migration.transport import Address, BlockStore, Transport
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +62,7 @@ class Sender:
         *,
         host: str,
         timeouts: Timeouts = Timeouts(),
+        bounds: Bounds = Bounds(),
         max_sessions: int = 16,
         forced: str = "auto",
     ) -> None:
@@ -67,15 +72,15 @@ class Sender:
         self._store = store
         self._identity = identity
         self._claims = Claims(claim, f"{identity.instance}-sender")
-        self._transports = transports
-        self._host = host
         self._timeouts = timeouts
+        self._bounds = bounds
         self._max_sessions = max_sessions
-        self._forced = forced
+        self._peers = Peers(
+            identity, transports, self._outgoing, host=host, forced=forced, timeout=timeouts.reserve
+        )
         self._door = threading.Lock()
-        self._closed = False
-        self._links: dict[str, tuple[Link, Outgoing]] = {}
         self._active: dict[str, tuple[Movement, Link, Outgoing]] = {}
+        self._queued: dict[str, tuple[Asked, Address]] = {}
         loop.observe(self._observe)
 
     def hand_off(
@@ -92,74 +97,114 @@ class Sender:
         be moved, it runs on here.
         """
         blocks = most(request, [len(choice.output) for choice in choices], self._store.layout.block_size)
-        movement = Movement(
-            session=f"{self._identity.instance}/{secrets.token_hex(8)}",
-            request=request,
-            home=home,
-            reserve=blocks,
-            source=Source(epoch, self._timeouts),
-        )
+        movement = Movement(self._session(), request, home, blocks, Source(epoch, self._timeouts))
         self.cancel(request.id)
+        if not self._give(movement, to):
+            self._loop.call(lambda core: core.resume(request.id))
+
+    def move(self, request_id: str, to: Address, reason: str) -> Future[Moved]:
+        """Migrate a request that lives here to another instance, while it runs.
+
+        Never blocks and never fails: a move that cannot be made ends in a `Moved` that says why, and the
+        request goes on here. Moves beyond the bounds wait for their turn.
+        """
+        asked = Asked(request_id, self._identity.instance, to.instance, reason, time.monotonic())
+
+        def refused(future: Future[None]) -> None:
+            error = future.exception()
+            if error is not None:
+                asked.refuse(str(error))
+
+        self._loop.call(partial(self._enter, asked, to)).add_done_callback(refused)
+        return asked.result
+
+    @property
+    def moving(self) -> frozenset[str]:
+        """The requests that are on their way out, or wait for their turn."""
         with self._door:
-            while not self._closed:
-                link, outgoing = self._links.get(to.instance) or self._open(to)
-                if link.post(partial(outgoing.add, movement)):
-                    self._active[request.id] = movement, link, outgoing
-                    return
-                self._links.pop(to.instance, None)
-        self._loop.call(lambda core: core.resume(request.id))
+            return frozenset((*self._active, *self._queued))
 
     def cancel(self, request_id: str) -> None:
         """Nobody wants the request any more, or another attempt of it comes: end its movement."""
+        with self._door:
+            queued = self._queued.pop(request_id, None)
+        if queued is not None:
+            queued[0].refuse("cancelled")
         self._tell(request_id, Cancelled())
 
     def close(self, timeout: float) -> None:
         """End all links; requests on their way stay here. Waits `timeout` seconds at most."""
         with self._door:
-            self._closed = True
-            links = [link for link, _ in self._links.values()]
-        for link in links:
-            link.stop(timeout)
-        for link in links:
-            if not link.join(timeout):
-                log.warning("a link did not end within %s s", timeout)
+            queued = list(self._queued.values())
+            self._queued.clear()
+        for asked, _ in queued:
+            asked.refuse("the instance stops")
+        self._peers.close(timeout)
         self._claims.close()
 
-    def _open(self, to: Address) -> tuple[Link, Outgoing]:
-        link = Link(
-            f"{self._identity.instance}-to-{to.instance}",
-            partial(self._connect, to),
-            self._outgoing,
-            partial(self._link_ended, to.instance),
-        )
-        assert isinstance(link.handler, Outgoing)
-        self._links[to.instance] = link, link.handler
-        link.start()
-        return link, link.handler
+    def _session(self) -> str:
+        return f"{self._identity.instance}/{secrets.token_hex(8)}"
 
     def _outgoing(self, link: Link) -> Outgoing:
         return Outgoing(link, self._loop, self._store, self._claims, self._max_sessions, self._ended)
 
-    def _connect(self, to: Address) -> Channel:
-        name, address = choose(to, self._host, self._forced)
-        transport = self._transports.get(name)
-        if transport is None:
-            raise TransferFailed(f"transport {name} is not available here: set transfer.transport")
-        channel = transport.connect(address, self._timeouts.reserve)
-        try:
-            handshake.call(channel, self._identity, to.instance, self._timeouts.reserve)
-        except (HandshakeRefused, TransferFailed):
-            channel.close()
-            raise
-        return channel
-
-    def _link_ended(self, instance: str, link: Link) -> None:
+    def _enter(self, asked: Asked, to: Address, core: EngineCore) -> None:
+        """In the engine's thread. Raises TransferFailed if there is nothing to move, or no need."""
+        if asked.source == asked.destination:
+            raise TransferFailed("it lives there already")
+        if not core.sequences(asked.request_id):
+            raise TransferFailed("it does not live here")
         with self._door:
-            if instance in self._links and self._links[instance][0] is link:
-                del self._links[instance]
+            if asked.request_id in self._active or asked.request_id in self._queued:
+                raise TransferFailed("it is moving already")
+            self._queued[asked.request_id] = asked, to
+        self._set_out(core)
+
+    def _set_out(self, core: EngineCore) -> None:
+        """In the engine's thread: let those go who have waited longest, as far as the bounds allow."""
+        while (found := self._next(core)) is not None:
+            asked, to, sequences = found
+            if not sequences:
+                asked.refuse("it ended before its turn came")
+                continue
+            first = sequences[0]
+            seen = snapshot(asked.request_id, first.epoch, core)
+            movement = Movement(
+                session=self._session(),
+                request=first.request,
+                home=first.home,
+                reserve=seen.blocks and seen.blocks + len(sequences),
+                source=Source(first.epoch, self._timeouts, self._bounds),
+                asked=asked,
+                snapshot=seen,
+            )
+            if not self._give(movement, to):
+                asked.refuse("the instance stops")
+
+    def _next(self, core: EngineCore) -> tuple[Asked, Address, list[LiveSequence]] | None:
+        """Who is to set out now, taken out of the queue."""
+        with self._door:
+            moving = [one.tokens for one, _, _ in self._active.values() if one.asked is not None]
+            asked, to = next(iter(self._queued.values()), (None, None))
+            if asked is None or to is None or len(moving) >= self._bounds.moves:
+                return None
+            sequences = core.sequences(asked.request_id)
+            if moving and sum(moving) + sum(map(len, sequences)) > self._bounds.tokens:
+                return None
+            del self._queued[asked.request_id]
+            return asked, to, sequences
+
+    def _give(self, movement: Movement, to: Address) -> bool:
+        """Give a movement to the link to its destination; False once the sender is closed."""
+        with self._door:
+            given = self._peers.give(movement, to)
+            if given is not None:
+                self._active[movement.request.id] = movement, *given
+        return given is not None
 
     def _tell(self, request_id: str, event: SourceEvent) -> None:
-        active = self._active.get(request_id)
+        with self._door:
+            active = self._active.get(request_id)
         if active is not None:
             movement, link, outgoing = active
             link.post(lambda: outgoing.feed(movement, event))
@@ -170,35 +215,38 @@ class Sender:
             self._look(request_id, frozen=False)
         for request_id in outcome.prefilled:
             self._look(request_id, frozen=True)
+        ended = {one.key.request_id for one in outcome.emitted if one.finish is not None}
         for request_id in outcome.dropped:
-            self._tell(request_id, Dropped())
+            self._tell(request_id, Dropped("it ended here") if request_id in ended else Dropped())
 
     def _look(self, request_id: str, *, frozen: bool) -> None:
-        """Have copies of the sequences made before the next step, and pass them to the link."""
+        """Have copies of a handoff's sequences made before the next step, and pass them to the link."""
         active = self._active.get(request_id)
-        if active is None:
+        if active is None or active[0].asked is not None:
             return
         movement, link, outgoing = active
 
-        def seen(future: Future[list[LiveSequence]]) -> None:
+        def seen(future: Future[Snapshot]) -> None:
             if future.exception() is None:
-                sequences = future.result()
-                link.post(lambda: outgoing.computed(movement, sequences, frozen))
+                link.post(lambda: outgoing.computed(movement, future.result(), frozen))
 
-        size = self._store.layout.block_size
-        look = partial(snapshot, request_id, movement.source.epoch, size)
+        look = partial(snapshot, request_id, movement.source.epoch)
         self._loop.call(look).add_done_callback(seen)
 
     def _ended(self, movement: Movement) -> None:
-        request_id = movement.request.id
+        """In the thread of a link."""
+        request_id, source = movement.request.id, movement.source
         with self._door:
             active = self._active.get(request_id)
             if active is not None and active[0] is movement:
                 del self._active[request_id]
-            source = movement.source
             if source.state is SourceState.GIVEN:
-                self.handed += 1
-                return
-            if source.state is not SourceState.CANCELLED:
+                self.handed += movement.asked is None
+            elif source.state is not SourceState.CANCELLED:
                 self.failures.append((request_id, source.reason))
-        log.info("%s was not handed over: %s", request_id, source.reason)
+            waiting = bool(self._queued)
+        if source.state is not SourceState.GIVEN:
+            log.info("%s stays here: %s", request_id, source.reason)
+        movement.resolve()
+        if waiting:
+            self._loop.call(self._set_out)

@@ -107,6 +107,8 @@ class ShmFrame:
 class ShmChannel:
     """See `transport.Channel`."""
 
+    tamper: Fill | None = None
+
     def __init__(self, sock: socket.socket, timeout: float) -> None:
         self._timeout = timeout
         self._stream = Stream(sock, timeout, descriptors=True)
@@ -130,6 +132,8 @@ class ShmChannel:
             if fill is not None:
                 fill(payload)
             checksum = zlib.crc32(payload)
+            if self.tamper is not None:
+                self.tamper(payload)
         segment.busy = True
         self._stream.write(pack(DATA, slot, header, nbytes, checksum))
 

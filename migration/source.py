@@ -9,11 +9,14 @@ from enum import Enum
 from engine.sequence import Epoch
 from migration.events import (
     Begin,
+    Bounds,
     Cancelled,
     Claim,
     Claimed,
     Dropped,
+    Freeze,
     Frozen,
+    Look,
     Lost,
     Progress,
     Release,
@@ -24,7 +27,7 @@ from migration.events import (
     Tick,
     Timeouts,
 )
-from migration.messages import Abort, Commit, Committed, Copy, Refused, Renew, Reserve, Reserved
+from migration.messages import Abort, Commit, Committed, Copy, Refused, Renew, Resend, Reserve, Reserved
 
 SourceStep = tuple["Source", tuple[SourceAction, ...]]
 
@@ -33,6 +36,7 @@ class SourceState(Enum):
     WAITING = "waiting"
     RESERVING = "reserving"
     COPYING = "copying"
+    FREEZING = "freezing"
     FROZEN = "frozen"
     COMMITTING = "committing"
     DOUBT = "in doubt"
@@ -42,33 +46,46 @@ class SourceState(Enum):
     UNHEARD = "unheard"
 
 
+ENDED = frozenset({SourceState.KEPT, SourceState.GIVEN, SourceState.CANCELLED, SourceState.UNHEARD})
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """The half that has the request. Immutable: `on` returns the next one and what to do, in order.
 
+    `live` bounds a live migration; None: a handoff, which the engine freezes itself.
     Counts are in blocks of the session: the destination's cached prefix first, then every block once.
-    `ready` are final, `sent` are there or on their way. `deadline` bounds the state, `again` is the
-    time of the next RENEW or claim.
+    `ready` are final, `rest` more are being written, `sent` are there or on their way, `reserved` have
+    room there, `asked` shall have (more than `reserved`: the answer is awaited). `again_from`: the blocks
+    from there on arrived damaged. `stages` counts copies of a running request; the `last` one had so
+    many blocks, began at `since`, and took `pace` seconds a block. `deadline` bounds the state, `again`
+    is the time of the next RENEW or claim.
     """
 
     epoch: Epoch
     timeouts: Timeouts
+    live: Bounds | None = None
     state: SourceState = SourceState.WAITING
     ready: int = 0
+    rest: int = 0
     sent: int = 0
+    reserved: int = 0
+    asked: int = 0
     copying: bool = False
+    looking: bool = False
+    due: bool = False
+    again_from: int | None = None
+    stages: int = 0
+    last: int = 0
+    since: float = 0.0
+    pace: float = math.inf
     deadline: float = math.inf
     again: float = math.inf
     reason: str = ""
 
     @property
     def ended(self) -> bool:
-        return self.state in (
-            SourceState.KEPT,
-            SourceState.GIVEN,
-            SourceState.CANCELLED,
-            SourceState.UNHEARD,
-        )
+        return self.state in ENDED
 
     @property
     def wake(self) -> float:
@@ -92,8 +109,8 @@ class Source:
             case SourceState.DOUBT:
                 return self._in_doubt(event, now)
         match event:
-            case Dropped():
-                return self._keep("the source dropped it", tell=True)
+            case Dropped(reason):
+                return self._keep(reason, tell=True)
             case Lost(reason):
                 return self._keep(reason)
             case Refused(code, reason):
@@ -113,45 +130,103 @@ class Source:
     def _waiting(self, event: SourceEvent, now: float) -> SourceStep:
         match event:
             case Begin(blocks):
-                begun = replace(self, state=SourceState.RESERVING, deadline=now + self.timeouts.reserve)
-                return begun, (Reserve(blocks),)
+                deadline = now + self.timeouts.reserve
+                begun = replace(self, state=SourceState.RESERVING, asked=blocks, deadline=deadline)
+                return begun, (Reserve(blocks, self.live is not None),)
             case Frozen():
                 return replace(self, deadline=min(self.deadline, now + self.timeouts.reserve)), ()
         return self, ()
 
     def _reserving(self, event: SourceEvent, now: float) -> SourceStep:
-        if isinstance(event, Reserved):
-            copying = replace(self, state=SourceState.COPYING, ready=event.cached, sent=event.cached)
+        if not isinstance(event, Reserved):
+            return self, ()
+        cached, blocks = event.cached, event.blocks
+        copying = replace(
+            self, state=SourceState.COPYING, ready=cached, sent=cached, reserved=blocks, asked=blocks
+        )
+        if self.live is None:
             return copying._alive(now), ()
-        return self, ()
+        if blocks - cached < self.live.last_blocks:
+            return copying._freeze(now)
+        return copying._next(now)
 
     def _copying(self, event: SourceEvent, now: float) -> SourceStep:
         match event:
-            case Progress(blocks):
-                return replace(self, ready=max(self.ready, blocks))._next(now)
+            case Progress(blocks, rest):
+                seen = replace(self, ready=max(self.ready, blocks), rest=rest, looking=False, due=True)
+                return seen._next(now)
             case Frozen(blocks):
-                return replace(self, state=SourceState.FROZEN, ready=max(self.ready, blocks))._next(now)
+                ready = max(self.ready, blocks)
+                return replace(self, state=SourceState.FROZEN, ready=ready, rest=0)._next(now)
+            case Reserved(_, blocks) if self.reserved < self.asked <= blocks:
+                return replace(self, reserved=blocks)._next(now)
+            case Resend(first) if first < self.sent:
+                return self._damaged(first)._next(now)
             case Sent() if self.copying:
-                return replace(self, copying=False)._next(now)
+                return self._arrived(now)._next(now)
         return self, ()
 
     def _next(self, now: float) -> SourceStep:
-        """Copy what is ready; commit when that was all."""
-        if self.copying:
+        """Whatever is to be done now: copy what is ready, look for more, freeze, or commit."""
+        if self.copying or self.reserved < self.asked:
             return self._alive(now), ()
+        if self.again_from is not None:
+            copy = Copy(self.again_from, self.sent - self.again_from)
+            return replace(self, copying=True, again_from=None)._alive(now), (copy,)
+        if self.state is SourceState.COPYING and self.live is not None:
+            return self._stage(self.live, now)
         if self.ready > self.sent:
-            copy = Copy(self.sent, self.ready - self.sent)
-            return replace(self, sent=self.ready, copying=True)._alive(now), (copy,)
+            return self._copy(now)
         if self.state is SourceState.FROZEN:
             deadline = now + self.timeouts.commit
             sent = replace(self, state=SourceState.COMMITTING, deadline=deadline, again=math.inf)
             return sent, (Commit(self.sent),)
         return self._alive(now), ()
 
+    def _stage(self, live: Bounds, now: float) -> SourceStep:
+        """Between two copies of a request that runs: one more, the last one, or not worth going on."""
+        if not self.due:
+            looks = () if self.looking else (Look(),)
+            return replace(self, looking=True)._alive(now), looks
+        left = self.ready - self.sent
+        pause = (left + self.rest) * self.pace
+        if left < live.last_blocks or pause <= live.pause:
+            return self._freeze(now)
+        if self.stages >= live.stages:
+            return self._keep(f"{left} blocks behind after {self.stages} live stages", tell=True)
+        return replace(self, due=False)._copy(now, live.last_blocks)
+
+    def _copy(self, now: float, margin: int = 0) -> SourceStep:
+        """Send what is ready. Where it has outgrown its reservation, that comes first."""
+        if self.ready > self.reserved:
+            wanted = self.ready + self.rest + margin
+            grown = replace(self, asked=wanted, due=True)._alive(now)
+            deadline = now + self.timeouts.reserve
+            return replace(grown, deadline=deadline), (Reserve(wanted, self.live is not None),)
+        copy = Copy(self.sent, self.ready - self.sent)
+        stages = self.stages + (self.state is SourceState.COPYING)
+        copied = replace(
+            self, sent=self.ready, copying=True, since=now, stages=stages, last=self.ready - self.sent
+        )
+        return copied._alive(now), (copy,)
+
+    def _arrived(self, now: float) -> Source:
+        """A copy has left."""
+        pace = (now - self.since) / self.last if self.last else self.pace
+        return replace(self, copying=False, pace=pace, last=0)
+
+    def _freeze(self, now: float) -> SourceStep:
+        return replace(self, state=SourceState.FREEZING, due=False)._alive(now), (Freeze(),)
+
     def _alive(self, now: float) -> Source:
         return replace(self, deadline=now + self.timeouts.stall, again=now + self.timeouts.renew)
 
+    def _damaged(self, first: int) -> Source:
+        known = self.sent if self.again_from is None else self.again_from
+        return replace(self, again_from=min(known, first))
+
     def _committing(self, event: SourceEvent, now: float) -> SourceStep:
+        """COMMIT may have been heard: whatever comes, this half does not go on without the home's word."""
         match event:
             case Committed():
                 return replace(self, state=SourceState.GIVEN), (Release(),)
@@ -165,7 +240,20 @@ class Source:
                 return self._doubt(reason, now)
             case Tick() if now >= self.deadline:
                 return self._doubt("no answer to COMMIT", now)
+            case Resend(first) if first < self.sent:
+                return self._damaged(first)._commit_again(now)
+            case Sent() if self.copying:
+                return replace(self, copying=False)._commit_again(now)
         return self, ()
+
+    def _commit_again(self, now: float) -> SourceStep:
+        if self.copying:
+            return self, ()
+        waits = replace(self, deadline=now + self.timeouts.commit)
+        if self.again_from is None:
+            return waits, (Commit(self.sent),)
+        copy = Copy(self.again_from, self.sent - self.again_from)
+        return replace(waits, copying=True, again_from=None), (copy,)
 
     def _doubt(self, reason: str, now: float) -> SourceStep:
         bound = now + self.timeouts.lease

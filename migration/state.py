@@ -32,18 +32,22 @@ class ChoiceState:
 
 @dataclass(frozen=True, slots=True)
 class RequestState:
-    """A request and its live choices; none: it has not begun. `home` is the gateway that listens."""
+    """A request and its live choices; none: it has not begun. `home` is the gateway that listens.
+
+    `undrawn` are the choices without a token: a choice without output stands for all of them.
+    """
 
     request: Request
     epoch: Epoch = START
     home: str = ""
     choices: tuple[ChoiceState, ...] = ()
+    undrawn: tuple[int, ...] = ()
     version: int = VERSION
 
     @property
     def lengths(self) -> dict[int, int]:
         """Output tokens of each choice."""
-        return {choice.choice: len(choice.output) for choice in self.choices}
+        return dict.fromkeys(self.undrawn, 0) | {one.choice: len(one.output) for one in self.choices}
 
 
 def resumed(sequence: LiveSequence) -> Phase:
@@ -55,7 +59,11 @@ def resumed(sequence: LiveSequence) -> Phase:
     return Phase.PREFILL if sequence.computed else Phase.WAITING
 
 
-def capture(sequences: Sequence[LiveSequence], index: Mapping[int, int] | None = None) -> RequestState:
+def capture(
+    sequences: Sequence[LiveSequence],
+    index: Mapping[int, int] | None = None,
+    undrawn: tuple[int, ...] = (),
+) -> RequestState:
     """The state of all live choices of one request, at least one.
 
     `index` maps a block here to its place in the session's list; without it no blocks travel.
@@ -78,6 +86,7 @@ def capture(sequences: Sequence[LiveSequence], index: Mapping[int, int] | None =
             )
             for sequence in sequences
         ),
+        undrawn=undrawn,
     )
 
 

@@ -27,6 +27,7 @@ class TcpChannel:
     """See `transport.Channel`. Two buffers, one each way, as large as the largest payload so far."""
 
     pending = False
+    tamper: Fill | None = None
 
     def __init__(self, sock: socket.socket, timeout: float) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -43,7 +44,10 @@ class TcpChannel:
         with memoryview(self._out)[:nbytes] as payload:
             if fill is not None:
                 fill(payload)
-            self._stream.write(pack(DATA, 0, header, nbytes, zlib.crc32(payload)), payload)
+            checksum = zlib.crc32(payload)
+            if self.tamper is not None and nbytes:
+                self.tamper(payload)
+            self._stream.write(pack(DATA, 0, header, nbytes, checksum), payload)
 
     def receive(self, timeout: float) -> TcpFrame | None:
         head = self._stream.read(timeout)

@@ -80,7 +80,12 @@ class Frame(Protocol):
 
 
 class Channel(Protocol):
-    """One connection, for one thread. Every method raises TransferFailed once it is broken."""
+    """One connection, for one thread. Every method raises TransferFailed once it is broken.
+
+    `tamper` is done to each payload after its checksum was taken: how a damaged link is made.
+    """
+
+    tamper: Fill | None
 
     def send(self, header: bytes, nbytes: int = 0, fill: Fill | None = None) -> None:
         """Send a frame with a payload of `nbytes` bytes; bounded by the chunk timeout."""

@@ -208,6 +208,7 @@ def state_to_wire(state: RequestState) -> pb.RequestState:
             )
             for choice in state.choices
         ],
+        undrawn=state.undrawn,
     )
 
 
@@ -239,14 +240,19 @@ def state_from_wire(message: pb.RequestState) -> RequestState:
     _texts(message.home)
     request = request_from_wire(message.request)
     choices = tuple(_choice_from_wire(choice, len(request.prompt)) for choice in message.choices)
-    numbers = {choice.choice for choice in choices}
-    if len(numbers) < len(choices) or any(number >= request.sampling.n for number in numbers):
+    _few(message.undrawn, MAX_ITEMS, "choices")
+    numbers, undrawn = {choice.choice for choice in choices}, set(message.undrawn)
+    if len(numbers) < len(choices) or any(number >= request.sampling.n for number in numbers | undrawn):
+        numbers |= undrawn
         raise TransferFailed(f"choices {sorted(numbers)} of a request with n = {request.sampling.n}")
+    if any(choice.output for choice in choices if choice.choice in undrawn):
+        raise TransferFailed("a choice that has drawn a token stands for choices that have not")
     return RequestState(
         request=request,
         epoch=epoch_from_wire(message.epoch),
         home=message.home,
         choices=choices,
+        undrawn=tuple(message.undrawn),
         version=message.version,
     )
 

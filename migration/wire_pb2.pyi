@@ -245,6 +245,7 @@ class RequestState(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     HOME_FIELD_NUMBER: _builtins.int
     CHOICES_FIELD_NUMBER: _builtins.int
+    UNDRAWN_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     home: _builtins.str
     @_builtins.property
@@ -253,6 +254,10 @@ class RequestState(_message.Message):
     def epoch(self) -> Global___Epoch: ...
     @_builtins.property
     def choices(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChoiceState]: ...
+    @_builtins.property
+    def undrawn(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """choices without a token, for all of which one choice without output stands"""
+
     def __init__(
         self,
         *,
@@ -261,10 +266,11 @@ class RequestState(_message.Message):
         epoch: Global___Epoch | None = ...,
         home: _builtins.str = ...,
         choices: _abc.Iterable[Global___ChoiceState] | None = ...,
+        undrawn: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "request", b"request"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["choices", b"choices", "epoch", b"epoch", "home", b"home", "request", b"request", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choices", b"choices", "epoch", b"epoch", "home", b"home", "request", b"request", "undrawn", b"undrawn", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -351,6 +357,7 @@ class Envelope(_message.Message):
     COMMITTED_FIELD_NUMBER: _builtins.int
     ABORT_FIELD_NUMBER: _builtins.int
     RENEW_FIELD_NUMBER: _builtins.int
+    RESEND_FIELD_NUMBER: _builtins.int
     session: _builtins.str
     @_builtins.property
     def epoch(self) -> Global___Epoch: ...
@@ -376,6 +383,8 @@ class Envelope(_message.Message):
     def abort(self) -> Global___Abort: ...
     @_builtins.property
     def renew(self) -> Global___Renew: ...
+    @_builtins.property
+    def resend(self) -> Global___Resend: ...
     def __init__(
         self,
         *,
@@ -392,12 +401,13 @@ class Envelope(_message.Message):
         committed: Global___Committed | None = ...,
         abort: Global___Abort | None = ...,
         renew: Global___Renew | None = ...,
+        resend: Global___Resend | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "body", b"body", "commit", b"commit", "committed", b"committed", "copy", b"copy", "epoch", b"epoch", "hello", b"hello", "proof", b"proof", "refused", b"refused", "renew", b"renew", "reserve", b"reserve", "reserved", b"reserved", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "body", b"body", "commit", b"commit", "committed", b"committed", "copy", b"copy", "epoch", b"epoch", "hello", b"hello", "proof", b"proof", "refused", b"refused", "renew", b"renew", "resend", b"resend", "reserve", b"reserve", "reserved", b"reserved", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "body", b"body", "commit", b"commit", "committed", b"committed", "copy", b"copy", "epoch", b"epoch", "hello", b"hello", "proof", b"proof", "refused", b"refused", "renew", b"renew", "reserve", b"reserve", "reserved", b"reserved", "session", b"session", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "body", b"body", "commit", b"commit", "committed", b"committed", "copy", b"copy", "epoch", b"epoch", "hello", b"hello", "proof", b"proof", "refused", b"refused", "renew", b"renew", "resend", b"resend", "reserve", b"reserve", "reserved", b"reserved", "session", b"session", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "proof", "welcome", "refused", "reserve", "reserved", "copy", "commit", "committed", "abort", "renew"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "proof", "welcome", "refused", "reserve", "reserved", "copy", "commit", "committed", "abort", "renew", "resend"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -521,8 +531,11 @@ class Reserve(_message.Message):
 
     REQUEST_FIELD_NUMBER: _builtins.int
     BLOCKS_FIELD_NUMBER: _builtins.int
+    LIVE_FIELD_NUMBER: _builtins.int
     blocks: _builtins.int
     """what the request will come to hold, the cached prefix included"""
+    live: _builtins.bool
+    """a migration of a request that runs, no handoff"""
     @_builtins.property
     def request(self) -> Global___Request: ...
     def __init__(
@@ -530,10 +543,11 @@ class Reserve(_message.Message):
         *,
         request: Global___Request | None = ...,
         blocks: _builtins.int = ...,
+        live: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "request", b"request"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "live", b"live", "request", b"request"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -541,24 +555,48 @@ Global___Reserve: _TypeAlias = Reserve  # noqa: Y015
 
 @_typing.final
 class Reserved(_message.Message):
-    """The first `cached` blocks of the prompt are there already and are not sent."""
+    """`blocks` are kept in all; the first `cached` of the prompt are there already and are not sent."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     CACHED_FIELD_NUMBER: _builtins.int
+    BLOCKS_FIELD_NUMBER: _builtins.int
     cached: _builtins.int
+    blocks: _builtins.int
     def __init__(
         self,
         *,
         cached: _builtins.int = ...,
+        blocks: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached", b"cached"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "cached", b"cached"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Reserved: _TypeAlias = Reserved  # noqa: Y015
+
+@_typing.final
+class Resend(_message.Message):
+    """A chunk arrived damaged: everything from block `first` on is wanted again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIRST_FIELD_NUMBER: _builtins.int
+    first: _builtins.int
+    def __init__(
+        self,
+        *,
+        first: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first", b"first"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Resend: _TypeAlias = Resend  # noqa: Y015
 
 @_typing.final
 class Copy(_message.Message):

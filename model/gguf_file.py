@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gguf
 import numpy as np
@@ -33,9 +33,22 @@ _LAYER_NAMES = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+_Kind = gguf.GGMLQuantizationType
+_BLOCK_BYTES = {_Kind.Q4_0: 18, _Kind.Q4_1: 20, _Kind.Q8_0: 34}
 _ROPE_FACTORS = "rope_freqs.weight"
 # What the reader raises on bytes that are not a whole GGUF file.
 _BROKEN = (ValueError, IndexError, KeyError, TypeError, OverflowError, EOFError, OSError, MemoryError)
+
+
+class Blocks(NamedTuple):
+    """A quantised matrix: number · scale + minimum, one scale and minimum for 32 neighbours of a row.
+
+    numbers: [rows, columns], uint8 below 16 if there are minima, int8 else; scales, minima: float16.
+    """
+
+    numbers: NDArray[Any]
+    scales: NDArray[np.float16]
+    minima: NDArray[np.float16] | None
 
 
 class GgufFile:
@@ -61,17 +74,49 @@ class GgufFile:
 
     def array(self, name: str, shape: Shape) -> NDArray[np.float32]:
         """A tensor by its Hugging Face name. Raises ModelFileError if it is missing or of another shape."""
+        values = self._dequantised(self._tensor(name, shape).name)
+        return _halves(values, self.config.head_dim) if self._rotated(name) else values
+
+    def quantised(self, name: str, shape: Shape) -> Blocks | None:
+        """The numbers and scales of a tensor in Q4_0, Q4_1 or Q8_0 as stored; None for any other type.
+
+        Raises as `array`.
+        """
+        tensor = self._tensor(name, shape)
+        if tensor.tensor_type not in _BLOCK_BYTES:
+            return None
+        blocks = tensor.data.reshape(-1, _BLOCK_BYTES[tensor.tensor_type])
+        scales = blocks[:, :2].copy().view(np.float16).reshape(shape[0], -1)
+        if tensor.tensor_type == _Kind.Q8_0:
+            found = Blocks(blocks[:, 2:].copy().view(np.int8).reshape(shape), scales, None)
+        else:
+            nibbles = blocks[:, -16:]
+            numbers = np.concatenate((nibbles & 15, nibbles >> 4), axis=1).reshape(shape)
+            with_minima = tensor.tensor_type == _Kind.Q4_1
+            minima = (
+                blocks[:, 2:4].copy().view(np.float16).reshape(scales.shape) if with_minima else -8 * scales
+            )
+            found = Blocks(numbers, scales, minima)
+        if self._rotated(name):
+            dim = self.config.head_dim
+            least = None if found.minima is None else _halves(found.minima, dim)
+            return Blocks(_halves(found.numbers, dim), _halves(found.scales, dim), least)
+        return found
+
+    def _tensor(self, name: str, shape: Shape) -> Any:
         stored = _gguf_name(name)
         if stored not in self._tensors:
             raise ModelFileError(f"{self.path}: tensor {stored} is missing")
-        values = self._dequantised(stored)
-        if values.shape != shape:
+        tensor = self._tensors[stored]
+        found = tuple(int(size) for size in reversed(tensor.shape))
+        if found != shape:
             raise ModelFileError(
-                f"{self.path}: tensor {stored} has shape {list(values.shape)}, expected {list(shape)}"
+                f"{self.path}: tensor {stored} has shape {list(found)}, expected {list(shape)}"
             )
-        if self.config.architecture == "llama" and (".q_proj." in name or ".k_proj." in name):
-            return _halves(values, self.config.head_dim)
-        return values
+        return tensor
+
+    def _rotated(self, name: str) -> bool:
+        return self.config.architecture == "llama" and (".q_proj." in name or ".k_proj." in name)
 
     def _dequantised(self, stored: str) -> NDArray[np.float32]:
         tensor = self._tensors[stored]
@@ -92,7 +137,7 @@ def _gguf_name(name: str) -> str:
     return f"blk.{index}.{_LAYER_NAMES[stem]}.{kind}"
 
 
-def _halves(values: NDArray[np.float32], dim: int) -> NDArray[np.float32]:
+def _halves(values: NDArray[Any], dim: int) -> NDArray[Any]:
     """GGUF's llama keeps rotated pairs side by side in the rows of a head; ours are dim / 2 apart."""
     pairs = values.reshape(-1, dim // 2, 2, *values.shape[1:])
     return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(values.shape)

@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from engine.errors import ModelFileError
+from kernels.panels import Quantised
 from model.config import ModelConfig, from_hugging_face
 from model.files import read_json
 from model.gguf_file import Shape
@@ -68,3 +69,7 @@ class HuggingFaceFolder:
         if tensor.dtype not in _READABLE:
             raise ModelFileError(f"{path}: tensor {name} has type {tensor.dtype}, which is not served")
         return tensor
+
+    def quantised(self, name: str, shape: Shape) -> Quantised | None:
+        """None: quantised folders are refused."""
+        return None

@@ -7,7 +7,7 @@ tensor. Its key names what the bytes depend on: the model's digest, the format a
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -15,39 +15,37 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from model.cache_folder import CacheFolder, check_space
-from model.packing import Checkpoint, Packed, recipe
+from model.packing import Checkpoint, Entry
 
 Progress = Callable[[str, float], None]
 """(stage, share done from 0 to 1)"""
 
 _VERSION = 1
-_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float64: "F64"}
+_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float64: "F64", torch.uint8: "U8"}
 _WEIGHTS, _SUMS = "weights.safetensors", "sums.json"
 _ALIGNMENT = 64
 
 
-def cache_key(digest: str, dtype: torch.dtype) -> str:
-    """Packed weights of one model file in one format for one instruction set."""
+def cache_key(digest: str, dtype: torch.dtype, form: str = "") -> str:
+    """Packed weights of one model file for one dtype in one form (see model.weights) and instruction set."""
     instructions = torch.backends.cpu.get_cpu_capability().lower()
-    return f"{digest[:32]}-{_NAMES[dtype].lower()}-{instructions}-{_VERSION}"
+    return f"{digest[:32]}-{_NAMES[dtype].lower()}{form}-{instructions}-{_VERSION}"
 
 
-def build_private(checkpoint: Checkpoint, dtype: torch.dtype, progress: Progress) -> dict[str, Tensor]:
+def build_private(entries: Sequence[Entry], checkpoint: Checkpoint, progress: Progress) -> dict[str, Tensor]:
     """Packed weights in this process's own memory."""
-    entries = list(recipe(checkpoint.config))
     weights = {}
-    for done, packed in enumerate(entries):
+    for done, entry in enumerate(entries):
         progress("packing weights", done / len(entries))
-        weights[packed.name] = packed.build(checkpoint, dtype)
+        weights[entry.name] = entry.build(checkpoint)
     progress("packing weights", 1.0)
     return weights
 
 
 def load_shared(
     folder: CacheFolder,
-    digest: str,
-    dtype: torch.dtype,
-    entries: list[Packed],
+    key: str,
+    entries: Sequence[Entry],
     checkpoint: Callable[[], Checkpoint],
     progress: Progress,
 ) -> dict[str, Tensor]:
@@ -56,63 +54,56 @@ def load_shared(
     `checkpoint` opens the model, which a start that finds packed weights saves itself.
     Raises SetupError if the folder is needed but cannot be written, ModelFileError for a broken model.
     """
-    key = cache_key(digest, dtype)
     found: dict[str, Tensor] = {}
 
-    def whole(entry: Path) -> bool:
+    def whole(directory: Path) -> bool:
         progress("mapping weights", 0.0)
         found.clear()
-        found.update(_read(entry, dtype, entries))
+        found.update(_read(directory, entries))
         return len(found) == len(entries)
 
     def build(fresh: Path) -> None:
-        _write(fresh, checkpoint(), dtype, entries, progress)
+        _write(fresh, checkpoint(), entries, progress)
 
-    entry = folder.ensure(key, whole, build)
-    weights = found or _read(entry, dtype, entries)
+    directory = folder.ensure(key, whole, build)
+    weights = found or _read(directory, entries)
     progress("mapping weights", 1.0)
     return weights
 
 
-def _write(
-    folder: Path, checkpoint: Checkpoint, dtype: torch.dtype, entries: list[Packed], progress: Progress
-) -> None:
+def _write(folder: Path, checkpoint: Checkpoint, entries: Sequence[Entry], progress: Progress) -> None:
     header: dict[str, object] = {}
     end = 0
-    for packed in entries:
-        start, end = end, end + torch.Size(packed.shape).numel() * dtype.itemsize
-        header[packed.name] = {
-            "dtype": _NAMES[dtype],
-            "shape": list(packed.shape),
-            "data_offsets": [start, end],
-        }
+    for entry in entries:
+        dtype, shape = entry.spec(checkpoint)
+        start, end = end, end + torch.Size(shape).numel() * dtype.itemsize
+        header[entry.name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
     check_space(folder, end + 2**20)
     text = json.dumps(header).encode()
     text += b" " * (-(8 + len(text)) % _ALIGNMENT)
     sums = {}
     with (folder / _WEIGHTS).open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for done, packed in enumerate(entries):
+        for done, entry in enumerate(entries):
             progress("packing weights", done / len(entries))
-            tensor = packed.build(checkpoint, dtype).contiguous()
-            sums[packed.name] = _sum(tensor)
+            tensor = entry.build(checkpoint).contiguous()
+            sums[entry.name] = _sum(tensor)
             file.write(tensor.flatten().view(torch.uint8).numpy().data)
     (folder / _SUMS).write_text(json.dumps(sums))
     progress("packing weights", 1.0)
 
 
-def _read(folder: Path, dtype: torch.dtype, entries: list[Packed]) -> dict[str, Tensor]:
+def _read(folder: Path, entries: Sequence[Entry]) -> dict[str, Tensor]:
     """Mapped tensors, or nothing at all if a file is torn or a bit has flipped."""
     weights: dict[str, Tensor] = {}
     try:
         sums = json.loads((folder / _SUMS).read_text())
         with safe_open(folder / _WEIGHTS, framework="pt") as file:
-            for packed in entries:
-                tensor = file.get_tensor(packed.name)
-                sound = tuple(tensor.shape) == packed.shape and tensor.dtype == dtype
-                if not (sound and _sum(tensor) == sums[packed.name]):
+            for entry in entries:
+                tensor = file.get_tensor(entry.name)
+                if not (entry.fits(tensor) and _sum(tensor) == sums[entry.name]):
                     return {}
-                weights[packed.name] = tensor
+                weights[entry.name] = tensor
     except (OSError, ValueError, KeyError, TypeError, SafetensorError):
         return {}
     return weights

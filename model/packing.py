@@ -7,13 +7,16 @@ once for each. Names: embedding, norm, head (if untied), layers.<index>.<field o
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from kernels.panels import Quantised
 from model.config import ModelConfig
 from model.gguf_file import GgufFile, Shape
 from model.hugging_face import HuggingFaceFolder
@@ -28,6 +31,14 @@ class Checkpoint(Protocol):
         """Raises ModelFileError, naming file and tensor, if it is missing or has another shape."""
         ...
 
+    def quantised(self, name: str, shape: Shape) -> Quantised | None:
+        """A matrix as quantised numbers, if that is how it is stored. Raises as `tensor`."""
+        ...
+
+
+def _tensor(values: NDArray[Any] | None) -> Any:
+    return None if values is None else torch.from_numpy(np.ascontiguousarray(values))
+
 
 class GgufCheckpoint:
     """Tensors of a GGUF file, float32."""
@@ -39,26 +50,59 @@ class GgufCheckpoint:
     def tensor(self, name: str, shape: Shape) -> Tensor:
         return torch.from_numpy(self._file.array(name, shape))
 
+    def quantised(self, name: str, shape: Shape) -> Quantised | None:
+        found = self._file.quantised(name, shape)
+        return None if found is None else Quantised(*(_tensor(part) for part in found))
+
+
+class Entry(Protocol):
+    """One tensor of the packed weights."""
+
+    @property
+    def name(self) -> str: ...
+
+    def spec(self, checkpoint: Checkpoint) -> tuple[torch.dtype, Shape]:
+        """What `build` will give, without building it."""
+        ...
+
+    def build(self, checkpoint: Checkpoint) -> Tensor: ...
+
+    def fits(self, tensor: Tensor) -> bool:
+        """Whether a tensor that was read has a type and shape that this one may have."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """One packed tensor: the rows of its sources, stacked."""
+    """The rows of its sources, stacked."""
 
     name: str
     sources: tuple[tuple[str, Shape], ...]
+    dtype: torch.dtype = torch.float32
 
     @property
     def shape(self) -> Shape:
         first = self.sources[0][1]
         return (sum(shape[0] for _, shape in self.sources), *first[1:])
 
-    def build(self, checkpoint: Checkpoint, dtype: torch.dtype) -> Tensor:
-        parts = [checkpoint.tensor(name, shape).to(dtype) for name, shape in self.sources]
+    def spec(self, checkpoint: Checkpoint) -> tuple[torch.dtype, Shape]:
+        return self.dtype, self.shape
+
+    def build(self, checkpoint: Checkpoint) -> Tensor:
+        parts = [checkpoint.tensor(name, shape).to(self.dtype) for name, shape in self.sources]
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
+    def fits(self, tensor: Tensor) -> bool:
+        return tuple(tensor.shape) == self.shape and tensor.dtype == self.dtype
 
-def recipe(config: ModelConfig) -> Iterator[Packed]:
+
+def recipe(config: ModelConfig, dtype: torch.dtype = torch.float32) -> Iterator[Packed]:
     """Every packed tensor of a model, in file order."""
+    for packed in _recipe(config):
+        yield replace(packed, dtype=dtype)
+
+
+def _recipe(config: ModelConfig) -> Iterator[Packed]:
     embedding = (config.vocab_size, config.hidden_size)
     yield Packed("embedding", (("model.embed_tokens.weight", embedding),))
     for index in range(config.layers):

@@ -54,8 +54,12 @@ def finite(logits: Tensor) -> Tensor:
 def _is_plain(item: Draw) -> bool:
     """Whether the likeliest token is all that is asked for."""
     sampling = item.sampling
-    greedy = sampling.temperature == 0 and sampling.logprobs is None
-    return greedy and not (sampling.logit_bias or item.banned or sampling.has_penalties)
+    return sampling.temperature == 0 and sampling.logprobs is None and not _is_adjusted(item)
+
+
+def _is_adjusted(item: Draw) -> bool:
+    """Whether the draw is from other logits than the model's."""
+    return bool(item.sampling.logit_bias or item.banned or item.sampling.has_penalties)
 
 
 def _argmax(logits: Tensor) -> list[int]:
@@ -65,7 +69,9 @@ def _argmax(logits: Tensor) -> list[int]:
 
 def _sampled(raw: Tensor, draws: Sequence[Draw], kernels: Kernels) -> list[int]:
     """One token for each choice of each draw, in order."""
-    adjusted = finite(torch.stack([_adjusted(row, item) for row, item in zip(raw, draws, strict=True)]))
+    adjusted = raw
+    if any(_is_adjusted(item) for item in draws):
+        adjusted = finite(torch.stack([_adjusted(row, item) for row, item in zip(raw, draws, strict=True)]))
     rows = [index for index, item in enumerate(draws) for _ in item.choices]
     settings = [draws[index].sampling for index in rows]
     keys = [draw_key(item.sampling.seed, choice, item.position) for item in draws for choice in item.choices]
@@ -73,8 +79,10 @@ def _sampled(raw: Tensor, draws: Sequence[Draw], kernels: Kernels) -> list[int]:
     def column(values: list[float], dtype: torch.dtype = raw.dtype) -> Tensor:
         return torch.tensor(values, dtype=dtype).to(raw.device)
 
+    if len(rows) != len(draws):
+        adjusted = adjusted.index_select(0, column(list(rows), torch.int64))
     tokens: list[int] = kernels.sample(
-        adjusted.index_select(0, column(list(rows), torch.int64)),
+        adjusted,
         column([sampling.temperature for sampling in settings]),
         column([max(sampling.top_k, 0) for sampling in settings], torch.int64),
         column([sampling.top_p for sampling in settings]),
@@ -87,7 +95,7 @@ def _sampled(raw: Tensor, draws: Sequence[Draw], kernels: Kernels) -> list[int]:
 def _adjusted(row: Tensor, item: Draw) -> Tensor:
     """One row after bias, bans and penalties; the row itself if there are none."""
     sampling = item.sampling
-    if not (sampling.logit_bias or item.banned or sampling.has_penalties):
+    if not _is_adjusted(item):
         return row
     row = row.clone()
     if sampling.logit_bias:

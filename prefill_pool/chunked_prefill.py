@@ -6,6 +6,7 @@ prefill; decodes ride along, and the budget bounds the whole batch, not the chun
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from collections.abc import Sequence as SequenceOf
 from itertools import chain
@@ -41,6 +42,10 @@ class ChunkedPrefill:
             if left == 0:
                 break
         return shares
+
+    def steady(self, running: SequenceOf[Sequence], now: float) -> int:
+        """Decodes are never held back: for ever."""
+        return sys.maxsize
 
     def _chunk(self, sequence: Sequence, left: int) -> int:
         """Tokens of a chunk that is not the last."""

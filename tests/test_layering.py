@@ -25,8 +25,20 @@ MAY: dict[str, tuple[set[str], set[str]]] = {
     "global_scheduler": ({"engine"}, set()),
     "prefill_pool": ({"engine", "migration"}, set()),
     "decode_pool": ({"engine", "migration"}, set()),
+    "simulator": (
+        {"engine", "global_scheduler", "migration", "prefill_pool", "decode_pool"},
+        {"numpy"},
+    ),
+    "k8s": (
+        {
+            "engine.errors", "cluster.cli", "cluster.config", "cluster.config_kubernetes",
+            "cluster.config_schema", "cluster.config_yaml", "cluster.control_client", "cluster.control_pb2",
+            "cluster.serve_schema", "cluster.units",
+        },
+        {"yaml", "jsonschema", "referencing", "typer", "kubernetes", "urllib3"},
+    ),
     "cluster": (
-        {"engine", "model", "migration", "global_scheduler", "prefill_pool", "decode_pool"},
+        {"engine", "model", "migration", "global_scheduler", "prefill_pool", "decode_pool", "simulator"},
         {
             "ray", "fastapi", "starlette", "uvicorn", "grpc", "google.protobuf", "typer", "rich", "pydantic",
             "pydantic_core", "yaml", "jinja2", "httpx", "prometheus_client", "opentelemetry", "psutil",
@@ -167,7 +179,7 @@ def test_the_check_finds_a_circle() -> None:
     assert cycle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c"]
 
 
-PURE = ["engine", "global_scheduler", "prefill_pool", "decode_pool", "migration"]
+PURE = ["engine", "global_scheduler", "prefill_pool", "decode_pool", "migration", "simulator"]
 TORCH_FREE_ONLY = {"migration": {"session", "state", "transport", "sender", "receiver"}}
 
 

@@ -41,7 +41,8 @@ def _remember_format(context: typer.Context, value: Format) -> Format:
     return value
 
 
-def _seconds(text: str) -> float:
+def seconds(text: str) -> float:
+    """A duration as options take it. Raises BadParameter."""
     try:
         return parse_duration(text)
     except ValueError:
@@ -63,10 +64,10 @@ ControlToken = Annotated[
 ]
 Timeout = Annotated[
     float,
-    typer.Option("--timeout", metavar="DURATION", parser=_seconds, help="How long to wait, such as 30s."),
+    typer.Option("--timeout", metavar="DURATION", parser=seconds, help="How long to wait, such as 30s."),
 ]
 Wait = Annotated[
-    float, typer.Option("--wait", metavar="DURATION", parser=_seconds, help="How long a start may take.")
+    float, typer.Option("--wait", metavar="DURATION", parser=seconds, help="How long a start may take.")
 ]
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", "-f", metavar="FILE", help="The config file (YAML).")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -14,8 +15,13 @@ from rich.table import Table
 API_VERSION = "tandem.dev/v1"
 
 
+WIDE = 400
+"""Columns of what is piped: nothing is cut off for want of a terminal."""
+
+
 def out() -> Console:
-    return Console(highlight=False, soft_wrap=True)
+    piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    return Console(highlight=False, soft_wrap=True, width=WIDE if piped else None)
 
 
 def messages(*, quiet: bool = False) -> Console:

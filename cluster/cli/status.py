@@ -12,6 +12,7 @@ from rich.live import Live
 
 from cluster import control_pb2 as pb
 from cluster.cli.connect import control
+from cluster.cli.listing import state as shown_state
 from cluster.cli.options import ControlAddress, ControlToken, Format, Output
 from cluster.cli.output import out, plain, print_json, table
 
@@ -58,7 +59,7 @@ def screen(status: pb.ClusterStatus) -> RenderableType:
         live = one.status
         used = f"{100 * live.blocks_used / live.blocks_total:.0f} %" if live.blocks_total else "-"
         instances.add_row(
-            one.name, one.role, one.state, str(one.pid or "-"),
+            one.name, one.role, shown_state(one), str(one.pid or "-"),
             str(live.running), str(live.waiting), used, str(live.output_tokens),
         )  # fmt: skip
     gateways = table("GATEWAY", "ADDRESS")

@@ -22,6 +22,13 @@ from cluster.local import LocalCluster, settle, sweep
 from cluster.local_state import only_one, read_state
 
 TICK = 1.0
+FLAGS = {
+    "model.path": "--model",
+    "gateway.host": "--host",
+    "gateway.port": "--port",
+    "pools.prefill.replicas": "--prefill",
+    "pools.decode.replicas": "--decode",
+}
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -48,7 +55,7 @@ def command(
     log: Annotated[str | None, typer.Option("--log", hidden=True)] = None,
 ) -> None:
     """Start a cluster on this machine and serve a model; Ctrl-C ends it."""
-    config = load(file, _overrides(model, host, port, prefill, decode, settings))
+    config = load(file, _overrides(model, host, port, prefill, decode, settings), flags=FLAGS)
     if detach:
         print_addresses(start_detached(wait), config)
         return

@@ -9,6 +9,7 @@ import typer
 
 from cluster.cli.options import Format, Output
 from cluster.cli.output import out, print_json, table
+from model.installation import kernels_obstacle
 
 PACKAGES = ("ray", "torch", "triton", "grpcio", "protobuf")
 
@@ -17,6 +18,8 @@ def command(context: typer.Context, output: Output = Format.TABLE) -> None:
     """Print the versions of tandem and of what it stands on."""
     versions = {"tandem": _version("tandem-serving"), "python": platform.python_version()}
     versions |= {name: _version(name) for name in PACKAGES}
+    obstacle = kernels_obstacle()
+    versions["kernels"] = "compiled" if obstacle is None else f"torch's, as the compiled ones are {obstacle}"
     if output is Format.JSON:
         print_json("Version", [versions])
         return

@@ -18,9 +18,17 @@ HELLO = [{"role": "user", "content": "hello"}]
 Test = Callable[[LocalCluster, httpx.AsyncClient], Coroutine[Any, Any, None]]
 
 
+BOUND = 60.0
+"""Seconds that a test may take."""
+
+
 def on_cluster(test: Test, **options: Any) -> None:
     async def run() -> None:
-        async with local_cluster(**options) as cluster, cluster.client() as client:
+        async with (
+            asyncio.timeout(BOUND),
+            local_cluster(**options) as cluster,
+            cluster.client() as client,
+        ):
             await test(cluster, client)
 
     asyncio.run(run())

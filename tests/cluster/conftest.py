@@ -10,7 +10,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -39,11 +39,18 @@ START = 120.0
 
 @dataclass(frozen=True)
 class Cluster:
-    """A running application: its settings, the gateway's own URL, and a client of the control port."""
+    """A running application: its settings and a client of the control port."""
 
     config: Config
-    url: str
     control: ControlClient
+    known: list[str] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        """That of the gateway, which may have been started again elsewhere; the last one known."""
+        with contextlib.suppress(Unreachable):
+            self.known[:] = [gateway.url for gateway in self.status().gateways] or self.known
+        return self.known[-1]
 
     def status(self) -> pb.ClusterStatus:
         return self.control.status()
@@ -56,19 +63,23 @@ class Cluster:
         return max((event.id for event in self.control.events()), default=0)
 
     def event(self, kind: str, after: int = 0, subject: str = "", within: float = 60.0) -> pb.Event:
-        """The first event of a kind after an id, waited for."""
-        follow = ControlClient(self.control.address, self.config.control.token, timeout=within)
-        with follow, contextlib.closing(follow.events(follow=True, after=after)) as events:
-            for event in events:
-                if event.kind == kind and event.subject.startswith(subject):
-                    return event
-        raise AssertionError
+        """The first event of a kind, or of "one|another", after an id, waited for."""
+        end = time.monotonic() + within
+        while time.monotonic() < end:
+            with contextlib.suppress(Unreachable):
+                for event in self.control.events(after=after):
+                    if event.kind in kind.split("|") and event.subject.startswith(subject):
+                        return event
+            time.sleep(0.05)
+        raise AssertionError(
+            f"no event {kind} {subject} in {within:g} s: {list(self.control.events(after=after))}"
+        )
 
     def restore(self) -> None:
         """Bring both pools back to the sizes of the config, and wait until they are."""
         for pool, replicas in (("prefill", 1), ("decode", 2)):
             self.control.scale(pool, replicas)
-        self.until(lambda status: all(_settled(pool) for pool in status.pools))
+        self.until(lambda status: len(status.gateways) == 1 and all(_settled(pool) for pool in status.pools))
 
     def until(self, condition: Callable[[pb.ClusterStatus], bool], within: float = 60.0) -> pb.ClusterStatus:
         """Wait for a state of the cluster; the controller has events for changes, but not for every state."""
@@ -138,7 +149,7 @@ def session_cluster(
         scheduler=SchedulerConfig(place_timeout=20.0),
         gateway=GatewayConfig(port=0),
         control=ControlConfig(
-            token="test", port=_free_port(), beat=0.1, drain_timeout=20.0, silence_timeout=6.0
+            token="test", port=_free_port(), beat=0.1, drain_timeout=20.0, silence_timeout=3.0
         ),
         cache=CacheConfig(directory=str(tmp_path_factory.mktemp("cache"))),
     )
@@ -162,11 +173,11 @@ def _free_port() -> int:
 
 
 def _started(config: Config, control: ControlClient) -> Cluster:
-    waiting = Cluster(config, "", control)
-    status = waiting.until(
+    started = Cluster(config, control)
+    started.until(
         lambda status: bool(status.gateways) and all(_settled(pool) for pool in status.pools), START
     )
-    return Cluster(config, status.gateways[0].url, control)
+    return started
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from cluster.gateway_api import build_api
 from cluster.gateway_service import GatewayService, Tokenizer
 from cluster.http_listener import Listener
 from cluster.metrics import Metrics
+from cluster.migrations import names
 from cluster.openai_answers import ModelCard
 from cluster.request_driver import RequestDriver
 from cluster.status_message import status_message
@@ -100,6 +101,25 @@ class LocalInstance:
         self.cancelled.append(request_id)
         await asyncio.wrap_future(self.loop.call(lambda core: core.cancel(request_id)))
 
+    async def take(self, name: str) -> bytes:
+        """As EngineInstance.take does."""
+
+        def take(core: EngineCore) -> pb.TakenRequests:
+            taken = pb.TakenRequests()
+            for one in core.requests(time.time()):
+                if not names(one.request_id, name):
+                    continue
+                sequences = core.sequences(one.request_id)
+                self.pusher.taken(one.request_id, sequences[0].home, sequences[0].epoch)
+                choices = [pb.ChoiceTokens(choice=each.choice, tokens=each.output) for each in sequences]
+                taken.requests.add(id=one.request_id, instance=self.name, choices=choices)
+                core.cancel(one.request_id)
+            return taken
+
+        if self.death.done():
+            raise InstanceDied(f"instance {self.name} died")
+        return (await asyncio.wrap_future(self.loop.call(take))).SerializeToString()
+
     async def lifetime(self) -> None:
         raise InstanceDied(await asyncio.shield(self.death))
 
@@ -131,6 +151,7 @@ class LocalCluster:
     def __init__(self) -> None:
         self.instances: dict[str, LocalInstance] = {}
         self.dead: set[str] = set()
+        self.draining = False
         self.placed: list[pb.PlaceRequest] = []
         self.service: GatewayService
         self.driver: RequestDriver
@@ -148,7 +169,13 @@ class LocalCluster:
     async def status(self) -> pb.ClusterStatus:
         instances = [each.status() for each in self.instances.values() if not each.death.done()]
         pools = [pb.Pool(name=name, target=1, ready=len(instances)) for name in ("prefill", "decode")]
-        return pb.ClusterStatus(instances=instances, pools=pools, ready=bool(instances), version="test")
+        return pb.ClusterStatus(
+            instances=instances,
+            pools=pools,
+            ready=bool(instances),
+            version="test",
+            draining=self.draining,
+        )
 
     def client(self, **options: object) -> httpx.AsyncClient:
         transport = httpx.ASGITransport(self.app)  # type: ignore[arg-type]
@@ -173,6 +200,60 @@ class LocalCluster:
         assert len(self.driver.streams) == 0
 
 
+class LocalGateway:
+    """A gateway of a local cluster, in the same process as the others."""
+
+    def __init__(self, driver: RequestDriver, service: GatewayService) -> None:
+        self.driver = driver
+        self.service = service
+        self.app: ASGIApp = build_api(service)
+
+    def client(self) -> httpx.AsyncClient:
+        transport = httpx.ASGITransport(self.app)  # type: ignore[arg-type]
+        return httpx.AsyncClient(transport=transport, base_url="http://tandem", timeout=30)
+
+
+@asynccontextmanager
+async def local_gateway(
+    cluster: LocalCluster,
+    *,
+    tokenizer: Tokenizer | None = None,
+    detokenizer: Callable[[Request], Detokenizer] = lambda _: ByteDetokenizer(),
+    max_length: int = 200,
+    config: GatewayConfig | None = None,
+    patience: Patience | None = None,
+) -> AsyncIterator[LocalGateway]:
+    """One more gateway in front of the cluster's instances."""
+    streams = TokenStreams()
+    server = rpc.server(TOKEN)
+    control_pb2_grpc.add_HomeServicer_to_server(HomeService(streams), server)
+    home = rpc.listen(server, "127.0.0.1", 0, setting="none")
+    await server.start()
+    facts = ClusterFacts(cluster.status)
+    driver = RequestDriver(
+        home,
+        streams,
+        cluster,
+        cluster.instances.__getitem__,
+        patience or Patience(place_timeout=1.0, first_pause=0.01),
+    )
+    service = GatewayService(
+        model=ModelCard("tiny", max_length, 1_700_000_000),
+        tokenizer=tokenizer or ByteTokenizer(),
+        detokenizer=detokenizer,
+        driver=driver,
+        facts=facts,
+        metrics=Metrics("tiny", lambda: facts.status),
+        config=config or GatewayConfig(),
+        version="0.0",
+    )
+    try:
+        yield LocalGateway(driver, service)
+    finally:
+        await driver.close()
+        await server.stop(0)
+
+
 @asynccontextmanager
 async def local_cluster(
     *,
@@ -190,12 +271,6 @@ async def local_cluster(
 ) -> AsyncIterator[LocalCluster]:
     """Runs while the context is open; at its end nothing may be in use any more."""
     cluster = LocalCluster()
-    words = tokenizer or ByteTokenizer()
-    streams = TokenStreams()
-    server = rpc.server(TOKEN)
-    control_pb2_grpc.add_HomeServicer_to_server(HomeService(streams), server)
-    home = rpc.listen(server, "127.0.0.1", 0, setting="none")
-    await server.start()
     for number in range(instances):
         name = f"instance-{number}"
         cluster.instances[name] = LocalInstance(
@@ -207,32 +282,21 @@ async def local_cluster(
             limits=Limits(max_length, 16, queue_limit),
             eos=frozenset(eos),
         )
-    facts = ClusterFacts(cluster.status)
-    cluster.driver = RequestDriver(
-        home,
-        streams,
-        cluster,
-        cluster.instances.__getitem__,
-        patience or Patience(place_timeout=1.0, first_pause=0.01),
-    )
-    cluster.service = GatewayService(
-        model=ModelCard("tiny", max_length, 1_700_000_000),
-        tokenizer=words,
-        driver=cluster.driver,
-        facts=facts,
-        metrics=Metrics("tiny", lambda: facts.status),
-        config=config or GatewayConfig(),
-        version="0.0",
-    )
-    cluster.app = build_api(cluster.service)
     try:
-        yield cluster
-        await cluster.idle()
+        async with local_gateway(
+            cluster,
+            tokenizer=tokenizer,
+            detokenizer=detokenizer,
+            max_length=max_length,
+            config=config,
+            patience=patience,
+        ) as gateway:
+            cluster.driver, cluster.service, cluster.app = gateway.driver, gateway.service, gateway.app
+            yield cluster
+            await cluster.idle()
     finally:
-        await cluster.driver.close()
         for instance in cluster.instances.values():
             await instance.close()
-        await server.stop(0)
 
 
 @contextmanager

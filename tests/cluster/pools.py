@@ -8,7 +8,7 @@ async with pools(cache, prefill=True, transport="tcp") as both:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from cluster import control_pb2_grpc, rpc
 from cluster.config import Config, ControlConfig, EngineConfig, ModelConfig, TransferConfig
 from cluster.instance import EngineInstance
 from cluster.request_driver import RequestDriver
+from cluster.stream_order import Piece
 from cluster.token_stream import HomeService
 from cluster.token_streams import TokenStreams
 from engine.plan import StepPlan, StepResult
@@ -64,10 +65,14 @@ class PooledInstance:
 
 
 class Pools:
-    """A decode instance, perhaps a prefill instance before it, and the requests' home."""
+    """Decode instances, perhaps a prefill instance before them, and the requests' home.
 
-    def __init__(self, decode: PooledInstance, prefill: PooledInstance | None) -> None:
-        self.decode = decode
+    Requests are placed at the first decode instance.
+    """
+
+    def __init__(self, decodes: Sequence[PooledInstance], prefill: PooledInstance | None) -> None:
+        self.decodes = decodes
+        self.decode = decodes[0]
         self._prefill = prefill
         self.driver: RequestDriver
 
@@ -78,7 +83,7 @@ class Pools:
 
     @property
     def instances(self) -> list[PooledInstance]:
-        return [one for one in (self._prefill, self.decode) if one is not None]
+        return [*(() if self._prefill is None else (self._prefill,)), *self.decodes]
 
     def named(self, name: str) -> PooledInstance:
         return next(one for one in self.instances if one.name == name)
@@ -86,8 +91,8 @@ class Pools:
     async def place(self, request: pb.PlaceRequest) -> pb.Placement:
         """A Scheduler: the two that there are."""
         address = self.decode.instance.description.address
-        names = [one.name for one in self.instances]
-        return pb.Placement(prefill=names[0], decode=names[-1], decode_address=address, reason="only one")
+        first = self.instances[0].name
+        return pb.Placement(prefill=first, decode=self.decode.name, decode_address=address, reason="first")
 
     async def ask(self, requests: Sequence[Request], together: int = 1) -> list[list[int]]:
         """The tokens of each request's first choice; `together` of them run at a time."""
@@ -101,15 +106,24 @@ class Pools:
             return list(await asyncio.gather(*map(one, requests)))
 
     async def _one(self, request: Request) -> list[int]:
+        pieces = await self.stream(request)
+        return [piece.token for piece in pieces if piece.choice == 0 and piece.token is not None]
+
+    async def stream(
+        self, request: Request, heard: Callable[[list[Piece]], None] = lambda pieces: None
+    ) -> list[Piece]:
+        """All that its client gets; `heard` is told at once what has come."""
         changed = asyncio.Event()
         run = self.driver.run(request, changed)
-        tokens: list[int] = []
+        pieces: list[Piece] = []
         while not run.ended:
             await changed.wait()
             changed.clear()
-            tokens += [piece.token for piece in run.take() if piece.choice == 0 and piece.token is not None]
+            fresh = run.take()
+            pieces += fresh
+            heard(fresh)
         assert run.error is None, run.error
-        return tokens
+        return pieces
 
 
 @asynccontextmanager
@@ -121,12 +135,13 @@ async def pools(
     budget: int = 512,
     blocks: int = 1024,
     dtype: str = "float32",
+    decodes: int = 1,
 ) -> AsyncIterator[Pools]:
     """Runs while the context is open; at its end no request may be known anywhere."""
     config = Config(
         model=ModelConfig(dtype=dtype),  # type: ignore[arg-type]
         engine=EngineConfig(token_budget=budget),
-        transfer=TransferConfig(transport=transport),  # type: ignore[arg-type]
+        transfer=TransferConfig(transport=transport, max_moves=32),  # type: ignore[arg-type]
         control=ControlConfig(token=TOKEN),
         cache={"directory": str(cache)},  # type: ignore[arg-type]
     )
@@ -136,7 +151,9 @@ async def pools(
     home = rpc.listen(server, "127.0.0.1", 0, setting="none")
     await server.start()
     first = PooledInstance(config, "prefill-0", "prefill", blocks) if prefill else None
-    both = Pools(PooledInstance(config, "decode-0", "decode", blocks), first)
+    both = Pools(
+        [PooledInstance(config, f"decode-{number}", "decode", blocks) for number in range(decodes)], first
+    )
     for one in both.instances:
         await one.instance.open()
     both.driver = RequestDriver(home, streams, both, both.named, Patience(place_timeout=5.0))

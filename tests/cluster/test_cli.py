@@ -15,6 +15,7 @@ from typing import Any
 
 import grpc
 import pytest
+import yaml
 from typer.testing import CliRunner, Result
 
 from cluster import control_pb2 as pb
@@ -34,6 +35,24 @@ class Controller(control_pb2_grpc.ControlServicer):
     stuck: bool = False
     broken: bool = False
     targets: dict[str, int] = field(default_factory=lambda: {"prefill": 1, "decode": 2})
+    instance: pb.Instance = field(
+        default_factory=lambda: pb.Instance(
+            name="decode-0", role="decode", state="ready", pid=7,
+            status=pb.InstanceStatus(blocks_total=10, blocks_used=5, steps=2**40),
+        )
+    )  # fmt: skip
+    requests: list[pb.RunningRequest] = field(
+        default_factory=lambda: [
+            pb.RunningRequest(id="mine~1-0", instance="decode-0", phase="decode", prompt_tokens=9, age=1.25)
+        ]
+    )
+    moved: pb.Migration = field(
+        default_factory=lambda: pb.Migration(
+            id=1, request_id="mine~1-0", source="decode-0", destination="decode-1", cause="operator",
+            outcome="committed", stages=2, bytes=4096, downtime=0.0123,
+        )
+    )  # fmt: skip
+    asked: list[Any] = field(default_factory=list)
 
     def GetStatus(self, request: pb.StatusRequest, context: Any) -> pb.ClusterStatus:
         self.guard(context)
@@ -42,12 +61,7 @@ class Controller(control_pb2_grpc.ControlServicer):
             version="0.1.0",
             model=pb.Model(name="m", dtype="float32", max_length=64),
             pools=[pb.Pool(name=name, target=n, ready=ready[name]) for name, n in self.targets.items()],
-            instances=[
-                pb.Instance(
-                    name="decode-0", role="decode", state="ready", pid=7,
-                    status=pb.InstanceStatus(blocks_total=10, blocks_used=5, steps=2**40),
-                )
-            ],
+            instances=[self.instance],
             gateways=[pb.Gateway(name="gateway-0", url="http://127.0.0.1:8000")],
             uptime=62.0,
             ready=not self.stuck,
@@ -61,6 +75,38 @@ class Controller(control_pb2_grpc.ControlServicer):
         if not request.dry_run:
             self.targets[request.pool] = request.replicas
         return pb.ScaleReply(previous=previous, target=request.replicas)
+
+    def GetRequests(self, request: pb.RequestsRequest, context: Any) -> pb.RequestList:
+        self.guard(context)
+        found = [one for one in self.requests if not request.id or one.id.startswith(f"{request.id}~")]
+        return pb.RequestList(requests=found)
+
+    def GetMigrations(self, request: pb.MigrationsRequest, context: Any) -> pb.MigrationList:
+        self.guard(context)
+        return pb.MigrationList(migrations=[self.moved])
+
+    def Migrate(self, request: pb.MigrateRequest, context: Any) -> pb.Migration:
+        self.guard(context)
+        if request.request != "mine":
+            context.abort(grpc.StatusCode.NOT_FOUND, f"no request {request.request!r} runs")
+        return (
+            self.moved if request.wait else pb.Migration(request_id="mine~1-0", source="a", destination="b")
+        )
+
+    def Cordon(self, request: pb.CordonRequest, context: Any) -> pb.Instance:
+        self.guard(context)
+        self.instance.cordoned = request.on
+        return self.instance
+
+    def Drain(self, request: pb.DrainRequest, context: Any) -> pb.Instance:
+        self.guard(context)
+        self.asked.append(request)
+        return pb.Instance(name=request.instance, state="draining")
+
+    def SetRole(self, request: pb.RoleRequest, context: Any) -> pb.Instance:
+        self.guard(context)
+        self.asked.append(request)
+        return pb.Instance(name=request.instance, state="draining", role="decode")
 
     def WatchEvents(self, request: pb.EventsRequest, context: Any) -> Iterator[pb.Event]:
         self.guard(context)
@@ -118,7 +164,10 @@ def test_status_shows_pools_instances_and_gateways(controller: Controller) -> No
 
 def test_status_as_json_has_every_field_and_whole_numbers(controller: Controller) -> None:
     (status,) = items(run("status", "-o", "json"))
-    assert list(status) == ["version", "model", "pools", "instances", "gateways", "uptime", "ready"]
+    assert list(status) == [
+        "version", "model", "pools", "instances", "gateways", "uptime", "ready", "draining", "migrations",
+        "controller_pid", "controller_node",
+    ]  # fmt: skip
     assert status["pools"][1] == {"name": "decode", "target": 2, "ready": 2, "starting": 0, "draining": 0}
     assert status["instances"][0]["status"]["steps"] == 2**40
     assert status["instances"][0]["address"] is None
@@ -303,3 +352,111 @@ def test_a_verb_of_another_package_that_cannot_load_is_named_and_the_others_work
     monkeypatch.setattr(main, "entry_points", lambda group: points)
     assert run("version").exit_code == 0
     assert "the verb broken cannot be loaded" in capsys.readouterr().err
+
+
+def test_get_lists_each_kind(controller: Controller) -> None:
+    assert run("get", "pools", "--no-headers").stdout.split() == [
+        "prefill",
+        "1",
+        "1",
+        "0",
+        "0",
+        "decode",
+        "2",
+        "2",
+        "0",
+        "0",
+    ]
+    assert "decode-0  decode  ready  0" in run("get", "instances").stdout
+    assert "mine~1-0" in run("get", "requests").stdout
+    assert "12.3 ms" in run("get", "migrations").stdout
+    assert len(run("get", "events", "--no-headers").stdout.splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "listed"),
+    [
+        ("pools", "PoolList"),
+        ("instances", "InstanceList"),
+        ("requests", "RequestList"),
+        ("migrations", "MigrationList"),
+        ("events", "EventList"),
+    ],
+)
+def test_get_as_json_and_yaml_has_one_envelope(controller: Controller, kind: str, listed: str) -> None:
+    found = json.loads(run("get", kind, "-o", "json").stdout)
+    assert (found["apiVersion"], found["kind"]) == ("tandem.dev/v1", listed)
+    assert yaml.safe_load(run("get", kind, "-o", "yaml").stdout) == found
+
+
+def test_get_by_name_finds_one_or_ends_with_3(controller: Controller) -> None:
+    assert run("get", "instances", "decode-0", "-o", "name").stdout == "instance/decode-0\n"
+    assert run("get", "requests", "mine", "-o", "name").stdout == "request/mine~1-0\n"
+    assert run("get", "instances", "decode-9").exit_code == Exit.NOT_FOUND
+
+
+def test_wide_tables_say_more(controller: Controller) -> None:
+    assert "PREEMPTIONS" in run("get", "instances", "-o", "wide").stdout
+    assert "PREEMPTIONS" not in run("get", "instances").stdout
+
+
+def test_describe_shows_an_instance_with_its_requests_moves_and_events(controller: Controller) -> None:
+    shown = run("describe", "instance/decode-0").stdout
+    for part in ("50 % of 10 blocks", "mine~1-0", "committed", "spawned"):
+        assert part in shown
+    (data,) = items(run("describe", "instance", "decode-0", "-o", "json"))
+    assert [one["id"] for one in data["requests"]] == ["mine~1-0"]
+
+
+def test_describe_shows_a_request_with_its_moves(controller: Controller) -> None:
+    shown = run("describe", "request", "mine").stdout
+    assert "decode-0" in shown
+    assert "committed" in shown
+    assert run("describe", "request/yours").exit_code == Exit.NOT_FOUND
+    assert run("describe", "pool", "decode").exit_code == Exit.USAGE
+
+
+def test_migrate_says_what_it_cost_when_it_waits(controller: Controller) -> None:
+    assert run("migrate", "mine", "--to", "decode-1").stdout == "mine~1-0 moves from a to b\n"
+    told = run("migrate", "mine", "--to", "decode-1", "--wait")
+    assert "2 stages, 4096 bytes, 12.3 ms without a token" in told.stdout
+    assert run("migrate", "yours", "--to", "decode-1").exit_code == Exit.NOT_FOUND
+
+
+def test_a_move_that_is_aborted_ends_with_1_and_the_reason(controller: Controller) -> None:
+    controller.moved.outcome, controller.moved.detail = "aborted", "the destination has no room"
+    told = run("migrate", "mine", "--to", "decode-1", "--wait")
+    assert told.exit_code == Exit.FAILED
+    assert "the destination has no room" in told.stderr
+
+
+def test_cordon_and_uncordon(controller: Controller) -> None:
+    assert run("cordon", "decode-0").stdout == "decode-0 is cordoned\n"
+    assert "ready,cordoned" in run("status").stdout
+    assert run("uncordon", "decode-0").stdout == "decode-0 takes requests again\n"
+
+
+def test_drain_waits_until_the_instance_is_empty(controller: Controller) -> None:
+    assert run("drain", "decode-0", "--deadline", "7s").stdout == "decode-0 is being drained\n"
+    assert controller.asked[0].deadline == 7.0
+    assert run("drain", "decode-0", "--wait").stdout == "decode-0 is drained\n"
+
+
+def test_a_drain_whose_requests_stay_ends_with_5(controller: Controller) -> None:
+    controller.instance.status.running = 2
+    told = run("drain", "decode-0", "--wait")
+    assert told.exit_code == Exit.TIMEOUT
+    assert "still has 2 requests" in told.stderr
+
+
+def test_a_drain_that_lasts_longer_than_the_patience_ends_with_5(controller: Controller) -> None:
+    controller.instance.state = "draining"
+    assert run("drain", "decode-0", "--wait", "--timeout", "10ms").exit_code == Exit.TIMEOUT
+
+
+def test_role_waits_for_the_change_and_says_why_there_was_none(controller: Controller) -> None:
+    assert run("role", "decode-0", "prefill").stdout == "decode-0 will be a prefill instance\n"
+    told = run("role", "decode-0", "prefill", "--wait")
+    assert told.exit_code == Exit.FAILED
+    controller.instance.role = "prefill"
+    assert run("role", "decode-0", "prefill", "--wait").stdout == "decode-0 is a prefill instance\n"

@@ -104,8 +104,8 @@ GOLDEN = [
     ),
     ("model: {dtype: fp16}", '1:16: model.dtype: expected one of auto, float32, bfloat16, got "fp16"'),
     (
-        "scheduler: 3",
-        "1:12: scheduler: expected a mapping with the keys local_prefill_tokens, place_timeout, got 3",
+        "log: 3",
+        "1:6: log: expected a mapping with the keys level, format, got 3",
     ),
     (
         "pools: {decode: {resources: {GPU: many}}}",
@@ -117,6 +117,7 @@ GOLDEN = [
     ("engine: {threads: .inf}", "1:19: engine.threads: expected integer ≥ 1 or null, got Infinity"),
     ("- a", "1:1: expected a mapping of sections"),
     ("engine: {1: 2}", "1:10: engine: expected a name as key, got 1"),
+    ("log: {<<: {}}", "1:7: log: expected a name as key, got << (merge keys are not supported"),
     ("engine: {device: !!python/name:os.system x}", "1:18: engine.device: not a plain value: "),
     ("log: {level: info", "1:18: not valid YAML: "),
     ("log: &a {level: *a}", "1:6: log.level: an alias must not contain itself"),
@@ -157,9 +158,26 @@ def test_a_missing_file_is_named() -> None:
 
 
 def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
-    (tmp_path / "x.yaml").write_bytes(b"log: \xff")
-    with pytest.raises(ConfigError, match=r"x\.yaml: not UTF-8 text at byte 5"):
+    (tmp_path / "x.yaml").write_bytes(b"log:\n  \xff")
+    with pytest.raises(ConfigError, match=r"x\.yaml:2:3: not UTF-8 text"):
         load(tmp_path / "x.yaml")
+
+
+def test_a_file_too_large_for_a_config_is_not_parsed(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_bytes(b"#" * (2**20 + 1))
+    with pytest.raises(ConfigError, match=r"x\.yaml: larger than 1 MiB"):
+        load(tmp_path / "x.yaml")
+
+
+def test_a_file_nested_too_deeply_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("pools:\n  decode: " + "[" * 5000)
+    with pytest.raises(ConfigError, match=r"x\.yaml: not valid YAML: nested too deeply"):
+        load(tmp_path / "x.yaml")
+
+
+def test_a_flag_is_named_as_it_was_typed() -> None:
+    with pytest.raises(ConfigError, match=r"^--port: gateway\.port: "):
+        load(None, {"gateway.port": 80000}, flags={"gateway.port": "--port"})
 
 
 def test_a_later_layer_wins_and_is_the_origin(tmp_path: Path) -> None:

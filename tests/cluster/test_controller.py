@@ -2,138 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-
 import pytest
 
 from cluster import control_pb2 as pb
 from cluster import controller as controller_module
-from cluster.config import Config, ControlConfig, DecodePool, EngineConfig, PoolsConfig, PrefillPool
-from cluster.controller import Controller, Memo
-from cluster.pool import State
-from engine.errors import Fenced, InstanceDied, NotFound, Overloaded, RefusedError, TandemError
-
-CONTROL = ControlConfig(
-    token="secret", beat=0.01, drain_timeout=5.0, silence_timeout=5.0, call_timeout=1.0, longest_pause=0.02
-)
-POOLS = PoolsConfig(prefill=PrefillPool(replicas=1), decode=DecodePool(replicas=2))
-CONFIG = Config(control=CONTROL, pools=POOLS)
-
-
-class MadeUp:
-    """An instance that does what a test sets."""
-
-    def __init__(self, name: str, memo: bytes) -> None:
-        self.name = name
-        self.left = memo
-        self.generation = Memo.from_bytes(memo).generation
-        self.status_message = pb.InstanceStatus(
-            instance=name, role=name.partition("-")[0], blocks_total=100, block_size=16
-        )
-        self.state = "ready"
-        self.loaded = asyncio.Event()
-        self.loaded.set()
-        self.dead = asyncio.Event()
-        self.reason = "killed by a test"
-        self.error: TandemError | None = None
-        self.calls: list[str] = []
-
-    def die(self, reason: str) -> None:
-        self.reason = reason
-        self.dead.set()
-
-    def answer(self) -> bytes:
-        if self.dead.is_set():
-            raise InstanceDied(self.reason)
-        if self.error is not None:
-            raise self.error
-        instance = pb.Instance(name=self.name, pid=7, state=self.state, status=self.status_message)
-        instance.address.tcp = f"host-of-{self.name}:1"
-        return instance.SerializeToString()
-
-    async def ready(self, within: float) -> bytes:
-        await asyncio.wait_for(self.loaded.wait(), within)
-        return self.answer()
-
-    async def memo(self) -> bytes:
-        self.answer()
-        return self.left
-
-    async def status(self, generation: int | None = None, memo: bytes = b"") -> bytes:
-        assert generation is not None
-        if generation < self.generation:
-            raise Fenced(f"generation {self.generation} has {self.name}")
-        self.generation, self.left = generation, memo
-        return self.answer()
-
-    async def drain(self, generation: int | None = None) -> None:
-        self.calls.append("drain")
-
-    async def stop(self, generation: int | None = None) -> None:
-        self.calls.append("stop")
-        self.die("stopped")
-
-    async def kill(self) -> None:
-        self.calls.append("kill")
-        self.die("killed")
-
-    async def lifetime(self) -> None:
-        await self.dead.wait()
-        raise InstanceDied(self.reason)
-
-
-class Fleet:
-    """Where made-up instances live: longer than a controller."""
-
-    def __init__(self) -> None:
-        self.made: dict[str, MadeUp] = {}
-        self.prepare: Callable[[MadeUp], None] = lambda one: None
-
-    def __getitem__(self, name: str) -> MadeUp:
-        return self.made[name]
-
-    @property
-    def alive(self) -> list[str]:
-        return sorted(name for name, one in self.made.items() if not one.dead.is_set())
-
-    def spawn(self, name: str, role: str, generation: int, memo: bytes, instances: int) -> MadeUp:
-        assert name not in self.made
-        one = MadeUp(name, memo)
-        self.prepare(one)
-        self.made[name] = one
-        return one
-
-    async def existing(self) -> list[MadeUp]:
-        return [self.made[name] for name in self.alive]
-
-
-def run(test: Awaitable[None]) -> None:
-    async def bounded() -> None:
-        await asyncio.wait_for(test, 10.0)
-
-    asyncio.run(bounded())
-
-
-@asynccontextmanager
-async def controlling(fleet: Fleet, config: Config = CONFIG) -> AsyncIterator[Controller]:
-    controller = Controller(config, fleet, version="test")
-    await controller.start()
-    try:
-        yield controller
-    finally:
-        await controller.close()
-
-
-async def seen(controller: Controller, kind: str, count: int = 1, subject: str = "") -> pb.Event:
-    """The count-th event of a kind."""
-    async for event in controller.events.follow(0):
-        if event.kind == kind and subject in event.subject:
-            count -= 1
-            if not count:
-                return event
-    raise AssertionError
+from cluster.config import EngineConfig
+from cluster.controller import Controller
+from cluster.member import State
+from engine.errors import NotFound, Overloaded, RefusedError, TandemError
+from tests.cluster.made_up import CONFIG, CONTROL, Fleet, MadeUp, controlling, run, seen
 
 
 def kinds(controller: Controller, subject: str) -> list[str]:
@@ -183,16 +60,33 @@ def test_a_dead_instance_is_replaced_and_the_event_says_why_it_died() -> None:
     run(test())
 
 
-def test_a_silent_instance_is_killed_and_replaced() -> None:
+@pytest.mark.parametrize("how", ["stopped", "out of reach"])
+def test_an_instance_without_beats_is_killed_and_replaced(how: str) -> None:
     async def test() -> None:
         fleet = Fleet()
         config = CONFIG.model_copy(update={"control": CONTROL.model_copy(update={"silence_timeout": 0.05})})
         async with controlling(fleet, config) as controller:
             await seen(controller, "ready", 3)
-            fleet["decode-0"].error = Overloaded("no answer")
-            assert "no answer" in (await seen(controller, "silent")).reason
+            if how == "stopped":
+                fleet["decode-0"].stopped = True
+            else:
+                fleet["decode-0"].error = Overloaded("no answer")
+            assert "no beat for" in (await seen(controller, "hung")).reason
             await seen(controller, "ready", subject="decode-2")
             assert fleet.alive == ["decode-1", "decode-2", "prefill-0"]
+
+    run(test())
+
+
+def test_an_instance_whose_step_takes_too_long_is_killed_although_its_beats_come() -> None:
+    async def test() -> None:
+        fleet = Fleet()
+        async with controlling(fleet) as controller:
+            await seen(controller, "ready", 3)
+            fleet["decode-0"].present = pb.Beat(step=7, tokens=12, elapsed=3.5, limit=3.0)
+            reason = (await seen(controller, "hung", subject="decode-0")).reason
+            assert reason == "killed: step 7 of 12 tokens takes 3.5 s, more than the 3.0 s that it may"
+            await seen(controller, "ready", subject="decode-2")
 
     run(test())
 
@@ -326,7 +220,7 @@ def test_an_unknown_pool_is_answered_with_the_nearest_name() -> None:
 
 
 def test_a_pool_larger_than_any_is_refused() -> None:
-    assert "1024" in refused("decode", 100_000).message
+    assert "max_replicas" in refused("decode", 100_000).message
 
 
 def test_a_dry_run_changes_nothing() -> None:

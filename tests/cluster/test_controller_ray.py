@@ -31,7 +31,7 @@ def complete(cluster: Cluster, prompt: str = PROMPT, tokens: int = 8) -> str:
     body = {
         "model": "tiny", "prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True
     }  # fmt: skip
-    answer = httpx.post(f"{cluster.url}/v1/completions", json=body, timeout=60)
+    answer = httpx.post(f"{cluster.url}/v1/completions", json=body, timeout=60, verify=False, trust_env=False)
     assert answer.status_code == 200, answer.text
     assert answer.json()["usage"]["completion_tokens"] == tokens
     return str(answer.json()["choices"][0]["text"])
@@ -95,10 +95,13 @@ def handed_over(cluster: Cluster) -> int:
 
 
 def test_a_prompt_is_read_by_one_pool_and_answered_by_the_other(cluster: Cluster) -> None:
-    before = handed_over(cluster)
+    before, failed = (
+        handed_over(cluster),
+        sum(one.status.handoffs_failed for one in cluster.status().instances),
+    )
     assert complete(cluster) == complete(cluster)
     cluster.until(lambda status: sum(one.status.handoffs for one in status.instances) == before + 2)
-    assert all(one.status.handoffs_failed == 0 for one in cluster.status().instances)
+    assert sum(one.status.handoffs_failed for one in cluster.status().instances) == failed
 
 
 def test_a_status_tells_operators_what_each_instance_is(cluster: Cluster) -> None:
@@ -149,7 +152,7 @@ def test_a_killed_decode_instance_is_replaced_and_its_requests_go_on(cluster: Cl
     with load(cluster, tokens=200) as clients:
         running = stream(cluster, 1500)
         name = next(running)
-        pieces = [next(running) for _ in range(300)]
+        pieces = [next(running) for _ in range(30)]
         os.kill(next(one for one in cluster.ready("decode") if one.name == name).pid, signal.SIGKILL)
         died = cluster.event("died", after, str(name))
         cluster.event("ready", after, "decode")
@@ -166,7 +169,7 @@ def test_a_stream_goes_on_within_two_seconds_of_the_death_of_its_instance(cluste
     assert none == 0
     running = stream(cluster, 1500)
     name = next(running)
-    pieces = [next(running) for _ in range(300)]
+    pieces = [next(running) for _ in range(30)]
     victim = next(one for one in cluster.ready("decode") if one.name == name)
     os.kill(victim.pid, signal.SIGKILL)
     last, longest = time.monotonic(), 0.0
@@ -178,19 +181,19 @@ def test_a_stream_goes_on_within_two_seconds_of_the_death_of_its_instance(cluste
     assert longest < 2.0
 
 
-def test_an_instance_that_hangs_is_killed_and_its_requests_go_on(cluster: Cluster, full: bool) -> None:
-    if not full:
-        pytest.skip("waits for control.silence_timeout: run with --full")
-    expected = complete(cluster, tokens=40)
+def test_a_stopped_decode_instance_is_taken_for_hung_and_its_streams_go_on(cluster: Cluster) -> None:
+    _, *expected, _ = stream(cluster, 1500)
     after = cluster.last_event()
-    with load(cluster) as clients:
-        clients.more(2)
-        victim = cluster.ready("decode")[0]
-        os.kill(victim.pid, signal.SIGSTOP)
-        assert "did not answer" in cluster.event("silent", after, victim.name).reason
-        cluster.event("ready", after, "decode")
-        clients.more(4)
-    assert clients.outcomes == {expected}
+    running = stream(cluster, 1500)
+    name = next(running)
+    pieces = [next(running) for _ in range(30)]
+    victim = next(one for one in cluster.ready("decode") if one.name == name)
+    os.kill(victim.pid, signal.SIGSTOP)
+    pieces += running
+    assert pieces.pop() == 1
+    assert "".join(map(str, pieces)) == "".join(map(str, expected))
+    assert "no beat for" in cluster.event("hung", after, victim.name).reason
+    cluster.event("ready", after, "decode")
     psutil.wait_procs([psutil.Process(victim.pid)] if psutil.pid_exists(victim.pid) else [], timeout=10)
     assert not psutil.pid_exists(victim.pid)
 
@@ -215,7 +218,8 @@ def test_an_instance_that_gets_sigterm_drains_ends_and_is_replaced(cluster: Clus
         victim = cluster.ready("decode")[0]
         process = psutil.Process(victim.pid)
         os.kill(victim.pid, signal.SIGTERM)
-        assert "SIGTERM" in cluster.event("draining", after, victim.name).reason
+        # The controller hears of the draining, or only of the end where that came at once.
+        assert "SIGTERM" in cluster.event("draining|died", after, victim.name).reason
         cluster.event("ready", after, "decode")
         psutil.wait_procs([process], timeout=30)
         assert not process.is_running()

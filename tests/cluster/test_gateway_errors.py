@@ -102,7 +102,7 @@ def test_a_wrong_method_is_not_allowed() -> None:
     on_cluster(run)
 
 
-def test_an_id_that_is_running_is_a_conflict() -> None:
+def test_an_id_that_is_running_with_another_body_is_a_conflict() -> None:
     runner = ScriptedRunner()
     runner.gate.clear()
 
@@ -111,7 +111,8 @@ def test_an_id_that_is_running_is_a_conflict() -> None:
         headers = {"x-request-id": "same"}
         first = asyncio.create_task(client.post(TEXT, json=body, headers=headers))
         await until(lambda: cluster.driver.runs)
-        refused(await client.post(TEXT, json=body, headers=headers), 409, "conflict", None)
+        other = {**body, "prompt": "ho"}
+        refused(await client.post(TEXT, json=other, headers=headers), 409, "conflict", None)
         runner.gate.set()
         assert (await first).status_code == 200
 
@@ -198,3 +199,23 @@ def test_every_error_maps_to_a_status_with_a_body() -> None:
         assert (error.status == 503) <= (
             "retry-after" in error_headers(error) or kind.__name__ == "Unreachable"
         )
+
+
+def test_a_cluster_that_is_about_to_end_refuses_new_requests_and_finishes_the_old() -> None:
+    async def test(cluster: LocalCluster, client: httpx.AsyncClient) -> None:
+        runner = cluster.instances["instance-0"].runner
+        assert isinstance(runner, ScriptedRunner)
+        runner.gate.clear()
+        running = asyncio.create_task(client.post(CHAT, json={"model": "tiny", "messages": HELLO}))
+        await until(lambda: bool(cluster.driver.runs))
+        cluster.draining = cluster.service.facts.status.draining = True
+        try:
+            answer = await client.post(CHAT, json={"model": "tiny", "messages": HELLO})
+            refused(answer, 503, "draining", None)
+            assert int(answer.headers["retry-after"]) <= 120
+            assert (await client.get("/ready")).status_code == 503
+        finally:
+            runner.gate.set()
+        assert (await running).status_code == 200
+
+    on_cluster(test)

@@ -61,6 +61,15 @@ def test_a_seed_gives_the_same_text_alone_and_among_others(tiny_model: Path) -> 
     on_model(tiny_model, test)
 
 
+def test_equal_prompts_of_one_request_are_sampled_apart(tiny_model: Path) -> None:
+    async def test(client: httpx.AsyncClient) -> None:
+        answer = await client.post(TEXT, json={**ASKED, "prompt": ["Once", "Once"], "n": 2})
+        texts = {choice["text"] for choice in answer.json()["choices"]}
+        assert len(texts) == 4
+
+    on_model(tiny_model, test)
+
+
 def test_an_absent_seed_follows_the_request_id(tiny_model: Path) -> None:
     async def test(client: httpx.AsyncClient) -> None:
         texts = [

@@ -6,13 +6,16 @@ import asyncio
 import json
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import openai
+import psutil
 import pytest
 
 from cluster import control_pb2 as pb
+from tests.cluster import streams
 from tests.cluster.conftest import Cluster
 
 LONG = "a prompt of more than thirty-two tokens, so that it is prefilled in the other pool"
@@ -147,3 +150,26 @@ def test_a_request_that_can_never_fit_is_refused_at_the_door(cluster: Cluster) -
     asked = body(max_tokens=4000, n=64)
     answer = httpx.post(f"{cluster.url}/v1/completions", json=asked, timeout=60, trust_env=False)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
+
+
+def gateway_process() -> psutil.Process:
+    for process in psutil.Process().children(recursive=True):
+        if "ServeReplica:tandem:Gateway" in " ".join(process.cmdline()):
+            return process
+    raise AssertionError("no gateway runs")
+
+
+def test_clients_of_a_killed_gateway_come_back_and_have_the_same_text(cluster: Cluster, full: bool) -> None:
+    if not full:
+        pytest.skip("Serve takes half a minute to start another gateway: run with --full")
+    whole = streams.reference(cluster, 1500)
+    clients = [streams.Returning(cluster, f"back-{number}", 1500) for number in range(4)]
+    with ThreadPoolExecutor(len(clients)) as pool:
+        reading = [pool.submit(client.read, 90.0) for client in clients]
+        assert all(client.begun.wait(30) for client in clients)
+        gateway_process().kill()
+        for done in reading:
+            done.result(120)
+    assert [client.text for client in clients] == [whole] * 4
+    assert {client.connections for client in clients} == {2}
+    idle(cluster)

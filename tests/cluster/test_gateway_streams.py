@@ -64,7 +64,7 @@ def test_without_include_usage_no_chunk_has_any() -> None:
 def test_every_event_carries_the_position_of_every_choice() -> None:
     response = ask(TEXT, {"prompt": "hi", "stream": True, "n": 2, "max_tokens": 3})
     ids = [line for line in response.text.splitlines() if line.startswith("id: ")]
-    assert ids[-1].endswith(":3,3")
+    assert ids[-1].endswith(":3.,3.")
 
 
 def test_a_stream_says_what_it_is() -> None:

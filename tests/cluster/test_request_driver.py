@@ -156,7 +156,7 @@ def test_positions_count_on_over_a_death() -> None:
             for instance in cluster.instances.values():
                 instance.runner.permit(10_000)
             await reading
-            positions = [int(position) for position in client.ids]
+            positions = [int(position.rstrip(".")) for position in client.ids]
             assert positions == sorted(set(positions))
             assert positions[-1] == 12
 

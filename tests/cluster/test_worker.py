@@ -16,6 +16,7 @@ from cluster import control_pb2 as pb
 from cluster import worker as worker_module
 from cluster.config import Config, ControlConfig
 from cluster.controller import Memo
+from cluster.step_watch import Present
 from cluster.worker import Worker
 from engine.errors import Draining, Fenced, InstanceDied, ModelFileError
 from engine.status import InstanceStatus
@@ -33,6 +34,7 @@ class MadeUp:
         self.closed = False
         self.draining = False
         self.answers: Future[InstanceStatus] | None = None
+        self.at = Present(5)
 
     async def open(self) -> None:
         pass
@@ -46,6 +48,9 @@ class MadeUp:
 
     def status(self) -> Future[InstanceStatus]:
         return self.answers or done(InstanceStatus(instance="", role="", steps=5))
+
+    def present(self) -> Present:
+        return self.at
 
     def drain(self) -> None:
         self.draining = True
@@ -137,7 +142,7 @@ def test_the_newest_controller_is_obeyed_and_an_older_one_fenced(exits: list[int
         for call in (worker.status(3, b"x"), worker.drain(3), worker.stop(3)):
             with pytest.raises(Fenced, match="generation 4"):
                 await call
-        assert await worker.memo() == b"left by the fourth"
+        assert await worker.memo() == (b"left by the fourth", "decode")
         assert told(await worker.status()).state == "ready"
 
     run(test())
@@ -209,6 +214,31 @@ def test_while_a_step_takes_long_the_last_status_is_given(exits: list[int]) -> N
         assert told(await worker.status()).status.steps == 5
         engine.answers.set_result(InstanceStatus(instance="", role="", steps=6))
         assert told(await worker.status()).status.steps == 6
+
+    run(test())
+
+
+def test_a_beat_tells_of_the_step_under_way(exits: list[int]) -> None:
+    async def test() -> None:
+        engine = MadeUp()
+        worker = worker_of(engine)
+        assert pb.Beat.FromString(await worker.beat()) == pb.Beat()
+        await worker.ready()
+        engine.at = Present(6, 32, 0.5, 3.0)
+        assert pb.Beat.FromString(await worker.beat()) == pb.Beat(step=6, tokens=32, elapsed=0.5, limit=3.0)
+
+    run(test())
+
+
+def test_an_engine_that_answers_nobody_between_two_steps_shows_in_the_beat(exits: list[int]) -> None:
+    async def test() -> None:
+        engine = MadeUp()
+        worker = worker_of(engine, step_floor=0.01, step_factor=2.0)
+        await worker.ready()
+        engine.answers = Future()
+        await worker.status()
+        beat = pb.Beat.FromString(await worker.beat())
+        assert beat.elapsed > beat.limit == 0.02
 
     run(test())
 

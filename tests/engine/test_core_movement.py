@@ -321,3 +321,58 @@ def test_a_promised_place_among_the_running_is_kept() -> None:
     source = prefilled(one)
     target.core.adopt(reservation, copy(source, target, reservation, "a"))
     assert target.core.status().running == 2
+
+
+def test_a_reservation_without_tokens_is_a_place_in_the_queue_and_takes_no_blocks() -> None:
+    target, one = Bench(total=16, max_sequences=1), request("a", prompt(10), 3)
+    target.core.submit(request("b", prompt(30, 1), 9))
+    target.step()
+    reservation = target.core.reserve("s", one, 0)
+    assert (reservation.blocks, target.core.pool.reserved) == ([], 0)
+    target.core.adopt(reservation, [Sequence(one, epoch=Epoch(0, 1))], undrawn=(0,))
+    assert target.core.status().waiting == 1
+    target.drain()
+    assert target.output("a") == alone(one)
+
+
+def test_a_full_queue_reserves_no_place() -> None:
+    target = Bench(max_sequences=1, queue_limit=1)
+    target.core.submit(request("b", prompt(8, 1), 9))
+    with pytest.raises(Overloaded, match=r"engine\.queue_limit"):
+        target.core.reserve("s", request("a", prompt(10), 3), 0)
+
+
+def test_a_reservation_that_grows_from_nothing_needs_a_place_among_the_running() -> None:
+    target = Bench(max_sequences=1)
+    target.core.submit(request("b", prompt(8, 1), 9))
+    target.step()
+    reservation = target.core.reserve("s", request("a", prompt(10), 3), 0)
+    with pytest.raises(Overloaded, match=r"engine\.max_sequences"):
+        target.core.extend(reservation, 3)
+    target.core.unreserve(reservation)
+
+
+@pytest.mark.parametrize("undrawn", [(0, 1, 2, 3), (1, 3)])
+def test_a_sequence_without_output_stands_for_the_choices_that_came_with_it(undrawn: tuple[int, ...]) -> None:
+    one = request("a", prompt(20), 4, n=4)
+    target = Bench()
+    reservation = target.core.reserve("s", one, 0)
+    target.core.adopt(reservation, [Sequence(one, undrawn[0], epoch=Epoch(0, 1))], undrawn)
+    target.drain()
+    assert {e.key.choice for e in target.emitted} == set(undrawn)
+    for choice in undrawn:
+        assert target.output("a", choice) == alone(one, choice)
+
+
+def test_who_lives_here() -> None:
+    bench = Bench(budget=8)
+    bench.core.submit(replace(request("a", prompt(20), 9, n=2), arrival=100.0, priority=3))
+    (waiting,) = bench.core.requests(now=103.0)
+    assert (waiting.request_id, waiting.phase, waiting.blocks, waiting.age) == ("a", "waiting", 0, 3.0)
+    assert (waiting.prompt_tokens, waiting.output_tokens, waiting.priority) == (20, 0, 3)
+    for _ in range(4):
+        bench.step()
+    (running,) = bench.core.requests(now=103.0)
+    assert (running.phase, running.output_tokens, running.blocks) == ("decode", 4, 7)
+    bench.core.freeze("a")
+    assert bench.core.requests(now=0.0)[0].phase == "paused"

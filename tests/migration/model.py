@@ -1,14 +1,14 @@
 """A small world around the two halves of a session, and every order in which things can happen in it.
 
-One request of two blocks, one source, one destination, their home, FIFO links in between. Each half has
-a clock of its own that may run ahead at any time. Faults come out of a budget. A world is a value, so
-that worlds that were seen before are recognised.
+One request, one source, one destination, their home, FIFO links in between. Each half has a clock of its
+own that may run ahead at any time. Faults come out of a budget. A world is a value, so that worlds that
+were seen before are recognised. The request is handed over, with two blocks of prompt, or it is migrated
+while it runs and grows to `size` full blocks and one that is being written.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,14 +21,18 @@ from migration.events import (
     Allocate,
     Allocated,
     Begin,
+    Bounds,
     Cancelled,
     Claim,
     Claimed,
+    Damaged,
     Denied,
     Drop,
     Dropped,
     Free,
+    Freeze,
     Frozen,
+    Look,
     Lost,
     Progress,
     Release,
@@ -43,7 +47,8 @@ from migration.source import Source, SourceState
 
 BLOCKS = 2
 EPOCH = Epoch(0, 0)
-TIMES = Timeouts(reserve=2.0, commit=2.0, lease=3.0, stall=2.0, retry=1.0)
+TIMES = Timeouts(reserve=2.0, commit=2.0, lease=3.0, stall=2.0, retry=1.0, resends=1)
+LIVE = Bounds(stages=2, last_blocks=1, pause=-1.0)
 
 
 class Violation(AssertionError):
@@ -52,7 +57,10 @@ class Violation(AssertionError):
 
 @dataclass(frozen=True)
 class World:
-    """`source_engine`: prefill, paused, running, gone. `asked`: claims at the home; `told`: its answers."""
+    """`source_engine`: prefill, paused, running, gone. `asked`: claims at the home; `told`: its answers.
+
+    `copy` is being sent, `question` waits for the source's engine; `total` blocks were frozen.
+    """
 
     source: Source | None
     destination: Destination | None = None
@@ -62,6 +70,11 @@ class World:
     computed: int = 0
     valid: bool = True
     handoff: bool = True
+    live: bool = False
+    copy: Copy | None = None
+    question: str = ""
+    total: int = BLOCKS
+    size: int = BLOCKS
     source_epoch: Epoch = EPOCH
     source_news: tuple[Any, ...] = ()
     destination_news: tuple[Any, ...] = ()
@@ -81,6 +94,13 @@ class World:
     stopping: bool = False
     budget: int = 0
 
+    def __hash__(self) -> int:
+        """Worked out once: worlds are looked up several times."""
+        known = self.__dict__.get("_hash")
+        if known is None:
+            known = self.__dict__["_hash"] = hash(tuple(self.__dict__.values()))
+        return known  # type: ignore[no-any-return]
+
 
 @dataclass
 class Rules:
@@ -90,12 +110,18 @@ class Rules:
     destination: type[Destination] = Destination
     faults: frozenset[str] = frozenset(
         {"lose", "repeat", "cut", "cancel", "no room", "preempt", "end", "kill source", "kill destination",
-         "no answer", "adopt fails", "home away"}
+         "no answer", "adopt fails", "home away", "damage", "stop string"}
     )  # fmt: skip
     labels: set[str] = field(default_factory=set)
 
     def begin(self, budget: int) -> World:
         return self._source(World(self.source(EPOCH, TIMES), budget=budget), Begin(BLOCKS))
+
+    def begin_live(self, budget: int, blocks: int, size: int = 1) -> World:
+        """A request that runs, or without `blocks` one that waits still. It grows to `size` full blocks."""
+        source = self.source(EPOCH, TIMES, LIVE)
+        world = World(source, source_engine="running", handoff=False, live=True, size=size, budget=budget)
+        return self._source(world, Begin(blocks))
 
     # Feeding the halves.
 
@@ -114,7 +140,11 @@ class Rules:
                 case Release():
                     world = self._release(world)
                 case Copy():
-                    pass
+                    world = replace(world, copy=action)
+                case Look():
+                    world = replace(world, question="look")
+                case Freeze():
+                    world = replace(world, question="freeze")
                 case _:
                     world = self._to_destination(world, action)
         return world
@@ -192,14 +222,34 @@ class Rules:
                 continue
             stopped = self._stop(world, side)
             if epoch == world.epoch and world.owner == side and not world.over:
-                if side == "destination" and (not world.whole or world.landed < BLOCKS):
+                if side == "destination" and (not world.whole or world.landed < world.total):
                     raise Violation("it runs on KV that is not there or that the source had dropped")
                 yield f"{side} serves", replace(stopped, over=True, served=True), False
             else:
                 yield f"{side} is fenced", stopped, False
 
+        if world.live and world.source is not None and not world.source.ended:
+            yield from self._live(world)
+
+    def _live(self, world: World) -> Iterator[tuple[str, World, bool]]:
+        """The request runs on at its source, which answers between two steps."""
+        if world.source_engine == "running" and world.computed < world.size:
+            yield "grows", replace(world, computed=world.computed + 1), False
+        if world.question:
+            answer: Any = Progress(world.computed, 1)
+            heard = replace(world, question="")
+            if world.source_engine == "gone":
+                answer = Dropped()
+            elif world.question == "freeze":
+                answer = Frozen(world.computed + 1)
+                heard = replace(heard, source_engine="paused", total=world.computed + 1)
+            yield "answer", replace(heard, source_news=(*heard.source_news, answer)), False
+
     def _stop(self, world: World, side: str) -> World:
-        return replace(world, source_engine="gone") if side == "source" else replace(world, running=None)
+        if side == "destination":
+            return replace(world, running=None)
+        news = (*world.source_news, Dropped()) if world.live else world.source_news
+        return replace(world, source_engine="gone", source_news=news)
 
     def _report(self, world: World) -> World:
         """As the driver does: what is final, as soon as the session can use it, behind older news."""
@@ -224,8 +274,10 @@ class Rules:
             message, rest = world.to_source[0], world.to_source[1:]
             after = self._source(replace(world, to_source=rest), message)
             yield "to source", self._report(after) if isinstance(message, Reserved) else after, False
-        if world.source is not None and world.source.copying and not world.source.ended:
-            copied = self._to_destination(world, (Copy, world.source.sent, world.valid))
+        if world.copy is not None and world.source is not None and not world.source.ended:
+            copied, first = replace(world, copy=None), world.copy.first
+            for block in range(first, first + world.copy.count):
+                copied = self._to_destination(copied, (Copy(block, 1), world.valid, True))
             yield "sent", self._source(copied, Sent()), False
 
     def _arrive(self, world: World, message: Any) -> World:
@@ -234,16 +286,21 @@ class Rules:
             if destination is None:
                 begun, actions = self.destination.begin(EPOCH, TIMES, message.blocks)
                 return self._do(replace(world, destination=begun), actions)
-            stale = Refused("stale", "", settled=False)
-            return self._answer(world, stale) if destination.ended else world
+            if destination.ended:
+                return self._answer(world, Refused("stale", "", settled=False))
+            return self._destination(world, message)
         if destination is None or destination.ended:
             if isinstance(message, Commit):
                 return self._answer(world, Refused("unknown", "", settled=False))
             return world if isinstance(message, Abort) else self._answer(world, Abort("unknown"))
         if isinstance(message, tuple):
-            _, upto, valid = message
-            world = replace(world, whole=world.whole and valid)
-            return self._destination(world, Copy(destination.received, max(0, upto - destination.received)))
+            copy, valid, intact = message
+            if not intact:
+                return self._destination(world, Damaged())
+            after = self._destination(replace(world, whole=world.whole and valid), copy)
+            if after.landed != world.landed and destination.received != copy.first:
+                raise Violation("a chunk was put where another belongs")
+            return after
         return self._destination(world, message)
 
     def _answer(self, world: World, message: Any) -> World:
@@ -317,6 +374,10 @@ class Rules:
             if queue:
                 yield "lose", replace(world, **{link: queue[1:]})
                 yield "repeat", replace(world, **{link: (queue[0], *queue)})
+        if world.to_destination and isinstance(world.to_destination[0], tuple):
+            copy, valid, _ = world.to_destination[0]
+            rest = ((copy, valid, False), *world.to_destination[1:])
+            yield "damage", replace(world, to_destination=rest)
         if world.linked:
             yield "cut", self._cut(world)
         if not world.over:
@@ -326,6 +387,13 @@ class Rules:
                     yield "home away", self._away(world, side)
         if world.asking:
             yield "no room", self._destination(replace(world, asking=False), Denied("full"))
+        session = world.source is not None and not world.source.ended
+        if world.live and session and world.source_engine in ("running", "paused"):
+            lost = replace(world, source_news=(*world.source_news, Dropped()), valid=False)
+            if world.source_engine == "running":
+                yield "preempt", replace(lost, computed=0)
+            if world.epoch == world.source_epoch and not world.over:
+                yield "stop string", replace(lost, source_engine="gone", over=True, served=True)
         if world.source_engine == "prefill":
             lost = replace(world, source_news=(*world.source_news, Dropped()))
             yield "preempt", replace(lost, computed=0, valid=False)
@@ -394,72 +462,3 @@ class Rules:
             return world
         late = replace(world, **{side: replace(half, deadline=0.0, again=math.inf)})
         return (self._source if side == "source" else self._destination)(late, Tick())
-
-
-def check(world: World) -> None:
-    """What holds in every world."""
-    taken_back = world.source_epoch.move == EPOCH.move + 2 and world.epoch >= world.source_epoch
-    if world.source_engine == "running" and world.running is not None and not (taken_back or world.over):
-        raise Violation("both ends run it, and nobody has fenced one of them")
-    if world.reserved and world.running is not None:
-        raise Violation("adopted and still reserved")
-
-
-def settled(world: World) -> None:
-    """What holds when nothing can happen any more."""
-    if not world.over:
-        raise Violation("the request never ends")
-    if world.source_engine != "gone" and world.source is not None:
-        raise Violation(f"the source still holds blocks: {world.source_engine}")
-    if world.reserved or world.running is not None or world.asking:
-        raise Violation("the destination still holds blocks")
-    for half in (world.source, world.destination):
-        if half is not None and not half.ended:
-            raise Violation(f"a half waits for ever: {half.state}")
-
-
-def explore(rules: Rules, budget: int) -> int:
-    """Visit every world that can be reached. Raises Violation. Returns how many there are."""
-    start = rules.begin(budget)
-    seen: dict[World, tuple[World, str] | None] = {start: None}
-    before: dict[World, list[World]] = {}
-    todo = deque([start])
-    ends: list[World] = []
-    while todo:
-        world = todo.popleft()
-        try:
-            check(world)
-            alive = False
-            for label, after, fault in rules.moves(world):
-                rules.labels.add(label)
-                if not fault:
-                    alive = True
-                    before.setdefault(after, []).append(world)
-                if after not in seen:
-                    seen[after] = world, label
-                    todo.append(after)
-            if not alive:
-                settled(world)
-                ends.append(world)
-        except Violation as error:
-            raise Violation(f"{error}, after {way(seen, world)}: {world}") from error
-    reach = set(ends)
-    todo = deque(ends)
-    while todo:
-        for world in before.get(todo.popleft(), ()):
-            if world not in reach:
-                reach.add(world)
-                todo.append(world)
-    if len(reach) < len(seen):
-        stuck = next(world for world in seen if world not in reach)
-        raise Violation(f"nothing ever ends after {way(seen, stuck)}: {stuck}")
-    return len(seen)
-
-
-def way(seen: dict[World, tuple[World, str] | None], world: World) -> str:
-    """How a world came about."""
-    labels: list[str] = []
-    while (step := seen[world]) is not None:
-        world, label = step
-        labels.append(label)
-    return " · ".join(reversed(labels))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from decode_pool.instance import DecodeInstance
 from engine.batch import Limits
@@ -23,7 +24,7 @@ from engine.sequence import START, Epoch, SequenceKey
 from migration.handshake import Identity
 from migration.receiver import Receiver
 from migration.sender import Sender
-from migration.session import Timeouts
+from migration.session import Bounds, Timeouts
 from migration.shm import ShmTransport
 from migration.tcp import TcpTransport
 from migration.transport import Address, Transport, host_id
@@ -76,10 +77,11 @@ class ToyStore:
 
 
 class GatedRunner:
-    """Runs a step for each permit once `hold` was called; without, at once."""
+    """Runs a step for each permit once `hold` was called; without, when `dawdle` returns, at once."""
 
     def __init__(self, inner: ToyRunner) -> None:
         self.inner = inner
+        self.dawdle: Callable[[], object] = lambda: None
         self._permits: threading.Semaphore | None = None
 
     def hold(self) -> None:
@@ -92,6 +94,7 @@ class GatedRunner:
     def run(self, plan: StepPlan) -> StepResult:
         if self._permits is not None:
             assert self._permits.acquire(timeout=BOUND), "the test never permitted this step"
+        self.dawdle()
         return self.inner.run(plan)
 
 
@@ -107,6 +110,8 @@ class Home:
         self.finished: set[SequenceKey] = set()
         self.claims: list[tuple[str, Epoch, dict[int, int]]] = []
         self.answer: Callable[[str, Epoch], bool | None] = lambda instance, epoch: None
+        self.heard: Callable[[str, Emitted], None] = lambda instance, emitted: None
+        self._granted: dict[str, list[tuple[Epoch, dict[int, int]]]] = {}
 
     def open(self, request: Request, epoch: Epoch) -> None:
         with self.changed:
@@ -131,6 +136,7 @@ class Home:
             if epoch.attempt != owner.attempt or epoch.move <= owner.move:
                 return False
             self.owner[request_id] = epoch, instance
+            self._granted.setdefault(request_id, []).append((epoch, dict(lengths)))
             return True
 
     def push(self, instance: str, emitted: Sequence[Emitted]) -> set[str]:
@@ -139,8 +145,7 @@ class Home:
         with self.changed:
             for one in emitted:
                 owner, _ = self.owner[one.key.request_id]
-                taken_over = max((at.get(one.key.choice, 0) for _, _, at in self.claims), default=0)
-                if one.epoch < owner and one.index >= taken_over:
+                if one.epoch < owner and one.index >= self._taken_over(one):
                     fenced.add(one.key.request_id)
                     continue
                 assert one.epoch <= owner, "an epoch that nobody granted"
@@ -152,7 +157,16 @@ class Home:
                     assert one.key not in self.finished, "it ended twice"
                     self.finished.add(one.key)
             self.changed.notify_all()
+        for one in emitted:
+            self.heard(instance, one)
         return fenced
+
+    def _taken_over(self, one: Emitted) -> int:
+        """Below which index an older epoch may still speak: what the next newer one took over."""
+        for epoch, lengths in self._granted.get(one.key.request_id, ()):
+            if epoch > one.epoch:
+                return lengths.get(one.key.choice, 1 << 30)
+        return 0
 
     def wait(self, reached: Callable[[], bool]) -> None:
         with self.changed:
@@ -245,6 +259,24 @@ LISTEN = {"shm": "", "tcp": "127.0.0.1:0"}
 QUICK = Timeouts(reserve=5.0, chunk=5.0, commit=5.0, lease=5.0, stall=5.0, retry=0.02)
 
 
+class Ends:
+    """Sender and receiver of an engine, `forced` to a transport or not."""
+
+    def __init__(self, engine: Engine, secret: bytes = b"between us", **options: Any) -> None:
+        forced = options.pop("forced", "auto")
+        wrap: Callable[[Transport], Transport] = options.pop("wrap", lambda transport: transport)
+        common = (engine.loop, engine.store, engine.identity(secret=secret), engine.claim)
+        known = options.get("timeouts", QUICK)
+        ways = {name: wrap(one) for name, one in transports(known.chunk).items()}
+        self.receiver = Receiver(*common, ways, LISTEN, host=host_id(), **options)
+        self.receiver.start()
+        self.sender = Sender(*common, ways, host=host_id(), forced=forced, **options)
+
+    def close(self) -> None:
+        self.sender.close(BOUND)
+        self.receiver.close(BOUND)
+
+
 class Pair:
     """Prefill instance `p`, decode instance `d`, and their home."""
 
@@ -253,6 +285,7 @@ class Pair:
         forced: str = "auto",
         *,
         timeouts: Timeouts = QUICK,
+        bounds: Bounds = Bounds(),
         blocks: tuple[int, int] = (64, 64),
         padding: int = 0,
         max_sessions: int = 16,
@@ -260,33 +293,15 @@ class Pair:
         reach: Callable[[Address], Address] = lambda address: address,
     ) -> None:
         self.home = Home()
+        options = {"timeouts": timeouts, "max_sessions": max_sessions, "forced": forced, "bounds": bounds}
         self.p = Engine("p", self.home, total=blocks[0], padding=padding)
         self.d = Engine("d", self.home, total=blocks[1], padding=padding)
-        self.receiver = Receiver(
-            self.d.loop,
-            self.d.store,
-            self.d.identity(secret=secrets[1]),
-            self.d.claim,
-            transports(timeouts.chunk),
-            LISTEN,
-            host=host_id(),
-            timeouts=timeouts,
-            max_sessions=max_sessions,
-        )
-        self.receiver.start()
-        self.sender = Sender(
-            self.p.loop,
-            self.p.store,
-            self.p.identity(secret=secrets[0]),
-            self.p.claim,
-            transports(timeouts.chunk),
-            host=host_id(),
-            timeouts=timeouts,
-            max_sessions=max_sessions,
-            forced=forced,
-        )
-        self.prefill = PrefillInstance("p", self.p.loop, self.sender)
-        self.decode = DecodeInstance("d", self.d.loop, self.receiver)
+        source = Ends(self.p, secrets[0], **options)
+        destination = Ends(self.d, secrets[1], **options)
+        self.ends = source, destination
+        self.sender, self.receiver = source.sender, destination.receiver
+        self.prefill = PrefillInstance("p", self.p.loop, source.sender, source.receiver)
+        self.decode = DecodeInstance("d", self.d.loop, destination.sender, destination.receiver)
         self.address = reach(self.receiver.address)
 
     def start(self, *requests: Request, epoch: Epoch = START) -> None:
@@ -295,8 +310,8 @@ class Pair:
             self.prefill.start(request, (), epoch, "home", self.address).result(BOUND)
 
     def close(self) -> None:
-        self.sender.close(BOUND)
-        self.receiver.close(BOUND)
+        for end in self.ends:
+            end.close()
         self.p.loop.stop(BOUND)
         self.d.loop.stop(BOUND)
 

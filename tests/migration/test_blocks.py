@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,6 +38,40 @@ def test_every_choices_first_blocks_are_the_cached_ones() -> None:
     assert blocks.add([sequence([7, 8, 1], 12), sequence([5, 6, 2], 12)], frozen=True) == 4
     assert [blocks.index[block] for block in (7, 8, 5, 6, 1, 2)] == [0, 1, 0, 1, 2, 3]
     assert blocks[2:4] == [1, 2]
+
+
+def choice(number: int, blocks: list[int], computed: int) -> Sequence:
+    return replace(sequence(blocks, computed), choice=number)
+
+
+def test_what_is_being_written_is_counted_apart_and_once() -> None:
+    blocks = BlockList(0, SIZE)
+    assert blocks.add([choice(0, [7, 8], 6), choice(1, [7, 8], 6), choice(2, [7, 9], 5)], frozen=False) == 1
+    assert blocks.rest == 2
+    blocks.add([choice(0, [7, 8], 6)], frozen=True)
+    assert blocks.rest == 0
+
+
+def test_a_block_of_a_choice_that_ended_is_listed_again_when_another_fills_it() -> None:
+    blocks = BlockList(0, SIZE)
+    blocks.add([choice(0, [7, 1], 8), choice(1, [7, 2], 8)], frozen=False)
+    assert blocks.add([choice(0, [7, 1, 2], 12)], frozen=True) == 4
+    assert (blocks.index[7], blocks.index[1], blocks.index[2]) == (0, 1, 3)
+    assert blocks[0:4] == [7, 1, 2, 2]
+
+
+def test_a_block_that_comes_to_the_same_place_of_another_choice_is_listed_again() -> None:
+    blocks = BlockList(0, SIZE)
+    blocks.add([choice(0, [7], 4), choice(1, [7, 2], 8)], frozen=False)
+    assert blocks.add([choice(0, [7, 2], 8)], frozen=True) == 3
+    assert blocks.index[2] == 2
+
+
+def test_a_shared_block_stays_listed_while_one_of_its_choices_lives() -> None:
+    blocks = BlockList(0, SIZE)
+    blocks.add([choice(0, [7, 1], 8), choice(1, [7, 2], 8)], frozen=False)
+    assert blocks.add([choice(1, [7, 2], 8)], frozen=True) == 3
+    assert blocks.index == {7: 0, 2: 2}
 
 
 @given(st.integers(0, 5), st.lists(st.lists(st.integers(0, 40), max_size=10, unique=True), max_size=3))

@@ -26,6 +26,7 @@ from migration.messages import (
     Proof,
     Refused,
     Renew,
+    Resend,
     Reserve,
     Reserved,
     Welcome,
@@ -103,7 +104,10 @@ def states(draw: st.DrawFn) -> RequestState:
                 preemptions=draw(small),
             )
         )
-    return RequestState(request, draw(epochs), draw(words), tuple(choices))
+    drawn = {choice.choice for choice in choices if choice.output}
+    undrawn = tuple(number for number in range(request.sampling.n) if number not in drawn)
+    undrawn = draw(st.sampled_from([(), undrawn]))
+    return RequestState(request, draw(epochs), draw(words), tuple(choices), undrawn)
 
 
 hellos = st.builds(
@@ -128,8 +132,9 @@ def envelopes(draw: st.DrawFn) -> Envelope:
             st.builds(Proof, st.binary(max_size=40)),
             st.builds(Welcome, small, st.binary(max_size=40)),
             st.builds(Refused, words, words, st.booleans()),
-            st.builds(Reserve, counts),
-            st.builds(Reserved, counts),
+            st.builds(Reserve, counts, st.booleans()),
+            st.builds(Reserved, counts, counts),
+            st.builds(Resend, counts),
             st.builds(Copy, counts, counts),
             st.builds(Commit, counts),
             st.just(Committed()),
@@ -197,7 +202,10 @@ def changed(**changes: Any) -> pb.RequestState:
         target: Any = message
         for owner in owners:
             target = target.choices[0] if owner == "choice" else getattr(target, owner)
-        setattr(target, name, value)
+        if isinstance(value, list):
+            getattr(target, name).extend(value)
+        else:
+            setattr(target, name, value)
     return message
 
 
@@ -214,6 +222,8 @@ def changed(**changes: Any) -> pb.RequestState:
         {"choice__tier": "tape"},
         {"choice__computed": 4},
         {"choice__choice": 2},
+        {"undrawn": [2]},
+        {"undrawn": [0]},
     ],
     ids=str,
 )
@@ -249,7 +259,7 @@ def wire(message: Any) -> set[str]:
 def test_every_field_of_a_sequence_travels() -> None:
     per_request = {"request", "epoch", "home"}
     assert fields(LiveSequence) == per_request | fields(ChoiceState)
-    assert fields(RequestState) == per_request | {"choices", "version"}
+    assert fields(RequestState) == per_request | {"choices", "undrawn", "version"}
 
 
 def test_every_field_of_the_schema_has_its_place_on_the_wire() -> None:
@@ -282,7 +292,7 @@ def test_what_is_captured_is_restored(state: RequestState) -> None:
         )
         for choice in state.choices
     ]
-    captured = capture(live, index)
+    captured = capture(live, index, state.undrawn)
     assert captured == state
     assert restore(captured, range(2**32)) == live
 

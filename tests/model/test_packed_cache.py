@@ -94,7 +94,7 @@ def test_the_digest_is_of_the_contents(model: Path, tmp_path: Path) -> None:
 
 def test_tensors_are_mapped_on_aligned_addresses(model: Path, tmp_path: Path) -> None:
     runner = ModelRunner(model, cache=tmp_path / "cache", blocks=1)
-    weight = runner._transformer._embedding
+    weight = runner.weights["embedding"]
     maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
     ranges = [[int(end, 16) for end in line[0].split("-")] for line in maps if str(tmp_path) in line[-1]]
     assert any(start <= weight.data_ptr() < end for start, end in ranges)

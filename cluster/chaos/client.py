@@ -1,0 +1,129 @@
+"""A client that streams an answer, comes back when it is cut off, and remembers when each token came."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+PAUSE = 0.2
+"""Seconds until a client that was cut off tries again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request: `number` is its place in the load, `name` its x-request-id."""
+
+    number: int
+    name: str
+    body: dict[str, Any]
+
+
+@dataclass(slots=True)
+class Answer:
+    """What came of a request. Times are seconds on the monotonic clock, one for each event with text."""
+
+    ask: Ask
+    texts: dict[int, str] = field(default_factory=dict)
+    ends: dict[int, str] = field(default_factory=dict)
+    times: list[float] = field(default_factory=list)
+    tokens: int = 0
+    connections: int = 0
+    recoveries: int = 0
+    repeated: int = 0
+    error: str = ""
+    done: bool = False
+
+    @property
+    def whole(self) -> bool:
+        return self.done and not self.error and len(self.ends) == self.ask.body["n"]
+
+    @property
+    def gaps(self) -> list[tuple[float, float]]:
+        """When each pause between two events began, and how long it was."""
+        return [(before, after - before) for before, after in zip(self.times, self.times[1:], strict=False)]
+
+
+async def ask(
+    ask: Ask, client: httpx.AsyncClient, gateways: Callable[[], Sequence[str]], within: float
+) -> Answer:
+    """Ask until there is an answer, an error that is final, or no time left."""
+    answer = Answer(ask)
+    last = ""
+    end = time.monotonic() + within
+    turn = ask.number
+    while not answer.done and not answer.error:
+        if time.monotonic() > end:
+            answer.error = f"no answer in {within:g} s"
+            break
+        urls = gateways()
+        if not urls:
+            await asyncio.sleep(PAUSE)
+            continue
+        url = urls[turn % len(urls)]
+        turn += 1
+        try:
+            last = await _connect(answer, client, f"{url}/v1/completions", last)
+        except httpx.HTTPError:
+            await asyncio.sleep(PAUSE)
+    return answer
+
+
+async def _connect(answer: Answer, client: httpx.AsyncClient, url: str, last: str) -> str:
+    """One connection; gives the last event's id."""
+    headers = {"x-request-id": answer.ask.name, "x-tandem-resumable": "1", "x-tandem-debug": "1"}
+    if last:
+        headers["last-event-id"] = last
+    async with client.stream("POST", url, json=answer.ask.body, headers=headers) as response:
+        if response.status_code in (429, 503):
+            await asyncio.sleep(PAUSE)
+            return last
+        if response.status_code != 200:
+            answer.error = (
+                f"{response.status_code}: {(await response.aread()).decode(errors='replace')[:200]}"
+            )
+            return last
+        answer.connections += 1
+        event_id = last
+        try:
+            async for line in response.aiter_lines():
+                if line.startswith("id: "):
+                    event_id = line.removeprefix("id: ")
+                elif line.startswith("data: {"):
+                    last = _event(answer, json.loads(line.removeprefix("data: ")), event_id, last)
+                elif line.startswith(": tandem "):
+                    answer.recoveries = json.loads(line.removeprefix(": tandem "))["recoveries"]
+                elif line == "data: [DONE]":
+                    answer.done = True
+        except httpx.HTTPError:
+            return last
+    return last
+
+
+def _event(answer: Answer, body: dict[str, Any], event_id: str, last: str) -> str:
+    """Take one event in; gives the position after it."""
+    if "error" in body:
+        answer.error = str(body["error"]["message"])
+        return last
+    if body.get("usage"):
+        answer.tokens = body["usage"]["completion_tokens"]
+    for choice in body["choices"]:
+        index = choice["index"]
+        if index in answer.ends or _counts(event_id) < _counts(last):
+            answer.repeated += 1
+        answer.texts[index] = answer.texts.get(index, "") + choice["text"]
+        if choice["finish_reason"]:
+            answer.ends[index] = choice["finish_reason"]
+        answer.times.append(time.monotonic())
+    return event_id
+
+
+def _counts(event_id: str) -> int:
+    """Tokens of all choices at a position; what a client has can only grow."""
+    where = event_id.rpartition(":")[2]
+    return sum(int(part.rstrip(".") or 0) for part in where.split(",")) if where else 0

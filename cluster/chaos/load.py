@@ -1,0 +1,102 @@
+"""The requests of a scenario, and how they are asked: a fixed number at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+
+import httpx
+
+from cluster.chaos.client import Answer, Ask, ask
+from cluster.chaos.scenario import Load
+
+WORDS = [
+    "river",
+    "stone",
+    "garden",
+    "window",
+    "letter",
+    "morning",
+    "engine",
+    "paper",
+    "silver",
+    "mountain",
+    "bread",
+    "clock",
+    "island",
+    "question",
+    "winter",
+    "bridge",
+    "teacher",
+    "forest",
+    "market",
+    "ocean",
+    "lantern",
+    "number",
+    "story",
+    "village",
+    "color",
+    "thunder",
+    "music",
+    "harbor",
+]
+PATIENCE = 120.0
+"""Seconds that one request may take in all."""
+
+
+def requests(load: Load, model: str, prefix: str) -> list[Ask]:
+    """The same requests for the same seed; `prefix` names them."""
+    rng = random.Random(load.seed)
+    asks = []
+    for number in range(load.requests):
+        words = rng.choices(WORDS, k=rng.randint(*load.prompt_words))
+        body = {
+            "model": model,
+            "prompt": f"{number}: {' '.join(words)}",
+            "max_tokens": rng.randint(*load.max_tokens),
+            "n": rng.randint(*load.choices),
+            "temperature": 1.0 if rng.random() < load.sampled else 0.0,
+            "seed": rng.getrandbits(32),
+            "ignore_eos": True,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        asks.append(Ask(number, f"{prefix}-{number}", body))
+    return asks
+
+
+async def drive(
+    load: Load,
+    model: str,
+    gateways: Callable[[], Sequence[str]],
+    prefix: str,
+    *,
+    more: Callable[[], bool] = lambda: False,
+    done: Callable[[Answer], None] = lambda answer: None,
+) -> list[Answer]:
+    """Ask everything once, and again and again while `more` says so; tells of each answer."""
+    answers: list[Answer] = []
+    waiting = requests(load, model, f"{prefix}-0")
+    rounds = 1
+
+    def take() -> Ask | None:
+        nonlocal waiting, rounds
+        if not waiting:
+            if not more():
+                return None
+            waiting = requests(load, model, f"{prefix}-{rounds}")
+            rounds += 1
+        return waiting.pop(0)
+
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=load.concurrency)
+    async with httpx.AsyncClient(trust_env=False, timeout=30, limits=limits) as client:
+
+        async def work() -> None:
+            while (one := take()) is not None:
+                answer = await ask(one, client, gateways, PATIENCE)
+                answers.append(answer)
+                done(answer)
+
+        await asyncio.gather(*(work() for _ in range(load.concurrency)))
+    return answers

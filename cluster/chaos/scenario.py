@@ -1,0 +1,105 @@
+"""What a chaos run is to do: load, faults on a schedule, and what must hold at the end."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from cluster.config_layers import file_layer, resolve
+from cluster.config_section import Count, Section
+from cluster.units import Duration
+from engine.errors import ConfigError
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Range = Annotated[tuple[Count, Count], Field(strict=False)]
+
+
+class Load(Section):
+    """Requests that stream through the gateways. Each is asked once undisturbed and once with faults."""
+
+    requests: Count = Field(
+        24, description="How many different requests there are; they come again and again."
+    )
+    duration: Duration = Field(
+        0.0, ge=0, description="How long the load goes on; 0: until all faults are done."
+    )
+    concurrency: Count = Field(8, description="How many run at a time.")
+    prompt_words: Range = Field((8, 60), description="Words of a prompt, from and to.")
+    max_tokens: Range = Field((60, 200), description="Tokens of an answer, from and to.")
+    sampled: Share = Field(
+        0.5, description="The share that is sampled at temperature 1; the others are greedy."
+    )
+    choices: Range = Field((1, 1), description="Choices of a request, from and to.")
+    seed: int = Field(1, description="Draws prompts, lengths and victims.")
+
+
+class Fault(Section):
+    """One thing that is done to the cluster, or that is done again and again."""
+
+    kind: Literal[
+        "kill", "stop", "terminate", "link", "memory", "migrate", "drain", "role", "rolling_restart"
+    ]
+    target: str = Field(
+        "decode",
+        description="`prefill`, `decode`, `instance`, `gateway`, `controller`, or an instance's name.",
+    )
+    at: Duration = Field(1.0, ge=0, description="When, after the load began.")
+    every: Duration = Field(0.0, ge=0, description="How long until it is done again; 0: once.")
+    count: Count = Field(1, description="How often it is done, if `every` is given.")
+    settled: bool = Field(False, description="Wait each time until both pools are whole.")
+    lasting: Duration = Field(
+        2.0, ge=0, description="When a stop or a bad link ends, or memory is given back."
+    )
+    link: str = Field(
+        "", description='What a link suffers, such as "delay=20ms rate=10Mi damage=0.05 cut=0.01".'
+    )
+    size: int = Field(2**28, ge=1, description="Bytes of memory that are taken.")
+
+
+class Expect(Section):
+    """What makes the verdict a pass."""
+
+    lost: int = Field(0, ge=0, description="Requests without a whole answer.")
+    duplicated: int = Field(0, ge=0, description="Requests that were sent tokens twice.")
+    changed: int = Field(0, ge=0, description="Requests with other tokens than undisturbed.")
+    resume: Duration = Field(
+        0.0, ge=0, description="The longest that any stream may stand still; 0: not looked at."
+    )
+
+
+class Scenario(Section):
+    """A whole scenario."""
+
+    name: str
+    about: str = Field("", description="What it shows, for people.")
+    load: Load = Load()
+    faults: Annotated[tuple[Fault, ...], Field(strict=False)] = ()
+    expect: Expect = Expect()
+
+
+SHIPPED = files("cluster.chaos") / "scenarios"
+
+
+def shipped() -> list[str]:
+    """The names of the scenarios that come with tandem."""
+    return sorted(
+        entry.name.removesuffix(".yaml") for entry in SHIPPED.iterdir() if entry.name.endswith(".yaml")
+    )
+
+
+def load(name: str) -> Scenario:
+    """A scenario from a file, or one that comes with tandem. Raises ConfigError with every mistake."""
+    path = Path(name)
+    if path.is_file():
+        text = path.read_text(encoding="utf-8")
+    elif name in shipped():
+        text = (SHIPPED / f"{name}.yaml").read_text(encoding="utf-8")
+    else:
+        raise ConfigError(f"{name}: no such file, and none of the scenarios {', '.join(shipped())}")
+    resolved = resolve(Scenario, [file_layer(text, name)])
+    if resolved.config is None:
+        raise ConfigError("\n".join(map(str, resolved.problems)))
+    return resolved.config

@@ -1,0 +1,45 @@
+"""tandem bench papers: what each paper's mechanism gains over its baseline, in the simulator."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from cluster.cli.failures import Exit, Failure
+from cluster.cli.options import Format, Output
+from cluster.cli.output import out, print_json, table
+from simulator.papers.table import EXPERIMENTS, HEADER, cells, markdown, measure
+
+COMMAND = "tandem bench papers"
+
+
+def papers(
+    numbers: Annotated[
+        list[str] | None, typer.Argument(metavar="PAPER…", help="Numbers such as 10. Default: all.")
+    ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="More requests, seeds and loads; many minutes.")
+    ] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the page docs/papers.md.")] = False,
+    output: Output = Format.TABLE,
+) -> None:
+    """Measure what the papers claim: both arms of every row run in the simulator, on the same engine."""
+    chosen = numbers or list(EXPERIMENTS)
+    unknown = [number for number in chosen if number not in EXPERIMENTS]
+    if unknown:
+        known = ", ".join(EXPERIMENTS)
+        raise Failure(
+            Exit.USAGE, "unknown_paper", f"no experiment for paper {', '.join(unknown)}", f"there are {known}"
+        )
+    rows = list(measure(chosen, quick=not full))
+    if as_markdown:
+        typer.echo(markdown(rows, COMMAND + (" --full" if full else "") + " --markdown"), nl=False)
+    elif output is Format.JSON:
+        print_json("Paper", [asdict(row) | {"ratio": row.ratio, "verdict": row.verdict} for row in rows])
+    else:
+        lines = table(*(name.upper() for name in HEADER))
+        for row in rows:
+            lines.add_row(*cells(row))
+        out().print(lines)

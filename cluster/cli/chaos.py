@@ -1,0 +1,72 @@
+"""tandem chaos: load with faults against a running cluster, and a verdict."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from cluster.chaos.run import run
+from cluster.chaos.scenario import load, shipped
+from cluster.chaos.verdict import Verdict
+from cluster.cli.connect import control
+from cluster.cli.failures import Exit
+from cluster.cli.options import ControlAddress, ControlToken, Format, Output, root
+from cluster.cli.output import messages, out, print_json
+
+
+def command(
+    context: typer.Context,
+    scenario: Annotated[
+        str | None,
+        typer.Option("--file", "-f", metavar="FILE", help="A scenario, or the name of a shipped one."),
+    ] = None,
+    listing: Annotated[bool, typer.Option("--list", help="List the shipped scenarios.")] = False,
+    address: ControlAddress = None,
+    token: ControlToken = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Break a running cluster under load and say whether a request was lost, repeated or changed.
+
+    Ends with 0 for a pass and 1 for a failure. Processes are killed on this machine only.
+    """
+    if listing or scenario is None:
+        for name in shipped():
+            out().print(f"{name:<24}{load(name).about}", markup=False)
+        return
+    plan = load(scenario)
+    console = messages(quiet=root(context).quiet)
+    with control(context, address, token) as client:
+        verdict = asyncio.run(run(plan, client, lambda text: console.print(f"  {text}", markup=False)))
+    if output is Format.JSON:
+        print_json("ChaosVerdict", [asdict(verdict) | {"passed": verdict.passed}])
+    else:
+        _show(verdict)
+    if not verdict.passed:
+        raise typer.Exit(int(Exit.FAILED))
+
+
+def _show(verdict: Verdict) -> None:
+    lines = {
+        "requests": f"{verdict.sent} sent, {verdict.finished} finished, {verdict.lost} lost",
+        "tokens": f"{verdict.exact} exact, {verdict.changed} changed, {verdict.duplicated} duplicated",
+        "faults": f"{verdict.faults} carried out, {verdict.faults_failed} failed",
+        "hit": f"{verdict.recovered} recovered elsewhere, {verdict.reconnected} came back to a gateway",
+        "resume": _seconds(verdict.resume_p50, "p50") + ", " + _seconds(verdict.resume_max, "max"),
+        "pause": f"{verdict.longest_pause:.2f} s was the longest of any stream",
+        "ITL p99": f"{1000 * verdict.itl_p99:.1f} ms ({1000 * verdict.itl_p99_undisturbed:.1f} undisturbed)",
+        "moves": ", ".join(f"{count} {outcome}" for outcome, count in verdict.moves.items()) or "none",
+        "ledger": verdict.ledger or "balanced",
+    }
+    for key, value in lines.items():
+        out().print(f"{key + ':':<10}{value}", markup=False)
+    for failure in verdict.failures:
+        out().print(f"FAILED: {failure}", markup=False)
+    if verdict.passed:
+        out().print("passed")
+
+
+def _seconds(value: float | None, name: str) -> str:
+    return f"{name} -" if value is None else f"{name} {value:.2f} s"

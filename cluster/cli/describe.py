@@ -1,0 +1,120 @@
+"""tandem describe: all that is known of one instance or one request."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+from google.protobuf.message import Message
+
+from cluster import control_pb2 as pb
+from cluster.cli.connect import control
+from cluster.cli.failures import Exit, Failure
+from cluster.cli.get import Form
+from cluster.cli.listing import EVENTS, MIGRATIONS, REQUESTS, Listing, clock, show, state, used
+from cluster.cli.options import ControlAddress, ControlToken
+from cluster.cli.output import out, plain, print_json
+from cluster.control_client import ControlClient
+from cluster.migrations import names
+
+
+class Kind(StrEnum):
+    INSTANCE = "instance"
+    REQUEST = "request"
+
+
+def command(
+    context: typer.Context,
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="instance or request, or KIND/NAME.")],
+    name: Annotated[
+        str | None, typer.Argument(help="The name of the instance, the id of the request.")
+    ] = None,
+    address: ControlAddress = None,
+    token: ControlToken = None,
+    output: Form = Listing.TABLE,
+) -> None:
+    """Show all that is known of an instance or a request."""
+    first, _, rest = kind.partition("/")
+    wanted = name or rest
+    if first not in set(Kind) or not wanted:
+        raise Failure(Exit.USAGE, "usage", f"expected instance/NAME or request/ID, got {kind!r}")
+    with control(context, address, token) as client:
+        if first == Kind.INSTANCE:
+            _instance(client, wanted, output)
+        else:
+            _request(client, wanted, output)
+
+
+def _instance(client: ControlClient, name: str, form: Listing) -> None:
+    one = next((one for one in client.status().instances if one.name == name), None)
+    if one is None:
+        raise Failure(
+            Exit.NOT_FOUND, "not_found", f"there is no instance {name!r}", "see `tandem get instances`"
+        )
+    requests = [request for request in client.requests() if request.instance == name]
+    moves = [move for move in client.migrations() if name in (move.source, move.destination)]
+    events = [event for event in client.events() if event.subject == name]
+    if form is not Listing.TABLE and form is not Listing.WIDE:
+        _data("Instance", one, {"requests": requests, "migrations": moves, "events": events})
+        return
+    status = one.status
+    _lines(
+        {
+            "instance": one.name,
+            "role": one.role,
+            "state": state(one),
+            "process": f"{one.pid} on {one.node}, {one.device}, since {clock(one.started)}",
+            "address": f"shm {one.address.shm or '-'}, tcp {one.address.tcp or '-'}",
+            "model": f"{one.model.name} ({one.model.dtype})",
+            "KV": f"{used(one)} of {status.blocks_total} blocks of {status.block_size} tokens",
+            "requests": f"{status.running} running, {status.waiting} waiting",
+            "tokens": f"{status.prompt_tokens} read, {status.output_tokens} written",
+            "handoffs": f"{status.handoffs}, {status.handoffs_failed} failed",
+        }
+    )
+    _section("requests", REQUESTS, requests)
+    _section("migrations", MIGRATIONS, moves)
+    _section("events", EVENTS, events)
+
+
+def _request(client: ControlClient, wanted: str, form: Listing) -> None:
+    found = client.requests(wanted)
+    moves = [move for move in client.migrations() if names(move.request_id, wanted)]
+    if not found and not moves:
+        raise Failure(Exit.NOT_FOUND, "not_found", f"no request {wanted!r} runs", "see `tandem get requests`")
+    if form is not Listing.TABLE and form is not Listing.WIDE:
+        _data("Request", pb.RequestList(requests=found), {"migrations": moves})
+        return
+    for one in found:
+        _lines(
+            {
+                "request": one.id,
+                "instance": f"{one.instance} ({one.role})",
+                "phase": f"{one.phase}, moving" if one.moving else one.phase,
+                "tokens": f"{one.prompt_tokens} of prompt, {one.output_tokens} written",
+                "KV": f"{one.blocks} blocks",
+                "priority": str(one.priority),
+                "age": f"{one.age:.1f} s",
+            }
+        )
+    if not found:
+        out().print(f"{wanted} does not run any more")
+    _section("migrations", MIGRATIONS, moves)
+
+
+def _data(kind: str, message: Message, more: dict[str, Any]) -> None:
+    rest = {key: [plain(item) for item in items] for key, items in more.items()}
+    print_json(kind, [plain(message) | rest])
+
+
+def _lines(values: dict[str, str]) -> None:
+    width = max(map(len, values)) + 2
+    for key, value in values.items():
+        out().print(f"{key + ':':<{width}}{value}", markup=False)
+
+
+def _section(title: str, columns: Any, items: list[Any]) -> None:
+    out().print(f"\n{title}: {'' if items else 'none'}")
+    if items:
+        show(columns, items, Listing.TABLE)

@@ -1,0 +1,77 @@
+"""tandem get: pools, instances, requests, migrations and events, as tables or as data."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from cluster.cli.connect import control
+from cluster.cli.failures import Exit, Failure
+from cluster.cli.listing import EVENTS, INSTANCES, MIGRATIONS, POOLS, REQUESTS, Columns, Listing, show
+from cluster.cli.options import ControlAddress, ControlToken, root
+from cluster.control_client import ControlClient
+from cluster.migrations import names
+
+REFRESH = 1.0
+
+
+class Kind(StrEnum):
+    POOLS = "pools"
+    INSTANCES = "instances"
+    REQUESTS = "requests"
+    MIGRATIONS = "migrations"
+    EVENTS = "events"
+
+
+def _remember(context: typer.Context, value: Listing) -> Listing:
+    root(context).as_json = value is Listing.JSON
+    return value
+
+
+Form = Annotated[Listing, typer.Option("--output", "-o", help="How to print data.", callback=_remember)]
+Headers = Annotated[bool, typer.Option("--headers/--no-headers", help="Whether tables have titles.")]
+
+
+def command(
+    context: typer.Context,
+    kind: Annotated[Kind, typer.Argument(help="What to list.")],
+    name: Annotated[str | None, typer.Argument(help="Only what has that name.")] = None,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Again each second, until Ctrl-C.")] = False,
+    headers: Headers = True,
+    address: ControlAddress = None,
+    token: ControlToken = None,
+    output: Form = Listing.TABLE,
+) -> None:
+    """List pools, instances, requests, migrations or events."""
+    columns, fetch, called = KINDS[kind]
+    with control(context, address, token) as client:
+        while True:
+            found = [item for item in fetch(client) if name is None or called(item, name)]
+            if name is not None and not found and not watch:
+                singular = kind.value.removesuffix("s")
+                hint = f"see `tandem get {kind.value}`"
+                raise Failure(Exit.NOT_FOUND, "not_found", f"there is no {singular} {name!r}", hint)
+            show(columns, found, output, headers=headers)
+            if not watch:
+                return
+            time.sleep(REFRESH)
+
+
+Fetch = Callable[[ControlClient], Sequence[Any]]
+Called = Callable[[Any, str], bool]
+
+KINDS: dict[Kind, tuple[Columns, Fetch, Called]] = {
+    Kind.POOLS: (POOLS, lambda client: client.status().pools, lambda one, name: one.name == name),
+    Kind.INSTANCES: (INSTANCES, lambda client: client.status().instances, lambda one, name: one.name == name),
+    Kind.REQUESTS: (REQUESTS, lambda client: client.requests(), lambda one, name: names(one.id, name)),
+    Kind.MIGRATIONS: (
+        MIGRATIONS,
+        lambda client: client.migrations(),
+        lambda one, name: names(one.request_id, name) or name in (one.source, one.destination, str(one.id)),
+    ),
+    Kind.EVENTS: (EVENTS, lambda client: list(client.events()), lambda one, name: one.subject == name),
+}

@@ -1,0 +1,141 @@
+"""tandem simulate: yesterday's requests through a config, on a virtual clock."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cluster.cli.options import ConfigFile, Settings, overrides, root
+from cluster.cli.output import out, table
+from cluster.config import load
+from cluster.simulation import Hardware, setup_of
+from cluster.units import parse_duration
+from engine.cost_model import CostModel
+from engine.errors import ConfigError
+from global_scheduler.placement import DECODE, PREFILL
+from simulator.cost_tables.load import load as load_cost
+from simulator.network import LinkSettings
+from simulator.page import page
+from simulator.report import as_json, summarise
+from simulator.simulate import simulate
+from simulator.workload.named import workload
+
+
+class Form(StrEnum):
+    TABLE = "table"
+    JSON = "json"
+    HTML = "html"
+
+
+Costs = Annotated[
+    list[str],
+    typer.Option(
+        "--cost",
+        metavar="[POOL=]TABLE[:KEY=VALUE,…]",
+        help="How long steps take: a CSV of iterations (system=, model=), a JSON of coefficients (model=, "
+        "tensor=) or the folder of an operator profile (layers=). Twice, with POOL=, for unlike pools.",
+    ),
+]
+
+
+def command(
+    context: typer.Context,
+    trace: Annotated[
+        str,
+        typer.Option(
+            "--trace",
+            metavar="FILE",
+            help="Azure, Mooncake, BurstGPT or own CSV, or made:rate=5,prompt=512,output=64,requests=1000.",
+        ),
+    ],
+    cost: Costs,
+    file: ConfigFile = None,
+    compare: Annotated[
+        Path | None, typer.Option("--compare", metavar="FILE", help="A second config, side by side.")
+    ] = None,
+    settings: Settings = None,
+    seed: Annotated[int, typer.Option(help="Of made workloads.")] = 0,
+    speed: Annotated[float, typer.Option(help="Let requests come so many times as fast.")] = 1.0,
+    requests: Annotated[int | None, typer.Option(min=1, help="Only so many, the first.")] = None,
+    kv_tokens: Annotated[int, typer.Option(min=1, help="KV cache of an instance, in tokens.")] = 400_000,
+    kv_bytes: Annotated[int, typer.Option(min=1, help="KV of one token, in bytes.")] = 131_072,
+    bandwidth: Annotated[float, typer.Option(help="Of each instance's link, in GB/s.")] = 50.0,
+    gpus: Annotated[float, typer.Option(help="GPUs of one instance.")] = 1.0,
+    overhead: Annotated[float, typer.Option(help="Time of the engine itself in each step, in ms.")] = 0.0,
+    ttft: Annotated[str | None, typer.Option(metavar="TIME", help="Objective for the first token.")] = None,
+    tpot: Annotated[str | None, typer.Option(metavar="TIME", help="Objective for each later one.")] = None,
+    output: Annotated[Form, typer.Option("--output", "-o", help="How to print.")] = Form.TABLE,
+) -> None:
+    """Try a config on a trace without a cluster: same scheduler, queues and engines, on a virtual clock."""
+    root(context).as_json = output is Form.JSON
+    arrivals = workload(trace, seed=seed, speed=speed, requests=requests)
+    if not arrivals:
+        raise ConfigError(f"{trace}: there are no requests in it")
+    hardware = Hardware(
+        _costs(cost), kv_tokens, kv_bytes, LinkSettings(bandwidth * 1e9), gpus, overhead / 1000
+    )
+    configs = {str(file or "config"): load(file, overrides(settings))}
+    if compare is not None:
+        configs[str(compare)] = load(compare, overrides(settings))
+    objectives = {name: None if text is None else parse_duration(text) for name, text in
+                  (("ttft", ttft), ("tpot", tpot))}  # fmt: skip
+    reports = {}
+    for name, config in configs.items():
+        cluster = simulate(setup_of(config, hardware), arrivals)
+        reports[name] = summarise(cluster, **objectives) | {"trace": trace, "seed": seed}
+        if output is Form.HTML:
+            typer.echo(page(cluster, reports[name], title=name))
+    if output is Form.JSON:
+        typer.echo(as_json(reports if compare else next(iter(reports.values()))), nl=False)
+    elif output is Form.TABLE:
+        _print(reports)
+
+
+def _costs(given: list[str]) -> dict[str, CostModel]:
+    costs: dict[str, CostModel] = {}
+    for text in given:
+        pool, equals, rest = text.partition("=")
+        if equals and pool in (PREFILL, DECODE):
+            costs[pool] = load_cost(rest)
+        else:
+            costs |= {each: load_cost(text) for each in (PREFILL, DECODE) if each not in costs}
+    missing = {PREFILL, DECODE} - costs.keys()
+    if missing:
+        raise ConfigError(f"--cost: nothing says how long steps of the {' and '.join(missing)} pool take")
+    return costs
+
+
+LINES = (
+    ("requests finished", "requests.finished", "{:,.0f}"),
+    ("requests refused", "requests.refused", "{:,.0f}"),
+    ("time to first token, mean", "ttft.mean", "{:.3f} s"),
+    ("time to first token, p99", "ttft.p99", "{:.3f} s"),
+    ("time per output token, mean", "tpot.mean", "{:.4f} s"),
+    ("time between tokens, p99", "tbt.p99", "{:.4f} s"),
+    ("end to end, mean", "e2e.mean", "{:.2f} s"),
+    ("objectives met", "slo.attainment", "{:.1%}"),
+    ("goodput per GPU", "goodput_per_gpu", "{:.3f} requests/s"),
+    ("output tokens", "throughput.output_tokens", "{:,.0f} a second"),
+    ("prefill pool busy", "pools.prefill.busy", "{:.0%}"),
+    ("decode pool busy", "pools.decode.busy", "{:.0%}"),
+    ("preemptions", "preemptions", "{:,.0f}"),
+    ("handoffs kept at the source", "handoffs.kept", "{:,.0f}"),
+    ("GPU hours", "gpu_hours", "{:.2f}"),
+)
+
+
+def _print(reports: dict[str, dict[str, Any]]) -> None:
+    rows = table("", *(Path(name).name for name in reports))
+    for label, path, form in LINES:
+        rows.add_row(label, *(form.format(_at(report, path)) for report in reports.values()))
+    out().print(rows)
+
+
+def _at(report: dict[str, Any], path: str) -> float:
+    value: Any = report
+    for key in path.split("."):
+        value = value.get(key, 0.0)
+    return float(value)

@@ -1,0 +1,66 @@
+"""Tells a hung instance from a busy one by its beats, which a thread of its own answers.
+
+    no beat for silence_timeout              the process is stopped, or out of reach
+    a step longer than the beat allows it    the process lives, its engine does not get on
+    a long step within its limit             busy: nothing happens
+
+Whoever dies is told of by Ray at once; this is for those that neither live nor die.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Protocol
+
+from cluster import control_pb2 as pb
+from cluster.config import ControlConfig
+from engine.errors import InstanceDied, TandemError
+
+
+class Beating(Protocol):
+    async def beat(self) -> bytes: ...
+
+
+async def hung(instance: Beating, config: ControlConfig) -> str:
+    """Returns when the instance must be taken for dead, with the reason; not for one that has died.
+
+    Only time in which this process itself ran is counted: a controller that was stopped for a minute finds
+    its instances silent for no longer than a beat.
+    """
+    silent = 0.0
+    while True:
+        asked = asyncio.ensure_future(instance.beat())
+        try:
+            while not asked.done() and silent < config.silence_timeout:
+                silent += await _passed(asked, config.beat)
+            if not asked.done():
+                return f"no beat for {silent:.1f} s"
+            answer = asked.result()
+        except InstanceDied:
+            await asyncio.Event().wait()
+            raise
+        except TandemError:
+            # Out of reach for the moment; counts as silence.
+            await asyncio.sleep(config.beat)
+            silent += config.beat
+            continue
+        finally:
+            asked.cancel()
+        silent = 0.0
+        beat = pb.Beat.FromString(answer)
+        if beat.limit and beat.elapsed > beat.limit:
+            return _stuck(beat)
+        await asyncio.sleep(config.beat)
+
+
+async def _passed(asked: asyncio.Future[bytes], span: float) -> float:
+    """Wait for a span of time at most; gives the seconds that count."""
+    before = time.monotonic()
+    await asyncio.wait([asked], timeout=span)
+    return min(time.monotonic() - before, 2 * span)
+
+
+def _stuck(beat: pb.Beat) -> str:
+    what = f"step {beat.step} of {beat.tokens} tokens" if beat.tokens else "the engine, between two steps,"
+    return f"{what} takes {beat.elapsed:.1f} s, more than the {beat.limit:.1f} s that it may"

@@ -1,0 +1,72 @@
+"""From the config that a cluster runs with to the cluster that is simulated: the same pools and policies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cluster.config import Config
+from cluster.policies import arrange, batch_policy
+from engine.batch import BatchPolicy, WaitingQueue
+from engine.cost_model import CostModel
+from engine.queues.fair import FairQueue
+from engine.service import Counters
+from global_scheduler.journey import Patience
+from global_scheduler.placement import DECODE, PREFILL, PlacementSettings
+from global_scheduler.scheduler import SchedulerSettings
+from simulator.network import LinkSettings
+from simulator.setup import PoolSetup, Setup
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """What a config does not say: an instance's steps, KV cache and GPUs, and the links.
+
+    `kv_tokens` are the tokens that the cache of one instance holds, `kv_bytes` the bytes of one token.
+    """
+
+    costs: dict[str, CostModel]
+    kv_tokens: int
+    kv_bytes: int
+    links: LinkSettings
+    gpus: float = 1.0
+    overhead: float = 0.0
+
+
+def setup_of(config: Config, hardware: Hardware) -> Setup:
+    """The cluster of a config. Raises ConfigError for a policy that lacks its measurements."""
+    engine, scheduler = config.engine, config.scheduler
+    counters = Counters(weights=engine.tenant_weights)
+    replicas = {PREFILL: config.pools.prefill.replicas, DECODE: config.pools.decode.replicas}
+
+    def queued(role: str) -> tuple[WaitingQueue, BatchPolicy]:
+        queue, policy = arrange(engine, batch_policy(engine, role), hardware.kv_tokens)
+        return (FairQueue(counters), policy) if isinstance(queue, FairQueue) else (queue, policy)
+
+    def pool(role: str) -> PoolSetup:
+        return PoolSetup(
+            role=role,
+            replicas=replicas[role],
+            cost=hardware.costs[role],
+            blocks=hardware.kv_tokens // engine.block_size,
+            arrange=lambda: queued(role),
+            block_size=engine.block_size,
+            max_sequences=engine.max_sequences,
+            queue_limit=engine.queue_limit,
+            prefix_cache=engine.prefix_cache,
+            gpus=hardware.gpus,
+            overhead=hardware.overhead,
+        )
+
+    return Setup(
+        pools=(pool(PREFILL), pool(DECODE)),
+        links=hardware.links,
+        kv_bytes=hardware.kv_bytes,
+        max_length=config.model.max_length or 1 << 20,
+        scheduler=SchedulerSettings(
+            placement=PlacementSettings(scheduler.local_prefill_tokens),
+            queue_limit=engine.queue_limit,
+            settle=scheduler.place_timeout,
+        ),
+        patience=Patience(attempts=config.gateway.retries + 1, place_timeout=scheduler.place_timeout),
+        beat=config.control.beat,
+    )

@@ -1,0 +1,95 @@
+"""Namespace, service accounts, rights, and how many pods may be taken away at once."""
+
+from __future__ import annotations
+
+from cluster.config import Config
+from k8s.objects.names import (
+    API_GROUP,
+    CLUSTER_LABEL,
+    GROUP_LABEL,
+    GROUPS,
+    PLURAL,
+    metadata,
+    operator_name,
+    pods,
+)
+from k8s.yaml_text import Object
+
+RBAC = "rbac.authorization.k8s.io"
+READ_AND_PATCH = ["get", "list", "watch", "patch"]
+
+
+def namespace(config: Config) -> Object:
+    return {
+        "apiVersion": "v1",
+        "kind": "Namespace",
+        "metadata": {
+            "name": config.kubernetes.namespace,
+            "labels": {
+                "app.kubernetes.io/part-of": "tandem",
+                CLUSTER_LABEL: config.kubernetes.name,
+                "pod-security.kubernetes.io/enforce": "baseline",
+                "pod-security.kubernetes.io/warn": "restricted",
+            },
+        },
+    }
+
+
+def service_accounts(config: Config) -> list[Object]:
+    """Workers need no token of Kubernetes. The head's account is KubeRay's: its autoscaler uses it."""
+    return [
+        {
+            "apiVersion": "v1",
+            "kind": "ServiceAccount",
+            "metadata": metadata(config, f"{config.kubernetes.name}-worker"),
+            "automountServiceAccountToken": False,
+        },
+        {
+            "apiVersion": "v1",
+            "kind": "ServiceAccount",
+            "metadata": metadata(config, operator_name(config)),
+            "automountServiceAccountToken": False,
+        },
+    ]
+
+
+def rights(config: Config) -> list[Object]:
+    """What the operator may do, in its own namespace only."""
+    name = operator_name(config)
+    return [
+        {
+            "apiVersion": f"{RBAC}/v1",
+            "kind": "Role",
+            "metadata": metadata(config, name),
+            "rules": [
+                _rule(API_GROUP, [PLURAL, f"{PLURAL}/status", f"{PLURAL}/scale"], READ_AND_PATCH),
+                _rule("ray.io", ["rayclusters", "rayservices"], READ_AND_PATCH),
+                _rule("", ["events"], ["create"]),
+                _rule("coordination.k8s.io", ["leases"], ["get", "create", "update"]),
+            ],
+        },
+        {
+            "apiVersion": f"{RBAC}/v1",
+            "kind": "RoleBinding",
+            "metadata": metadata(config, name),
+            "roleRef": {"apiGroup": RBAC, "kind": "Role", "name": name},
+            "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": config.kubernetes.namespace}],
+        },
+    ]
+
+
+def disruption_budgets(config: Config) -> list[Object]:
+    """One pod of a group at a time: what runs in it moves before it goes."""
+    return [
+        {
+            "apiVersion": "policy/v1",
+            "kind": "PodDisruptionBudget",
+            "metadata": metadata(config, f"{config.kubernetes.name}-{group}"),
+            "spec": {"maxUnavailable": 1, "selector": pods(config, **{GROUP_LABEL: group})},
+        }
+        for group in GROUPS
+    ]
+
+
+def _rule(group: str, resources: list[str], verbs: list[str]) -> Object:
+    return {"apiGroups": [group], "resources": resources, "verbs": list(verbs)}

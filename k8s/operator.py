@@ -1,0 +1,197 @@
+"""The operator: keeps Pools and the controller's pools in step, level-triggered.
+
+    hold the Lease ─▶ list Pools ─▶ reconcile each ─▶ watch until something changes, or for a while ─┐
+          ▲──────────────────────────────────────────────────────────────────────────────────────────┘
+
+Every round starts from what is there now, so a lost event, a conflict or a restart costs a round and no
+more. A Pool that is deleted leaves its pool as it is: no instance is killed for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import platform
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Protocol
+
+from cluster import control_pb2 as pb
+from cluster.control_client import ControlClient
+from engine.errors import Conflict, NotFound, RefusedError, TandemError, Unreachable
+from k8s import paths
+from k8s.bounds import set_bounds
+from k8s.kube_api import KubeApi, connect
+from k8s.lease import Lease
+from k8s.objects.names import CLUSTER_LABEL, GROUP_LABEL
+from k8s.pool_rules import Mirror, Wish, decide, is_refused, status_of
+from k8s.yaml_text import Object
+
+logger = logging.getLogger("tandem.operator")
+
+ROUND = 5
+"""Seconds between two looks at the controller, whose changes no watch of Kubernetes tells of."""
+
+
+class Control(Protocol):
+    """What the operator asks of the controller: see cluster/control_client.py."""
+
+    def status(self) -> pb.ClusterStatus: ...
+
+    def scale(self, pool: str, replicas: int) -> pb.ScaleReply: ...
+
+
+class Reconciler:
+    """Acts on Pools of one namespace that belong to one RayService or RayCluster."""
+
+    def __init__(self, api: KubeApi, control: Control, namespace: str, cluster: str) -> None:
+        self._api = api
+        self._control = control
+        self._namespace = namespace
+        self._cluster = cluster
+
+    def round(self) -> str:
+        """Bring every Pool in step; gives the resourceVersion to watch from. Raises Unreachable."""
+        found = self._api.get(paths.pools(self._namespace))
+        for pool in found["items"]:
+            if pool["spec"]["clusterRef"]["name"] == self._cluster:
+                self._guarded(pool)
+        return str(found["metadata"]["resourceVersion"])
+
+    def changed(self, version: str, seconds: int = ROUND) -> bool:
+        """Wait until a Pool changes, or for some seconds; whether one did."""
+        return any(True for _ in self._api.watch(paths.pools(self._namespace), version, seconds))
+
+    def _guarded(self, pool: Object) -> None:
+        """One Pool that cannot be handled does not keep the others from it."""
+        name = pool["metadata"]["name"]
+        try:
+            self.reconcile(pool)
+        except (Conflict, NotFound) as error:
+            logger.info("%s changed while it was handled, and is read again: %s", name, error)
+        except Unreachable:
+            raise
+        except TandemError as error:
+            logger.warning("%s: %s", name, error)
+
+    def reconcile(self, pool: Object) -> None:
+        """Raises Conflict when somebody else wrote in between, and Unreachable."""
+        spec, status = pool["spec"], pool.get("status", {})
+        least, most = spec.get("minReplicas", 1), spec.get("maxReplicas", 64)
+        live = set_bounds(self._api, self._namespace, spec["clusterRef"], spec["role"], least, most)
+        found = self._pool(spec["role"])
+        decision = decide(spec, status, found.target)
+        agreed, refused = status.get("autoscaledReplicas"), ""
+        if decision is None:
+            agreed = found.target
+        elif isinstance(decision, Mirror):
+            self._mirror(pool, decision.replicas)
+            agreed = decision.replicas
+        else:
+            refused = decision.refused or self._grant(pool, decision)
+            agreed = agreed if refused else decision.replicas
+            found = self._pool(spec["role"])
+        self._report(pool, found, live, agreed, refused)
+
+    def _pool(self, role: str) -> pb.Pool:
+        for pool in self._control.status().pools:
+            if pool.name == role:
+                return pool
+        raise Unreachable(f"the controller has no pool {role} yet")
+
+    def _grant(self, pool: Object, wish: Wish) -> str:
+        """Have the controller do it; gives the reason if it refuses."""
+        name, role = pool["metadata"]["name"], pool["spec"]["role"]
+        if wish.takes_over:
+            # First, so that a round that ends here is resumed by the next one.
+            change = {"op": "add", "path": "/spec/autoscale", "value": False}
+            self._write(paths.pool(self._namespace, name), pool["metadata"]["resourceVersion"], [change])
+            self._event(pool, "Normal", "AutoscalingOff", f"{wish.replicas} replicas were asked for by hand")
+        try:
+            reply = self._control.scale(role, wish.replicas)
+        except RefusedError as error:
+            return error.message
+        self._event(pool, "Normal", "Scaled", f"from {reply.previous} to {reply.target}")
+        return ""
+
+    def _mirror(self, pool: Object, replicas: int) -> None:
+        path = f"{paths.pool(self._namespace, pool['metadata']['name'])}/scale"
+        change = {"op": "add", "path": "/spec/replicas", "value": replicas}
+        self._write(path, pool["metadata"]["resourceVersion"], [change])
+
+    def _write(self, path: str, version: str, changes: list[Object]) -> None:
+        self._api.patch(
+            path, [{"op": "test", "path": "/metadata/resourceVersion", "value": version}, *changes]
+        )
+
+    def _report(self, pool: Object, found: pb.Pool, live: str, agreed: int | None, refused: str) -> None:
+        if refused and not is_refused(pool):
+            self._event(pool, "Warning", "Refused", refused)
+        owner = f"ray.io/cluster={live}" if live else f"{CLUSTER_LABEL}={self._cluster}"
+        selector = f"{GROUP_LABEL}={pool['spec']['role']},{owner}"
+        status = status_of(pool, found, selector=selector, agreed=agreed, refused=refused, now=_now())
+        if status != pool.get("status"):
+            path = paths.pool(self._namespace, pool["metadata"]["name"])
+            self._api.merge(f"{path}/status", {"status": status})
+
+    def _event(self, pool: Object, kind: str, reason: str, message: str) -> None:
+        logger.info("%s: %s: %s", pool["metadata"]["name"], reason, message)
+        now, metadata = _now(), pool["metadata"]
+        event = {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {
+                "name": f"{metadata['name']}.{uuid.uuid4().hex[:12]}",
+                "namespace": self._namespace,
+            },
+            "involvedObject": {
+                "apiVersion": pool["apiVersion"],
+                "kind": pool["kind"],
+                "name": metadata["name"],
+                "namespace": self._namespace,
+                "uid": metadata.get("uid", ""),
+            },
+            "type": kind,
+            "reason": reason,
+            "message": message,
+            "source": {"component": "tandem-operator"},
+            "firstTimestamp": now,
+            "lastTimestamp": now,
+            "count": 1,
+        }
+        self._api.create(paths.events(self._namespace), event)
+
+
+def run(namespace: str, cluster: str, address: str, token: str | None, *, once: bool = False) -> None:
+    """Work until the process ends; `once` ends after a round. Raises SetupError, and with `once` all else."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    api = connect()
+    with ControlClient(address, token) as control:
+        reconciler = Reconciler(api, control, namespace, cluster)
+        if once:
+            reconciler.round()
+            return
+        # A pod's name, which tells it from its like.
+        lease = Lease(api, namespace, f"{cluster}-operator", platform.node(), time.monotonic)
+        follow(reconciler, lease.hold, threading.Event())
+
+
+def follow(
+    reconciler: Reconciler, hold: Callable[[], bool], stop: threading.Event, *, seconds: int = ROUND
+) -> None:
+    """Rounds until `stop` is set. Whatever fails is tried again after a pause."""
+    while not stop.is_set():
+        try:
+            if not hold():
+                stop.wait(seconds)
+                continue
+            reconciler.changed(reconciler.round(), seconds)
+        except TandemError as error:
+            logger.warning("%s; trying again", error.message)
+            stop.wait(seconds)
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

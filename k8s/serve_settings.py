@@ -1,0 +1,107 @@
+"""The part of tandem.yaml that travels to the cluster: as arguments of the Ray Serve application."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Any
+
+from cluster.config import Config, PoolConfig
+from cluster.config_schema import is_secret
+from cluster.config_yaml import leaves
+from engine.errors import ConfigError
+from k8s.objects.names import CONTROL_PORT, POOLS, SERVE_PORT
+from k8s.yaml_text import Object
+
+ANYWHERE = "0.0.0.0"
+
+
+def in_cluster(config: Config) -> Config:
+    """The config with what pods need: open addresses, a fixed control port, one instance or gateway a pod.
+
+    KV goes over TCP: pods of one node share its kernel, by which `auto` would know a near neighbour, but
+    not /dev/shm. Raises ConfigError for a pool whose bounds leave its start size out.
+    """
+    for name in POOLS:
+        pool: PoolConfig = getattr(config.pools, name)
+        if not pool.min_replicas <= pool.replicas <= pool.max_replicas:
+            raise ConfigError(
+                f"pools.{name}: {pool.replicas} replicas are not within min_replicas {pool.min_replicas} "
+                f"and max_replicas {pool.max_replicas}",
+                param=f"pools.{name}.replicas",
+            )
+    update: dict[str, Any] = {
+        "gateway": {
+            "host": _open(config.gateway.host),
+            "port": config.gateway.port or SERVE_PORT,
+            "resources": config.gateway.resources or {"gateway": 1.0},
+        },
+        "control": {
+            "host": _open(config.control.host),
+            "port": config.control.port or CONTROL_PORT,
+            "resources": config.control.resources or {"controller": 1.0},
+        },
+        "transfer": {"host": _open(config.transfer.host), "transport": "tcp"},
+    }
+    pools = {
+        name: getattr(config.pools, name).model_copy(
+            update={"resources": getattr(config.pools, name).resources or {name: 1.0}}
+        )
+        for name in POOLS
+    }
+    changed = {key: getattr(config, key).model_copy(update=values) for key, values in update.items()}
+    return config.model_copy(update={**changed, "pools": config.pools.model_copy(update=pools)})
+
+
+def arguments(config: Config) -> Object:
+    """What differs from the defaults, by dotted path. Secrets and the manifests' own settings stay out."""
+    plain = dict(leaves(config.model_dump(mode="json", exclude={"kubernetes"})))
+    usual = dict(leaves(Config().model_dump(mode="json", exclude={"kubernetes"})))
+    return {
+        ".".join(path): value
+        for path, value in sorted(_whole(plain).items())
+        if _whole(usual).get(path) != value and not is_secret(Config, path)
+    }
+
+
+def secrets(config: Config) -> list[str]:
+    """The secrets that the config holds, by dotted path: they go into a Secret, not into manifests."""
+    plain = dict(leaves(config.model_dump(mode="json")))
+    return [".".join(path) for path, value in plain.items() if value and is_secret(Config, path)]
+
+
+def serve_config(config: Config) -> Object:
+    """The RayService's serveConfigV2. Serve's proxy stays on the head; gateways listen themselves."""
+    return {
+        "proxy_location": "HeadOnly",
+        "http_options": {"host": ANYWHERE, "port": SERVE_PORT},
+        "applications": [
+            {
+                "name": "tandem",
+                "route_prefix": "/",
+                "import_path": "cluster.app:build",
+                "args": arguments(config),
+            }
+        ],
+    }
+
+
+def _open(host: str) -> str:
+    try:
+        loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = host == "localhost"
+    return ANYWHERE if loopback else host
+
+
+def _whole(values: dict[tuple[str, ...], object]) -> dict[tuple[str, ...], object]:
+    """Free mappings, such as resources, as one value each."""
+    whole: dict[tuple[str, ...], object] = {}
+    for path, value in values.items():
+        end = path.index("resources") + 1 if "resources" in path else len(path)
+        if end < len(path):
+            inner = whole.setdefault(path[:end], {})
+            assert isinstance(inner, dict)
+            inner[path[end]] = int(value) if isinstance(value, float) and value.is_integer() else value
+        else:
+            whole[path] = value
+    return whole

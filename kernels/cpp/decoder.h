@@ -1,0 +1,313 @@
+// The forward pass of a decoder of the Llama family over the rows of one step.
+//
+//   embedding ─▶ [ norm ─▶ qkv ─▶ turn, write KV ─▶ attention ─▶ output ─▶ + ─▶ norm ─▶ gate·up ─▶ down ─▶ + ]
+//             ─▶ norm ─▶ head ─▶ logits of the rows that are drawn from
+//
+// The residual stream, norms, angles, sums and softmax are float32; what enters a product is rounded once to
+// the element type.
+#pragma once
+
+#include <algorithm>
+#include <memory>
+#include <vector>
+
+#include "attention.h"
+#include "team.h"
+
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma,f16c")
+
+namespace tandem {
+
+struct Layer {
+    Matrix qkv;
+    Matrix output;
+    Matrix gate_up;
+    Matrix down;
+    const float* input_norm;
+    const float* mlp_norm;
+    const float* q_norm;
+    const float* k_norm;
+};
+
+struct Model {
+    int64_t layers;
+    int64_t hidden;
+    int64_t width;
+    int64_t vocabulary;
+    Heads heads;
+    float eps;
+    float magnitude;
+    const float* frequencies;
+    const float* norm;
+    Matrix embedding;
+    Matrix head;
+    const Layer* layer;
+};
+
+struct Step {
+    int64_t rows;
+    const int32_t* tokens;
+    int64_t spans;
+    const Span* span;
+    void* pool;
+    int64_t blocks;
+    int64_t drawn;
+    const int32_t* drawn_rows;
+    float* logits;
+};
+
+static inline Vector biased(Vector x, const Matrix& w, int64_t column) {
+    return w.bias ? _mm512_add_ps(x, _mm512_loadu_ps(w.bias + column)) : x;
+}
+
+// Sinks of products. Store: float32 results as they are.
+struct Store {
+    float* out;
+    int64_t stride;
+    const Matrix& w;
+    void operator()(int64_t row, int64_t panel, const Vector (&sums)[VECTORS]) const {
+        for (int v = 0; v < VECTORS; ++v) {
+            const int64_t column = panel * PANEL + v * WIDTH, left = w.outputs - column;
+            if (left <= 0) return;
+            const __mmask16 mask = left >= WIDTH ? 0xffff : __mmask16((1u << left) - 1);
+            _mm512_mask_storeu_ps(out + row * stride + column, mask, biased(sums[v], w, column));
+        }
+    }
+};
+
+// 64-byte aligned memory that grows and is never cleared.
+class Buffer {
+  public:
+    template <class E>
+    E* take(int64_t count) {
+        const size_t bytes = size_t(rounded_up(count * int64_t(sizeof(E)), 64));
+        if (bytes > size_) {
+            memory_.reset(new (std::align_val_t(64)) uint8_t[bytes]);
+            size_ = bytes;
+        }
+        return (E*)memory_.get();
+    }
+
+  private:
+    struct Free {
+        void operator()(uint8_t* p) const { operator delete[](p, std::align_val_t(64)); }
+    };
+    std::unique_ptr<uint8_t[], Free> memory_;
+    size_t size_ = 0;
+};
+
+template <class T>
+class Decoder {
+  public:
+    using Element = typename T::Element;
+
+    Decoder(const Model& model, int threads) : m_(model), layers_(model.layer, model.layer + model.layers),
+                                               team_(threads), scratch_(threads), attention_(threads) {
+        int64_t most = std::max({m_.hidden, m_.width, m_.heads.heads * m_.heads.dim});
+        for (auto& scratch : scratch_) scratch.template take<uint8_t>(most * PANEL * sizeof(Element));
+        for (auto& one : attention_) one.reset(new AttentionScratch<T>);
+    }
+
+    void forward(const Step& step) {
+        const Heads& h = m_.heads;
+        const int64_t rows = step.rows, all = (h.heads + 2 * h.kv_heads) * h.dim;
+        residual_ = residual_memory_.template take<float>(rows * m_.hidden);
+        float* projected = projected_memory_.template take<float>(rows * all);
+        Element* x = x_memory_.template take<Element>(rows * m_.hidden);
+        Element* q = q_memory_.template take<Element>(rows * h.heads * h.dim);
+        Element* mixed = mixed_memory_.template take<Element>(rows * h.heads * h.dim);
+        Element* active = active_memory_.template take<Element>(rows * m_.width);
+        locate(step);
+        embed(step);
+        for (int64_t index = 0; index < m_.layers; ++index) {
+            const Layer& layer = layers_[index];
+            Element* keys = (Element*)step.pool + index * 2 * step.blocks * h.block_size * h.kv_heads * h.dim;
+            Element* values = keys + step.blocks * h.block_size * h.kv_heads * h.dim;
+            norm(residual_, layer.input_norm, rows, x);
+            multiply_rows(layer.qkv, x, rows, Store{projected, all, layer.qkv});
+            turn(layer, projected, rows, q, keys, values);
+            mix_heads(q, keys, values, mixed);
+            multiply_rows(layer.output, mixed, rows, Add{residual_, m_.hidden, layer.output});
+            norm(residual_, layer.mlp_norm, rows, x);
+            multiply_rows(layer.gate_up, x, rows, Gate{active, m_.width, layer.gate_up});
+            multiply_rows(layer.down, active, rows, Add{residual_, m_.hidden, layer.down});
+        }
+        for (int64_t i = 0; i < step.drawn; ++i)
+            norm_row(residual_ + step.drawn_rows[i] * m_.hidden, m_.norm, x + i * m_.hidden);
+        multiply_rows(m_.head, x, step.drawn, Store{step.logits, m_.vocabulary, m_.head});
+    }
+
+  private:
+    struct Add {
+        float* out;
+        int64_t stride;
+        const Matrix& w;
+        void operator()(int64_t row, int64_t panel, const Vector (&sums)[VECTORS]) const {
+            for (int v = 0; v < VECTORS; ++v) {
+                const int64_t column = panel * PANEL + v * WIDTH;
+                if (column >= w.outputs) return;
+                float* to = out + row * stride + column;
+                _mm512_storeu_ps(to, _mm512_add_ps(_mm512_loadu_ps(to), biased(sums[v], w, column)));
+            }
+        }
+    };
+
+    // A panel holds 32 columns of gate and the same 32 of up.
+    struct Gate {
+        Element* out;
+        int64_t stride;
+        const Matrix& w;
+        void operator()(int64_t row, int64_t panel, const Vector (&sums)[VECTORS]) const {
+            for (int v = 0; v < VECTORS / 2; ++v) {
+                const int64_t column = panel * PANEL + v * WIDTH;
+                const Vector gate = biased(sums[v], w, column);
+                const Vector up = biased(sums[v + VECTORS / 2], w, column + PANEL / 2);
+                T::store(out + row * stride + panel * PANEL / 2 + v * WIDTH, _mm512_mul_ps(silu(gate), up));
+            }
+        }
+    };
+
+    template <class Sink>
+    void multiply_rows(const Matrix& w, const Element* x, int64_t rows, const Sink& sink) {
+        const int64_t panels = rounded_up(w.outputs, PANEL) / PANEL;
+        const int64_t piece = std::max<int64_t>(1, panels / (8 * team_.size()));
+        team_.share(panels, piece, [&](int worker, int64_t begin, int64_t end) {
+            product<T>(w, x, rows, begin, end, scratch_[worker].template take<uint8_t>(0), sink);
+        });
+    }
+
+    void locate(const Step& step) {
+        positions_.resize(step.rows);
+        slots_.resize(step.rows);
+        pieces_.clear();
+        for (int64_t i = 0; i < step.spans; ++i) {
+            const Span& span = step.span[i];
+            cut(m_.heads, span, pieces_);
+            for (int64_t j = 0; j < span.count; ++j) {
+                const int64_t position = span.length - span.count + j, size = m_.heads.block_size;
+                positions_[span.first + j] = position;
+                slots_[span.first + j] = span.blocks[position / size] * size + position % size;
+            }
+        }
+    }
+
+    void embed(const Step& step) {
+        share_rows(step.rows, [&](int64_t row) {
+            read_column(m_.embedding, step.tokens[row], residual_ + row * m_.hidden);
+        });
+    }
+
+    // One output's weights: a column of a panel.
+    static void read_column(const Matrix& w, int64_t output, float* to) {
+        const uint8_t* panel = w.data + output / PANEL * panel_bytes<T>(w);
+        const int64_t column = output % PANEL;
+        auto keep = [to](int64_t word, const uint8_t* bits) {
+            Element pair[T::PER_WORD];
+            std::memcpy(pair, bits, sizeof pair);
+            for (int i = 0; i < T::PER_WORD; ++i) to[word * T::PER_WORD + i] = T::widen(pair[i]);
+        };
+        if (w.format == PLAIN) {
+            for (int64_t word = 0; word < w.inputs / T::PER_WORD; ++word) keep(word, panel + word * 256 + column * 4);
+            return;
+        }
+        for (int64_t group = 0; group < w.inputs / GROUP; ++group) {
+            const int64_t first = group * GROUP / T::PER_WORD;
+            auto pick = [&](int word, __m512i x) {
+                alignas(64) uint8_t lanes[64];
+                _mm512_store_si512(lanes, x);
+                keep(first + word, lanes + column % WIDTH * 4);
+            };
+            if (w.format == FOUR_BIT)
+                Expand<T>::four_bit(panel + group * FOUR_BIT_GROUP, int(column / WIDTH), pick);
+            else
+                Expand<T>::eight_bit(panel + group * EIGHT_BIT_GROUP, int(column / WIDTH), pick);
+        }
+    }
+
+    template <class Work>
+    void share_rows(int64_t rows, const Work& work) {
+        team_.share(rows, 8, [&](int, int64_t begin, int64_t end) {
+            for (int64_t row = begin; row < end; ++row) work(row);
+        });
+    }
+
+    static float root_mean_square(const float* from, int64_t size, float eps) {
+        Vector sum = _mm512_setzero_ps();
+        for (int64_t i = 0; i < size; i += WIDTH) {
+            const Vector v = _mm512_loadu_ps(from + i);
+            sum = _mm512_fmadd_ps(v, v, sum);
+        }
+        return 1.0f / std::sqrt(_mm512_reduce_add_ps(sum) / float(size) + eps);
+    }
+
+    void norm_row(const float* from, const float* weight, Element* to) const {
+        const Vector scale = _mm512_set1_ps(root_mean_square(from, m_.hidden, m_.eps));
+        for (int64_t i = 0; i < m_.hidden; i += WIDTH) {
+            const Vector v = _mm512_mul_ps(_mm512_loadu_ps(from + i), scale);
+            T::store(to + i, _mm512_mul_ps(v, _mm512_loadu_ps(weight + i)));
+        }
+    }
+
+    void norm(const float* from, const float* weight, int64_t rows, Element* to) {
+        share_rows(rows, [&](int64_t row) { norm_row(from + row * m_.hidden, weight, to + row * m_.hidden); });
+    }
+
+    void head_norm(float* head, const float* weight) const {
+        const float scale = root_mean_square(head, m_.heads.dim, m_.eps);
+        for (int64_t i = 0; i < m_.heads.dim; ++i) head[i] = head[i] * scale * weight[i];
+    }
+
+    // Rotate q and k by their positions; k and v go to the cache.
+    void turn(const Layer& layer, float* projected, int64_t rows, Element* q, Element* keys, Element* values) {
+        const Heads& h = m_.heads;
+        const int64_t half = h.dim / 2, turned = h.heads + h.kv_heads, all = turned + h.kv_heads;
+        share_rows(rows, [&](int64_t row) {
+            float cosines[MOST_DIM / 2], sines[MOST_DIM / 2];
+            for (int64_t i = 0; i < half; ++i) {
+                const float angle = float(positions_[row]) * m_.frequencies[i];
+                cosines[i] = std::cos(angle) * m_.magnitude;
+                sines[i] = std::sin(angle) * m_.magnitude;
+            }
+            for (int64_t head = 0; head < all; ++head) {
+                float* from = projected + (row * all + head) * h.dim;
+                const bool query = head < h.heads;
+                if (head < turned) {
+                    if (layer.q_norm) head_norm(from, query ? layer.q_norm : layer.k_norm);
+                    for (int64_t i = 0; i < half; ++i) {
+                        const float first = from[i], second = from[i + half];
+                        from[i] = first * cosines[i] - second * sines[i];
+                        from[i + half] = second * cosines[i] + first * sines[i];
+                    }
+                }
+                const int64_t kv_head = (head - h.heads) % h.kv_heads;
+                Element* cache = (head < turned ? keys : values) + (slots_[row] * h.kv_heads + kv_head) * h.dim;
+                Element* to = query ? q + (row * h.heads + head) * h.dim : cache;
+                for (int64_t i = 0; i < h.dim; i += WIDTH) T::store(to + i, _mm512_loadu_ps(from + i));
+            }
+        });
+    }
+
+    void mix_heads(const Element* q, const Element* keys, const Element* values, Element* out) {
+        const int64_t count = int64_t(pieces_.size());
+        const int64_t run = std::max<int64_t>(1, count / (8 * team_.size()));
+        team_.share(count, run, [&](int worker, int64_t begin, int64_t end) {
+            for (int64_t i = begin; i < end; ++i)
+                attend<T>(m_.heads, pieces_[i], q, keys, values, out, *attention_[worker]);
+        });
+    }
+
+    const Model m_;
+    const std::vector<Layer> layers_;
+    Team team_;
+    std::vector<Buffer> scratch_;
+    std::vector<std::unique_ptr<AttentionScratch<T>>> attention_;
+    Buffer residual_memory_, projected_memory_, x_memory_, q_memory_, mixed_memory_, active_memory_;
+    std::vector<int64_t> positions_, slots_;
+    std::vector<Piece> pieces_;
+    float* residual_ = nullptr;
+};
+
+}  // namespace tandem
+
+#pragma GCC pop_options

@@ -1,0 +1,97 @@
+"""The links out of an instance, one to each other instance that it moves requests to."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from engine.errors import HandshakeRefused, TransferFailed
+from migration import handshake
+from migration.handshake import Identity
+from migration.link import Link
+from migration.movement import Movement
+from migration.outgoing import Outgoing
+from migration.transport import Address, Channel, Transport, choose
+
+log = logging.getLogger(__name__)
+
+
+class Peers:
+    """Opens a link when something has to be moved, and again after it broke. Thread-safe.
+
+    `transports` are by name, `host` is this process's `host_id()`, `forced` is "auto" or the name of a
+    transport; `timeout` in seconds bounds the connection and the handshake each.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        transports: Mapping[str, Transport],
+        outgoing: Callable[[Link], Outgoing],
+        *,
+        host: str,
+        forced: str,
+        timeout: float,
+    ) -> None:
+        self._identity = identity
+        self._transports = transports
+        self._outgoing = outgoing
+        self._host = host
+        self._forced = forced
+        self._timeout = timeout
+        self._door = threading.Lock()
+        self._closed = False
+        self._links: dict[str, tuple[Link, Outgoing]] = {}
+
+    def give(self, movement: Movement, to: Address) -> tuple[Link, Outgoing] | None:
+        """Add a movement to those to `to`, without waiting for anything; None once this is closed."""
+        with self._door:
+            while not self._closed:
+                link, outgoing = self._links.get(to.instance) or self._open(to)
+                if link.post(partial(outgoing.add, movement)):
+                    return link, outgoing
+                self._links.pop(to.instance, None)
+        return None
+
+    def close(self, timeout: float) -> None:
+        """End all links. Waits `timeout` seconds at most."""
+        with self._door:
+            self._closed = True
+            links = [link for link, _ in self._links.values()]
+        for link in links:
+            link.stop(timeout)
+        for link in links:
+            if not link.join(timeout):
+                log.warning("a link did not end within %s s", timeout)
+
+    def _open(self, to: Address) -> tuple[Link, Outgoing]:
+        link = Link(
+            f"{self._identity.instance}-to-{to.instance}",
+            partial(self._connect, to),
+            self._outgoing,
+            partial(self._ended, to.instance),
+        )
+        assert isinstance(link.handler, Outgoing)
+        self._links[to.instance] = link, link.handler
+        link.start()
+        return link, link.handler
+
+    def _connect(self, to: Address) -> Channel:
+        name, address = choose(to, self._host, self._forced)
+        transport = self._transports.get(name)
+        if transport is None:
+            raise TransferFailed(f"transport {name} is not available here: set transfer.transport")
+        channel = transport.connect(address, self._timeout)
+        try:
+            handshake.call(channel, self._identity, to.instance, self._timeout)
+        except (HandshakeRefused, TransferFailed):
+            channel.close()
+            raise
+        return channel
+
+    def _ended(self, instance: str, link: Link) -> None:
+        with self._door:
+            if instance in self._links and self._links[instance][0] is link:
+                del self._links[instance]

@@ -1,0 +1,71 @@
+"""Steps as torch operations, on any device: a transformer, its cache, and how works become rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from engine.plan import Work
+from kernels.dispatch import Kernels
+from kernels.spans import Spans
+from model.config import ModelConfig
+from model.kv_cache import KVCache
+from model.transformer import Transformer
+
+
+class EagerDecoder:
+    """Computes works operation by operation."""
+
+    def __init__(
+        self, config: ModelConfig, weights: Mapping[str, Tensor], kernels: Kernels, cache: KVCache
+    ) -> None:
+        """weights: packed tensors by name, as model.packing names them, on the cache's device."""
+        self._config = config
+        self._kernels = kernels
+        self._cache = cache
+        self._device = cache.pool.device
+        self._transformer = Transformer(config, weights, kernels)
+
+    def logits(self, works: Sequence[Work], wanted: Sequence[int]) -> Tensor:
+        """Compute works; the logits of the last wanted[i] positions of each, [their sum, vocabulary]."""
+        hidden, ends = self._forward(works)
+        rows = [row for end, count in zip(ends, wanted, strict=True) for row in range(end - count, end)]
+        if rows != list(range(len(hidden))):
+            hidden = hidden.index_select(0, self._integers(rows))
+        return self._transformer.logits(hidden)
+
+    def _forward(self, works: Sequence[Work]) -> tuple[Tensor, list[int]]:
+        """Hidden states of all rows, and where each work's rows end: chunks come before decodes."""
+        order = sorted(range(len(works)), key=lambda index: len(works[index].tokens) == 1)
+        tokens: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        ends = [0] * len(works)
+        size = self._cache.layout.block_size
+        for index in order:
+            work = works[index]
+            tokens.extend(work.tokens)
+            reach = range(work.start, work.start + len(work.tokens))
+            positions.extend(reach)
+            blocks = work.blocks
+            slots.extend(blocks[position // size] * size + position % size for position in reach)
+            ends[index] = len(tokens)
+        ordered = [works[index] for index in order]
+        spans = Spans(
+            counts=[len(work.tokens) for work in ordered],
+            lengths=[work.start + len(work.tokens) for work in ordered],
+            blocks=[work.blocks for work in ordered],
+            chunks=sum(len(work.tokens) > 1 for work in ordered),
+            block_size=size,
+        )
+        scale = self._config.head_dim**-0.5
+        attention = self._kernels.attention(spans, self._config.kv_heads, scale, None)
+        hidden = self._transformer.forward(
+            self._integers(tokens), self._integers(positions), self._integers(slots), attention, self._cache
+        )
+        return hidden, ends
+
+    def _integers(self, values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64).to(self._device)

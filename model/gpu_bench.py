@@ -1,0 +1,207 @@
+"""A whole step of a large model on a GPU: random weights in the shape of Llama-3.1-8B, bfloat16.
+
+as served   works become rows on the host, every operation is launched, tokens come back
+one graph   the same launches recorded once: what the host leaves to be gained
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.errors import SetupError
+from engine.plan import Draw, Work
+from engine.request import Sampling
+from kernels import bench as kernel_bench
+from kernels import dispatch
+from kernels.bench import KernelTime
+from kernels.spans import Spans
+from model.config import ModelConfig, RopeConfig
+from model.eager import EagerDecoder
+from model.kv_cache import KVCache, KVLayout
+from model.packing import recipe
+from model.sampler import draw
+from model.transformer import Transformer
+
+LLAMA_8B = ModelConfig(
+    architecture="llama",
+    vocab_size=128256,
+    hidden_size=4096,
+    layers=32,
+    heads=32,
+    kv_heads=8,
+    head_dim=128,
+    intermediate_size=14336,
+    norm_eps=1e-5,
+    context_length=131072,
+    rope=RopeConfig(base=500000.0),
+)
+BLOCK = 16
+STEPS = 20
+_GREEDY = Sampling(max_tokens=1, temperature=0.0, ignore_eos=True)
+
+
+@dataclass(frozen=True, slots=True)
+class StepTimes:
+    """Seconds of each step. `graph` is empty for a prefill."""
+
+    phase: str
+    batch: int
+    tokens: int
+    served: tuple[float, ...]
+    graph: tuple[float, ...] = ()
+
+
+def device_name() -> str:
+    """Raises SetupError where torch finds no GPU."""
+    if not torch.cuda.is_available():
+        raise SetupError(
+            "torch finds no GPU here: run this on a machine with an NVIDIA GPU, with a CUDA build of torch "
+            "(`python -c 'import torch; print(torch.version.cuda)'` names one)",
+            param="engine.device",
+        )
+    return str(torch.cuda.get_device_name())
+
+
+def kernels() -> Iterator[KernelTime]:
+    """Every Triton kernel beside copied bytes and torch's attention. Raises SetupError without a GPU."""
+    device_name()
+    ops = kernel_bench.triton_kernels()
+    return kernel_bench.measure(
+        ops, kernel_bench.gpu_timer, kernel_bench.Sizes(), torch.device("cuda", 0), torch.bfloat16
+    )
+
+
+class RandomModel:
+    """Weights and KV cache of a model that was never trained, which costs what a trained one does."""
+
+    def __init__(self, config: ModelConfig, device: torch.device, dtype: torch.dtype, positions: int) -> None:
+        """`positions`: how many the KV cache holds. Raises SetupError if the device is too small."""
+        name = str(dtype).removeprefix("torch.")
+        generator = torch.Generator(device).manual_seed(0)
+        self.config = config
+        self.kernels = dispatch.choose(device)
+        try:
+            self._weights = {
+                entry.name: _random(entry.name, entry.shape, dtype, device, generator)
+                for entry in recipe(config, dtype)
+            }
+        except torch.OutOfMemoryError as error:
+            raise SetupError(f"the weights do not fit into the memory of {device}: {error}") from error
+        layout = KVLayout(config.layers, BLOCK, config.kv_heads, config.head_dim, name)
+        self.cache = KVCache(layout, -(-positions // BLOCK) + 1, device, self.kernels)
+        self._decoder = EagerDecoder(config, self._weights, self.kernels, self.cache)
+        self._device = device
+
+    def step(self, works: list[Work]) -> None:
+        """One step as it is served: the tokens have come back when it returns."""
+        with torch.inference_mode():
+            logits = self._decoder.logits(works, [int(work.draw is not None) for work in works])
+            draw(logits, [work.draw for work in works if work.draw is not None], self.kernels)
+
+    def recorded(self, works: list[Work]) -> Callable[[], None]:
+        """A decode step as one CUDA graph, greedy draw included; the tokens stay on the device."""
+        config = self.config
+        transformer = Transformer(config, self._weights, self.kernels)
+        spans = Spans(
+            counts=[1] * len(works),
+            lengths=[work.start + 1 for work in works],
+            blocks=[work.blocks for work in works],
+            chunks=0,
+            block_size=BLOCK,
+        )
+        attention = self.kernels.attention(spans, config.kv_heads, config.head_dim**-0.5, None)
+        tokens = torch.tensor([work.tokens[0] for work in works], device=self._device)
+        positions = torch.tensor([work.start for work in works], device=self._device)
+        slots = torch.tensor(
+            [work.blocks[work.start // BLOCK] * BLOCK + work.start % BLOCK for work in works],
+            device=self._device,
+        )
+
+        def compute() -> None:
+            hidden = transformer.forward(tokens, positions, slots, attention, self.cache)
+            tokens.copy_(transformer.logits(hidden).argmax(-1))
+
+        with torch.inference_mode():
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(3):
+                    compute()
+            torch.cuda.current_stream().wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                compute()
+
+        def replay() -> None:
+            graph.replay()
+            torch.cuda.synchronize()
+
+        return replay
+
+
+def steps(batches: tuple[int, ...], context: int, prompt: int) -> Iterator[StepTimes]:
+    """Decode steps of each batch at `context` positions, and a prefill of `prompt` tokens.
+
+    Raises SetupError without a GPU, or where model and KV cache do not fit.
+    """
+    device_name()
+    room = max(max(batches) * (context + BLOCK), prompt)
+    model = RandomModel(LLAMA_8B, torch.device("cuda", 0), torch.bfloat16, room)
+    for batch in batches:
+        works = decode_works(model.config, batch, context)
+        served = timed(lambda: model.step(works))  # noqa: B023 (called here)
+        replay = model.recorded(works)
+        yield StepTimes("decode", batch, context, served, timed(replay))
+    works = [prefill_work(model.config, prompt)]
+    yield StepTimes("prefill", 1, prompt, timed(lambda: model.step(works)))
+
+
+def decode_works(config: ModelConfig, batch: int, context: int) -> list[Work]:
+    """One token each for `batch` sequences that have `context` positions, its own included."""
+    each = -(-context // BLOCK)
+    blocks = list(range(batch * each))
+    random.Random(0).shuffle(blocks)
+    return [
+        Work(
+            f"bench-{index}",
+            0,
+            [index % config.vocab_size],
+            context - 1,
+            blocks[index * each : (index + 1) * each],
+            Draw(_GREEDY, (0,), 1),
+        )
+        for index in range(batch)
+    ]
+
+
+def prefill_work(config: ModelConfig, tokens: int) -> Work:
+    """A whole prompt of random tokens, and a draw at its end."""
+    rng = random.Random(0)
+    prompt = [rng.randrange(config.vocab_size) for _ in range(tokens)]
+    return Work("bench", 0, prompt, 0, list(range(-(-tokens // BLOCK))), Draw(_GREEDY, (0,), 0))
+
+
+def timed(work: Callable[[], None], steps: int = STEPS) -> tuple[float, ...]:
+    """Seconds of each of `steps` calls, which end when their result is there; three more warm up."""
+    seconds = []
+    for _ in range(steps + 3):
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    return tuple(seconds[3:])
+
+
+def _random(
+    name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, generator: torch.Generator
+) -> Tensor:
+    """Small numbers, so that 32 layers neither vanish nor overflow; norms are ones."""
+    if name.endswith("norm"):
+        return torch.ones(shape, dtype=dtype, device=device)
+    tensor = torch.empty(shape, dtype=dtype, device=device)
+    return tensor.normal_(std=0.02, generator=generator)

@@ -1,0 +1,319 @@
+"""A whole cluster on a virtual clock: instances, network, scheduler and the journeys of all requests.
+
+arrival ─▶ Journey ─ Place ─▶ Scheduler ─ Placed ─▶ Journey ─ Start ─▶ instance ─▶ tokens ─▶ Records
+                                  ▲                                      │ handoff, live migration
+                                  └────────── statuses, every beat ──────┘
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from engine.batch import Limits, WaitingQueue
+from engine.blocks import BlockPool
+from engine.core import EngineCore
+from engine.errors import TandemError
+from engine.outcome import StepOutcome
+from engine.queues.fair import FairQueue
+from engine.request import Request, Sampling
+from engine.sequence import Epoch
+from global_scheduler.journey import (
+    Action,
+    Event,
+    Fail,
+    Journey,
+    Moved,
+    Place,
+    Placed,
+    Progress,
+    Refused,
+    Start,
+    Started,
+    Wait,
+    Waited,
+)
+from global_scheduler.scheduler import Scheduler
+from global_scheduler.view import Summary
+from migration.events import Bounds
+from simulator.clock import VirtualClock
+from simulator.instance import SimulatedInstance
+from simulator.movement import Movement
+from simulator.network import Network
+from simulator.records import Record, Records
+from simulator.runner import EOS, SimulatedRunner
+from simulator.setup import PoolSetup, Setup
+from simulator.workload.arrivals import Arrival, prompt_of
+
+MOST_SAMPLES = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class MoveRecord:
+    """A live migration: when it began, whether it came to its end, and for how many seconds nobody ran it."""
+
+    at: float
+    source: str
+    destination: str
+    request_id: str
+    moved: bool
+    downtime: float
+
+
+@dataclass(slots=True)
+class Member:
+    """An instance and the pool it belongs to; `until` is when it was taken away."""
+
+    instance: SimulatedInstance
+    pool: PoolSetup
+    queue: WaitingQueue
+    until: float = math.inf
+
+
+class SimulatedCluster:
+    """`add` the workload, `run`, and read `records`."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self.clock = VirtualClock()
+        self.network = Network(setup.links, self.clock)
+        self.scheduler = Scheduler(setup.scheduler)
+        self.records = Records(self._finished)
+        self.members: dict[str, Member] = {}
+        self.movements: dict[str, Movement] = {}
+        self.handoffs = self.handoffs_failed = 0
+        self.moves: list[MoveRecord] = []
+        self.retired: list[Member] = []
+        self.samples: dict[str, list[tuple[float, int, int, int]]] = {}
+        self._lengths: dict[str, int] = {}
+        self._journeys: dict[str, Journey] = {}
+        self._left = 0
+        self._counts: dict[str, int] = {}
+        for pool in setup.pools:
+            for _ in range(pool.replicas):
+                self.spawn(pool)
+
+    def add(self, arrivals: Sequence[Arrival]) -> None:
+        """A workload; request ids are its numbers."""
+        for arrival in arrivals:
+            number = len(self.records.records)
+            self.records.records[str(number)] = Record(arrival)
+            self._left += 1
+        self._feed(iter(tuple(self.records.records.items())))
+
+    def run(self, until: float = float("inf")) -> None:
+        """Until every request has ended, or `until`."""
+        self._beat()
+        self.clock.run(until, done=lambda: self._left == 0)
+
+    @property
+    def over(self) -> bool:
+        """Whether every request has ended."""
+        return self._left == 0
+
+    def retire(self, name: str) -> None:
+        """An instance that has nothing left to do is taken away."""
+        self.scheduler.forget(name)
+        member = self.members.pop(name)
+        member.until = self.clock.now()
+        self.retired.append(member)
+
+    def spawn(self, pool: PoolSetup) -> SimulatedInstance:
+        """Another instance, ready at once."""
+        number = self._counts[pool.role] = self._counts.get(pool.role, -1) + 1
+        queue, policy = pool.arrange()
+        core = EngineCore(
+            pool=BlockPool(pool.blocks, pool.block_size, pool.prefix_cache),
+            queue=queue,
+            policy=policy,
+            limits=Limits(self.setup.max_length, pool.max_sequences, pool.queue_limit, pool.watermark),
+            eos_token_ids=frozenset({EOS}),
+        )
+        runner = SimulatedRunner(pool.cost, self._lengths, pool.overhead)
+        instance = SimulatedInstance(
+            f"{pool.role}-{number}",
+            pool.role,
+            core,
+            runner,
+            self.clock,
+            self.records,
+            coasting=self.setup.coasting,
+        )
+        instance.observe(partial(self._observe, instance))
+        if isinstance(queue, FairQueue):
+            instance.observe(queue.observe)
+        self.members[instance.name] = Member(instance, pool, queue)
+        self.scheduler.observe(instance.status(), self.clock.now())
+        return instance
+
+    def _feed(self, rest: object) -> None:
+        """Arrivals one after the other, so that those to come take no place in the clock."""
+        entry = next(rest, None)  # type: ignore[call-overload]
+        if entry is None:
+            return
+        request_id, record = entry
+
+        def arrive() -> None:
+            self._arrive(request_id, record.arrival)
+            self._feed(rest)
+
+        self.clock.at(record.arrival.at, arrive)
+
+    def _arrive(self, request_id: str, arrival: Arrival) -> None:
+        most = arrival.output_tokens if self.setup.max_tokens is None else self.setup.max_tokens
+        request = Request(
+            id=request_id,
+            prompt=prompt_of(arrival, int(request_id)),
+            sampling=Sampling(max_tokens=max(most, 1)),
+            arrival=self.clock.now(),
+            tenant=arrival.tenant,
+            priority=int(arrival.tenant in self.setup.urgent_tenants),
+            adapter=arrival.adapter,
+        )
+        self._lengths[request_id] = arrival.output_tokens
+        journey = self._journeys[request_id] = Journey(request, self.setup.patience)
+        self._do(journey, journey.begin(self.clock.now()))
+
+    def _step(self, journey: Journey, event: Event) -> None:
+        self._do(journey, journey.step(event, self.clock.now()))
+
+    def _do(self, journey: Journey, actions: Sequence[Action]) -> None:
+        for action in actions:
+            match action:
+                case Place():
+                    self.network.tell(partial(self._place, journey, action))
+                case Start(placement, epoch):
+                    self.network.tell(
+                        partial(self._start, journey, placement.prefill, placement.decode, epoch)
+                    )
+                case Wait(seconds):
+                    self.clock.after(seconds, partial(self._step, journey, Waited()))
+                case Fail(error):
+                    self.records.records[journey.request.id].refused = str(error)
+                    self._end(journey.request.id)
+
+    def _place(self, journey: Journey, place: Place) -> None:
+        request = journey.request
+        summary = Summary(
+            id=request.id,
+            prompt_tokens=place.prompt_tokens,
+            max_tokens=place.max_tokens,
+            tenant=request.tenant,
+            priority=request.priority,
+            attempt=place.attempt,
+            exclude=place.exclude,
+        )
+        dispatch = self.setup.dispatch or Scheduler.place
+        try:
+            placement = dispatch(self.scheduler, summary, self.clock.now())
+        except TandemError as error:
+            self._step(journey, Refused(error))
+        else:
+            self._step(journey, Placed(placement))
+
+    def _start(self, journey: Journey, prefill: str, decode: str, epoch: Epoch) -> None:
+        source = self.members[prefill].instance
+        away = prefill != decode
+
+        def enter(core: EngineCore) -> None:
+            try:
+                core.submit(journey.request, epoch=epoch, home="home", handoff=away)
+            except TandemError as error:
+                self._step(journey, Refused(error, prefill))
+                return
+            self._step(journey, Started(epoch.attempt))
+            if away:
+                self.move(journey.request.id, source, self.members[decode].instance, epoch)
+
+        source.call(enter)
+
+    def move(
+        self,
+        request_id: str,
+        source: SimulatedInstance,
+        destination: SimulatedInstance,
+        epoch: Epoch,
+        live: Bounds | None = None,
+    ) -> None:
+        """Hand a request over while its prompt is read, or with `live` migrate it while it runs."""
+        journey = self._journeys[request_id]
+        begun = self.clock.now()
+
+        def claimed(instance: str, raised: Epoch) -> None:
+            self._step(journey, Moved(instance, raised))
+
+        def ended(moved: bool) -> None:
+            del self.movements[request_id]
+            if live is None:
+                self.handoffs += moved
+                self.handoffs_failed += not moved
+            else:
+                self.records.records[request_id].moves += moved
+                downtime = movement.adopted - movement.paused if moved else 0.0
+                self.moves.append(
+                    MoveRecord(begun, source.name, destination.name, request_id, moved, downtime)
+                )
+
+        block_bytes = self.members[source.name].pool.block_size * self.setup.kv_bytes
+        ends = source, destination, self.network, self.clock
+        movement = Movement(journey.request, epoch, *ends, block_bytes, claimed, ended, live)
+        self.movements[request_id] = movement
+        movement.begin()
+
+    def _observe(self, instance: SimulatedInstance, outcome: StepOutcome) -> None:
+        """What movements out of an instance hear of a step."""
+        for request_id, _ in outcome.progress:
+            self._report(instance, request_id, frozen=False)
+        for request_id in outcome.prefilled:
+            self._report(instance, request_id, frozen=True)
+        for request_id in outcome.dropped:
+            movement = self.movements.get(request_id)
+            if movement is not None and movement.source is instance:
+                movement.dropped()
+
+    def _report(self, instance: SimulatedInstance, request_id: str, *, frozen: bool) -> None:
+        movement = self.movements.get(request_id)
+        if movement is not None and movement.source is instance and movement.live is None:
+            movement.computed(instance.core, frozen=frozen)
+
+    def _beat(self) -> None:
+        """Every instance says how it is, between two of its steps."""
+        for member in tuple(self.members.values()):
+            instance = member.instance
+            instance.call(partial(self._heard, instance))
+        self._sample()
+        self.clock.after(self.setup.beat, self._beat)
+
+    def _sample(self) -> None:
+        """(time, waiting, running, instances) of each pool; half are forgotten when there are very many."""
+        for role in {member.pool.role: None for member in self.members.values()}:
+            cores = [m.instance.core for m in self.members.values() if m.pool.role == role]
+            samples = self.samples.setdefault(role, [])
+            waiting = sum(len(core.queue) for core in cores)
+            samples.append((self.clock.now(), waiting, sum(len(core.running) for core in cores), len(cores)))
+            if len(samples) > MOST_SAMPLES:
+                del samples[::2]
+
+    def _heard(self, instance: SimulatedInstance, core: EngineCore) -> None:
+        member = self.members.get(instance.name)
+        if member is not None:
+            if isinstance(member.queue, FairQueue):
+                member.queue.watch(core.running)
+            self.scheduler.observe(instance.status(), self.clock.now())
+
+    def _finished(self, request_id: str) -> None:
+        journey = self._journeys[request_id]
+        self._step(journey, Progress(0, (), finished=True))
+        self._end(request_id)
+
+    def _end(self, request_id: str) -> None:
+        del self._journeys[request_id]
+        self._lengths.pop(request_id, None)
+        self._left -= 1
+
+    def check(self) -> None:
+        """The ledger of every instance. Raises AssertionError."""
+        for member in self.members.values():
+            member.instance.core.check()

@@ -1,0 +1,157 @@
+"""An instance on a virtual clock: the engine core of production, stepped by events.
+
+    call(fn) ─▶ mailbox ─▶ between two steps ─▶ EngineCore ─▶ plan ─ cost ─▶ commit ─▶ sink, observers
+
+Steps that are sure to be the same are taken many at once; a letter in the mailbox ends that after the step
+that is under way, so nobody can tell the difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
+
+from engine.core import EngineCore
+from engine.outcome import Emitted, StepOutcome
+from engine.plan import StepPlan
+from engine.sequence import Sequence as LiveSequence
+from engine.status import InstanceStatus
+from simulator.clock import VirtualClock
+from simulator.cost_tables.interpolation import FloatArray
+from simulator.runner import TOKEN, SimulatedRunner
+
+LONGEST_COAST = 4096
+"""Steps at once. Answers are longer only in theory."""
+
+
+class Sink(Protocol):
+    """Where tokens go."""
+
+    def emitted(self, emitted: Sequence[Emitted], now: float) -> None: ...
+
+    def coasted(self, running: Sequence[LiveSequence], start: float, ends: FloatArray) -> None:
+        """Each of `running` got a token at each of `ends`; the first of these steps began at `start`."""
+
+
+class SimulatedInstance:
+    """`coasting` takes steps many at once where it makes no difference."""
+
+    def __init__(
+        self,
+        name: str,
+        role: str,
+        core: EngineCore,
+        runner: SimulatedRunner,
+        clock: VirtualClock,
+        sink: Sink,
+        *,
+        coasting: bool = True,
+    ) -> None:
+        self.name = name
+        self.role = role
+        self.core = core
+        self.busy = 0.0
+        self.born = clock.now()
+        self._runner = runner
+        self._clock = clock
+        self._sink = sink
+        self._coasting = coasting
+        self._observers: list[Callable[[StepOutcome], None]] = []
+        self._mail: list[Callable[[EngineCore], None]] = []
+        self._wake = 0
+        self._stepping = False
+        self._coast: tuple[float, FloatArray] | None = None
+        self._reading = False
+
+    def call(self, fn: Callable[[EngineCore], None]) -> None:
+        """Run `fn` between two steps, as EngineLoop.call does; at once if the instance is idle."""
+        self._mail.append(fn)
+        if not self._stepping:
+            if not self._reading:
+                self._go_on()
+        elif self._coast is not None:
+            start, ends = self._coast
+            current = int(np.searchsorted(ends, self._clock.now(), side="right"))
+            if current + 1 < len(ends):
+                self._coast = start, ends[: current + 1]
+                self._wake_at(float(ends[current]))
+
+    def observe(self, observer: Callable[[StepOutcome], None]) -> None:
+        """Call `observer` after each step."""
+        self._observers.append(observer)
+
+    def status(self) -> InstanceStatus:
+        return replace(self.core.status(), instance=self.name, role=self.role)
+
+    def _go_on(self) -> None:
+        """Read the mail, then begin a step if anybody can run."""
+        self._reading = True
+        mail = self._mail
+        while mail:
+            letters, self._mail = mail, []
+            for letter in letters:
+                letter(self.core)
+            mail = self._mail
+        self._reading = False
+        now = self._clock.now()
+        if self._coasting and self._begin_coast(now):
+            return
+        plan = self.core.plan(now)
+        if plan is None:
+            outcome = self.core.settle()
+            if outcome is not None:
+                self._tell(outcome)
+            if self._mail:
+                self._go_on()
+            return
+        self._stepping = True
+        seconds = self._runner.seconds(plan)
+        self.busy += seconds
+        self._wake_at(now + seconds, plan)
+
+    def _begin_coast(self, now: float) -> bool:
+        running = self.core.running
+        if not running:
+            return False
+        most = min(LONGEST_COAST, self._runner.left(running))
+        steps = self.core.steady(most, now) if most > 1 else 0
+        if steps < 2:
+            return False
+        self._stepping = True
+        self._coast = now, self._runner.ends(running, steps, now)
+        self._wake_at(float(self._coast[1][-1]))
+        return True
+
+    def _wake_at(self, time: float, plan: StepPlan | None = None) -> None:
+        self._wake += 1
+        number = self._wake
+
+        def wake() -> None:
+            if number == self._wake:
+                self._end(plan)
+
+        self._clock.at(time, wake)
+
+    def _end(self, plan: StepPlan | None) -> None:
+        now = self._clock.now()
+        self._stepping = False
+        if plan is None:
+            assert self._coast is not None
+            (start, ends), self._coast = self._coast, None
+            self.busy += float(ends[-1]) - start
+            self.core.coast(len(ends), TOKEN)
+            self._sink.coasted(self.core.running, start, ends)
+        else:
+            outcome = self.core.commit(plan, self._runner.run(plan), now)
+            self._sink.emitted(outcome.emitted, now)
+            self._reading = True
+            self._tell(outcome)
+            self._reading = False
+        self._go_on()
+
+    def _tell(self, outcome: StepOutcome) -> None:
+        for observer in self._observers:
+            observer(outcome)

@@ -1,0 +1,89 @@
+"""What was seen of every request, and every gap between two tokens: the sink of all simulated instances."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine.outcome import Emitted
+from engine.sequence import Sequence as LiveSequence
+from simulator.cost_tables.interpolation import FloatArray
+from simulator.workload.arrivals import Arrival
+
+
+@dataclass(slots=True)
+class Record:
+    """One request. Times are in seconds on the virtual clock, NaN until they come."""
+
+    arrival: Arrival
+    first: float = math.nan
+    last: float = math.nan
+    tokens: int = 0
+    finished: bool = False
+    refused: str = ""
+    preemptions: int = 0
+    moves: int = 0
+
+    @property
+    def ttft(self) -> float:
+        return self.first - self.arrival.at
+
+    @property
+    def tpot(self) -> float:
+        """Seconds per output token after the first; 0 for an answer of one token."""
+        return (self.last - self.first) / (self.tokens - 1) if self.tokens > 1 else 0.0
+
+    @property
+    def e2e(self) -> float:
+        return self.last - self.arrival.at
+
+
+class Records:
+    """Takes tokens in. `gaps` and `weights` say how often each gap between consecutive tokens was seen.
+
+    A token that comes twice or out of order is a bug of the system under test, and counted as such.
+    """
+
+    def __init__(self, finished: Callable[[str], None]) -> None:
+        self.records: dict[str, Record] = {}
+        self.gaps = array("d")
+        self.weights = array("q")
+        self.duplicated = 0
+        self._finished = finished
+
+    def emitted(self, emitted: Sequence[Emitted], now: float) -> None:
+        for one in emitted:
+            record = self.records[one.key.request_id]
+            if one.index != record.tokens or record.finished:
+                self.duplicated += 1
+                continue
+            if one.index:
+                self._gap(now - record.last, 1)
+            else:
+                record.first = now
+            record.last = now
+            record.tokens += 1
+            if one.finish is not None:
+                record.finished = True
+                record.preemptions = one.sequence.preemptions
+                self._finished(one.key.request_id)
+
+    def coasted(self, running: Sequence[LiveSequence], start: float, ends: FloatArray) -> None:
+        first, last, steps = float(ends[0]), float(ends[-1]), len(ends)
+        for sequence in running:
+            record = self.records[sequence.request.id]
+            self._gap(first - record.last, 1)
+            record.last = last
+            record.tokens += steps
+            if record.tokens != len(sequence.output):
+                self.duplicated += 1
+        self.gaps.frombytes(np.diff(ends).tobytes())
+        self.weights.frombytes(np.full(steps - 1, len(running), dtype=np.int64).tobytes())
+
+    def _gap(self, seconds: float, weight: int) -> None:
+        self.gaps.append(seconds)
+        self.weights.append(weight)

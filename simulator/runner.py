@@ -1,0 +1,65 @@
+"""A Runner that computes nothing: it knows how long answers become, and how long steps take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from engine.cost_model import Batch, CostModel, batch_of
+from engine.plan import Drawn, StepPlan, StepResult, Work
+from engine.sequence import Sequence as LiveSequence
+from simulator.cost_tables.interpolation import FloatArray
+
+EOS = 0
+TOKEN = 1
+_EOS, _TOKEN = (Drawn(EOS),), (Drawn(TOKEN),)
+
+
+@runtime_checkable
+class Decodes(Protocol):
+    """A cost model that predicts many steps of pure decode at once, each as `seconds` would."""
+
+    def decodes(self, count: int, contexts: FloatArray) -> FloatArray: ...
+
+
+class SimulatedRunner:
+    """Draws TOKEN until an answer is as long as `lengths` says for its request, and EOS then.
+
+    So nobody but the runner knows beforehand how long an answer becomes, as in life.
+    """
+
+    def __init__(self, cost: CostModel, lengths: dict[str, int], overhead: float) -> None:
+        self._cost = cost
+        self._decodes = cost.decodes if isinstance(cost, Decodes) else None
+        self._lengths = lengths
+        self._overhead = overhead
+
+    def seconds(self, plan: StepPlan) -> float:
+        return self._cost.seconds(batch_of(plan.works)) + self._overhead
+
+    def run(self, plan: StepPlan) -> StepResult:
+        return StepResult(tuple(self._drawn(work) for work in plan.works))
+
+    def _drawn(self, work: Work) -> tuple[Drawn, ...]:
+        if work.draw is None:
+            return ()
+        return _EOS if work.draw.position + 1 >= self._lengths[work.request_id] else _TOKEN
+
+    def left(self, running: Sequence[LiveSequence]) -> int:
+        """Steps that everybody who runs has before him until the first of them ends."""
+        lengths = self._lengths
+        return min(lengths[one.request.id] - len(one.output) for one in running) - 1
+
+    def ends(self, running: Sequence[LiveSequence], steps: int, now: float) -> FloatArray:
+        """When each of so many steps of pure decode ends, if the first begins `now`."""
+        count = len(running)
+        first = sum(len(one) for one in running)
+        if self._decodes is not None:
+            contexts = np.arange(first, first + count * steps, count, dtype=np.float64)
+            seconds = self._decodes(count, contexts)
+        else:
+            contexts_of = range(first, first + count * steps, count)
+            seconds = np.array([self._cost.seconds(Batch((), count, one)) for one in contexts_of])
+        return np.cumsum(np.concatenate(([now], seconds + self._overhead)))[1:]

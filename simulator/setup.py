@@ -1,0 +1,73 @@
+"""What is simulated: pools of instances, their links, and the policies, all as values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from engine.batch import BatchPolicy, WaitingQueue
+from engine.cost_model import CostModel
+from engine.queues.fcfs import FCFSQueue
+from global_scheduler.autoscaling import AutoscalingSettings
+from global_scheduler.journey import Patience
+from global_scheduler.placement import Placement
+from global_scheduler.rescheduling import ReschedulingSettings
+from global_scheduler.scheduler import Scheduler, SchedulerSettings
+from global_scheduler.view import Summary
+from simulator.network import LinkSettings
+
+
+def fcfs(policy: Callable[[], BatchPolicy]) -> Callable[[], tuple[WaitingQueue, BatchPolicy]]:
+    """First come, first served, with a new batch policy for each instance."""
+    return lambda: (FCFSQueue(), policy())
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSetup:
+    """`replicas` instances of `gpus` GPUs each. `role` is what the scheduler knows of: prefill or decode.
+
+    `blocks` of `block_size` tokens are the KV cache of one instance. `arrange` makes the queue and the
+    batch policy of one instance. `overhead` is added to each step, `start_up` is how long a new one takes,
+    both in seconds.
+    """
+
+    role: str
+    replicas: int
+    cost: CostModel
+    blocks: int
+    arrange: Callable[[], tuple[WaitingQueue, BatchPolicy]]
+    block_size: int = 16
+    max_sequences: int = 256
+    queue_limit: int = 1_000_000
+    prefix_cache: bool = False
+    watermark: float = 0.01
+    gpus: float = 1.0
+    overhead: float = 0.0
+    start_up: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """A cluster.
+
+    `max_tokens` is what every request asks for at most, None what its answer turns out to have; `kv_bytes` is
+    the size of one token's KV. `beat` is how often instances report. `rescheduling` and `autoscaling` are
+    looked at every `reschedule_every` and `autoscale_every` seconds. `urgent_tenants` have priority 1.
+    `dispatch` takes the place of the scheduler's own placement, for comparison.
+    """
+
+    pools: tuple[PoolSetup, ...]
+    links: LinkSettings = field(default_factory=LinkSettings)
+    kv_bytes: int = 131_072
+    max_length: int = 1 << 20
+    max_tokens: int | None = None
+    scheduler: SchedulerSettings = field(default_factory=lambda: SchedulerSettings(queue_limit=1_000_000))
+    patience: Patience = field(default_factory=lambda: Patience(place_timeout=1e9))
+    beat: float = 0.25
+    rescheduling: ReschedulingSettings | None = None
+    reschedule_every: float = 0.25
+    autoscaling: AutoscalingSettings | None = None
+    autoscale_every: float = 5.0
+    urgent_tenants: frozenset[str] = frozenset()
+    dispatch: Callable[[Scheduler, Summary, float], Placement] | None = None
+    coasting: bool = True

@@ -1,0 +1,41 @@
+"""What `tandem bench migration` measures, and how it says it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cluster.bench.machine import Machine
+from cluster.bench.migration import LIVE, WAYS, MigrationReport, Pause, measure
+from cluster.bench.migration_sections import migration_sections
+from cluster.bench.statistics import Spread
+from cluster.config import Config
+
+
+def test_the_table_has_a_row_for_each_way_and_context_and_says_how_pauses_grow() -> None:
+    pauses = [
+        Pause(way=way, context=context, pause=Spread.of([context / 1e4]), step=0.01, stages=1, sent=1 << 20)
+        for context in (128, 512)
+        for way in WAYS
+    ]
+    report = MigrationReport(command="migration", machine=Machine.here(), settings={}, pauses=tuple(pauses))
+    (section,) = migration_sections(report)
+    assert [tuple(row[:2]) for row in section.rows] == [(w, c) for w in WAYS for c in ("128", "512")]
+    assert section.rows[0][2:5] == ["12.80", "10.0", "1.3"]
+    assert f"{LIVE} 4.0×" in section.note
+
+
+def test_every_way_moves_a_request_of_the_embedded_model(full: bool, tmp_path: Path) -> None:
+    if not full:
+        pytest.skip("loads the model twice: run with --full")
+    config = Config.model_validate(
+        {"engine": {"prefix_cache": False, "kv_memory": "64Mi"}, "cache": {"directory": str(tmp_path)}}
+    )
+    report = measure(
+        config, 1, (32, 400), 1, begin=lambda title: lambda done, total: None, say=lambda line: None
+    )
+    assert {(one.way, one.context) for one in report.pauses} == {(w, c) for w in WAYS for c in (32, 400)}
+    assert all(one.pause.low > 0 for one in report.pauses)
+    live = next(one for one in report.pauses if (one.way, one.context) == (LIVE, 400))
+    assert live.stages == 2

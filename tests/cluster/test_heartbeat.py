@@ -1,0 +1,108 @@
+"""Who is hung and who is only busy."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import pytest
+
+from cluster import control_pb2 as pb
+from cluster.config import ControlConfig
+from cluster.heartbeat import hung
+from engine.errors import InstanceDied, Overloaded, TandemError
+from tests.cluster.doubles import until
+
+CONFIG = ControlConfig(beat=0.01, silence_timeout=0.06)
+
+
+class Instance:
+    """Answers beats as `answer` says; `beats` counts them."""
+
+    def __init__(self, answer: Callable[[int], pb.Beat | TandemError | None]) -> None:
+        self._answer = answer
+        self.beats = 0
+        self.enough = asyncio.Event()
+
+    async def beat(self) -> bytes:
+        self.beats += 1
+        if self.beats == 20:
+            self.enough.set()
+        answer = self._answer(self.beats)
+        if answer is None:
+            await asyncio.Event().wait()
+        if isinstance(answer, TandemError):
+            raise answer
+        assert isinstance(answer, pb.Beat)
+        return answer.SerializeToString()
+
+
+async def verdict(instance: Instance) -> str | None:
+    """Why it is hung; None if it is not after twenty beats."""
+    watching = asyncio.create_task(hung(instance, CONFIG))
+    enough = asyncio.create_task(instance.enough.wait())
+    async with asyncio.timeout(10):
+        await asyncio.wait([watching, enough], return_when=asyncio.FIRST_COMPLETED)
+    for task in (watching, enough):
+        task.cancel()
+    outcome, _ = await asyncio.gather(watching, enough, return_exceptions=True)
+    return outcome if isinstance(outcome, str) else None
+
+
+def asked(answer: Callable[[int], pb.Beat | TandemError | None]) -> str | None:
+    async def ask() -> str | None:
+        return await verdict(Instance(answer))
+
+    return asyncio.run(ask())
+
+
+def test_a_process_that_stops_answering_is_hung() -> None:
+    reason = asked(lambda number: pb.Beat() if number < 4 else None)
+    assert reason is not None
+    assert reason.startswith("no beat for 0.")
+
+
+def test_so_is_one_that_stays_out_of_reach() -> None:
+    assert asked(lambda number: Overloaded("no route")) is not None
+
+
+def test_a_gap_that_is_shorter_than_the_bound_is_forgiven() -> None:
+    assert asked(lambda number: pb.Beat() if number % 3 == 0 else Overloaded("no route")) is None
+
+
+def test_a_long_step_within_its_limit_is_busy() -> None:
+    assert asked(lambda number: pb.Beat(step=1, tokens=512, elapsed=25.0, limit=30.0)) is None
+
+
+def test_a_step_beyond_its_limit_is_hung() -> None:
+    assert asked(lambda number: pb.Beat(step=1, tokens=1, elapsed=3.1, limit=3.0)) is not None
+
+
+def test_an_idle_engine_is_well() -> None:
+    assert asked(lambda number: pb.Beat(step=9)) is None
+
+
+def test_of_one_that_died_others_tell() -> None:
+    async def test() -> None:
+        watching = asyncio.create_task(hung(Instance(lambda number: InstanceDied("killed")), CONFIG))
+        done, _ = await asyncio.wait([watching], timeout=0.2)
+        assert not done
+        watching.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await watching
+
+    asyncio.run(test())
+
+
+def test_a_controller_that_was_stopped_itself_blames_nobody() -> None:
+    async def test() -> None:
+        instance = Instance(lambda number: pb.Beat())
+        watching = asyncio.create_task(hung(instance, CONFIG))
+        await until(lambda: instance.beats >= 3)
+        time.sleep(0.2)  # noqa: ASYNC251  (the whole process stands still)
+        await asyncio.wait([asyncio.create_task(instance.enough.wait())], timeout=10)
+        assert not watching.done()
+        watching.cancel()
+
+    asyncio.run(test())

@@ -1,0 +1,124 @@
+"""A namespace with a Pool, an operator for it, and a controller that is a double."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from cluster import control_pb2 as pb
+from cluster.config import Config
+from engine.errors import RefusedError
+from k8s import paths
+from k8s.kube_api import KubeApi
+from k8s.objects.rayservice import ray_service
+from k8s.operator import Reconciler
+from k8s.serve_settings import in_cluster
+from tests.k8s.servers import Server
+
+CLUSTER = "tandem"
+LIVE = "tandem-raycluster-abcde"
+
+
+@dataclass
+class FakeControl:
+    """A controller whose instances are ready at once, unless told otherwise."""
+
+    targets: dict[str, int] = field(default_factory=lambda: {"prefill": 1, "decode": 2})
+    starting: int = 0
+    draining: int = 0
+    refusal: str = ""
+    calls: list[tuple[str, int]] = field(default_factory=list)
+    scaled: threading.Event = field(default_factory=threading.Event)
+
+    def status(self) -> pb.ClusterStatus:
+        pools = [
+            pb.Pool(
+                name=name,
+                target=target,
+                ready=target - self.starting,
+                starting=self.starting,
+                draining=self.draining,
+            )
+            for name, target in self.targets.items()
+        ]
+        return pb.ClusterStatus(pools=pools)
+
+    def scale(self, pool: str, replicas: int) -> pb.ScaleReply:
+        self.calls.append((pool, replicas))
+        if self.refusal:
+            raise RefusedError(self.refusal)
+        previous, self.targets[pool] = self.targets[pool], replicas
+        self.scaled.set()
+        return pb.ScaleReply(previous=previous, target=replicas)
+
+
+class Scene:
+    """One namespace with a Pool `decode`, and an operator for it."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.api: KubeApi = server.api
+        self.namespace = server.namespace()
+        self.control = FakeControl()
+        self.reconciler = Reconciler(self.api, self.control, self.namespace, CLUSTER)
+
+    def pool(self, **spec: object) -> dict[str, Any]:
+        body = {
+            "apiVersion": "tandem.dev/v1alpha1",
+            "kind": "Pool",
+            "metadata": {"name": "decode", "namespace": self.namespace},
+            "spec": {"role": "decode", "clusterRef": {"name": CLUSTER}, **spec},
+        }
+        return self.api.create(paths.pools(self.namespace), body)
+
+    def read(self) -> dict[str, Any]:
+        return self.api.get(self.path)
+
+    @property
+    def path(self) -> str:
+        return paths.pool(self.namespace, "decode")
+
+    def scale(self, replicas: int) -> None:
+        """As `kubectl scale` and an autoscaler do."""
+        self.api.merge(f"{self.path}/scale", {"spec": {"replicas": replicas}})
+
+    def rounds(self, count: int = 1) -> None:
+        for _ in range(count):
+            self.reconciler.round()
+
+    def condition(self, kind: str) -> dict[str, Any]:
+        found: list[dict[str, Any]] = self.read()["status"]["conditions"]
+        return next(each for each in found if each["type"] == kind)
+
+    def events(self) -> list[str]:
+        return [each["reason"] for each in self.api.get(paths.events(self.namespace))["items"]]
+
+    def ray(self) -> None:
+        """A RayService with a live RayCluster, as KubeRay leaves them."""
+        if not self.server.ray:
+            pytest.skip("the real server has KubeRay's kinds only with TANDEM_KUBERAY_SCHEMAS")
+        service = ray_service(in_cluster(Config()))
+        service["metadata"]["namespace"] = self.namespace
+        cluster = {
+            "apiVersion": "ray.io/v1",
+            "kind": "RayCluster",
+            "metadata": {"name": LIVE, "namespace": self.namespace},
+            "spec": service["spec"]["rayClusterConfig"],
+        }
+        root = f"/apis/ray.io/v1/namespaces/{self.namespace}"
+        self.api.create(f"{root}/rayservices", service)
+        self.api.create(f"{root}/rayclusters", cluster)
+        live = {"status": {"activeServiceStatus": {"rayClusterName": LIVE}}}
+        self.api.merge(f"{paths.ray(self.namespace, 'RayService', CLUSTER)}/status", live)
+
+    def bounds(self) -> list[tuple[int, int]]:
+        """Of the group decode, in the RayService and in the RayCluster."""
+        service = self.api.get(paths.ray(self.namespace, "RayService", CLUSTER))["spec"]["rayClusterConfig"]
+        cluster = self.api.get(paths.ray(self.namespace, "RayCluster", LIVE))["spec"]
+        groups = [each for spec in (service, cluster) for each in spec["workerGroupSpecs"]]
+        found = [each for each in groups if each["groupName"] == "decode"]
+        assert all("template" in each for each in found)
+        return [(each["minReplicas"], each["maxReplicas"]) for each in found]

@@ -1,0 +1,394 @@
+"""`tandem k8s lint`: our own manifests are clean, and each planted mistake is named where it stands."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from shutil import which
+
+import pytest
+from typer.testing import CliRunner
+
+from cluster.config import Config
+from cluster.config_yaml import Mark
+from engine.errors import SetupError
+from k8s.checks.kinds import Kinds
+from k8s.lint import Report, lint, texts
+from k8s.render import base, write
+from k8s.yaml_text import dump_all
+from tests.k8s.trees import OVERLAYS, built, command_line
+
+
+@cache
+def clean() -> str:
+    """Everything that the base applies but the dashboards, which are long and have no rules."""
+    return dump_all(
+        each for found in base(Config()).values() for each in found if each["kind"] != "ConfigMap"
+    )
+
+
+def check(text: str, kinds: Kinds) -> Report:
+    return lint([(text, "m.yaml")], kinds)
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """`old` becomes `new`; the problem is at the line that has `line` (`new` by default), with `message`."""
+
+    old: str
+    new: str
+    message: str
+    line: str = ""
+    after: str = ""
+    also: tuple[str, str] | None = None
+
+    def planted(self) -> tuple[str, int]:
+        """The text with the mistake, and the number of its line."""
+        text = clean()
+        start = text.index(self.after) if self.after else 0
+        for old, new in filter(None, ((self.old, self.new), self.also)):
+            assert old in text[start:], f"there is no {old!r}"
+            text = text[:start] + text[start:].replace(old, new, 1)
+        wanted = self.line or self.new.splitlines()[0]
+        return text, text.count("\n", 0, text.index(wanted, start)) + 1
+
+
+SPEC = "  rayClusterConfig:\n"
+DECODE = "groupName: decode"
+ITSELF = "- podSelector:\n            matchLabels:\n              tandem.dev/cluster: "
+
+OURS = {
+    "duplicate key": Mistake(
+        "  replicas: 1\n",
+        "  replicas: 1\n  replicas: 2\n",
+        "given twice",
+        "  replicas: 2",
+        "kind: Deployment",
+    ),
+    "not YAML": Mistake("kind: Namespace", "kind: [Namespace", "not valid YAML", "metadata:"),
+    "no kind": Mistake("kind: Namespace\n", "", "kind is missing", "apiVersion: v1"),
+    "unknown field of a core kind": Mistake(
+        "maxUnavailable: 1", "maxUnavailble: 1", 'unknown field, did you mean "maxUnavailable"?'
+    ),
+    "wrong type in a core kind": Mistake(
+        "automountServiceAccountToken: false", "automountServiceAccountToken: 'no'", "expected true or false"
+    ),
+    "missing field of a core kind": Mistake(
+        "roleRef:\n  apiGroup: rbac.authorization.k8s.io\n  kind: Role\n  name: tandem-operator\n",
+        "",
+        '"roleRef" is missing',
+        "apiVersion: rbac.authorization.k8s.io/v1\nkind: RoleBinding",
+    ),
+    "unknown field of a Pool": Mistake("minReplicas: 1", "minReplica: 1", "did you mean", after="kind: Pool"),
+    "role that is none": Mistake("role: decode", "role: decoder", "expected one of prefill, decode"),
+    "unknown field of a PodMonitor": Mistake("honorLabels: true", "honourLabels: true", "did you mean"),
+    "name that is too long": Mistake(
+        "kind: RayService\nmetadata:\n  name: tandem\n",
+        f"kind: RayService\nmetadata:\n  name: tandem-{'x' * 48}\n",
+        "at most 47 characters",
+        f"  name: tandem-{'x' * 48}",
+    ),
+    "name that is no label": Mistake(
+        "kind: RayService\nmetadata:\n  name: tandem\n",
+        "kind: RayService\nmetadata:\n  name: 2tandem\n",
+        "is no DNS label",
+        "  name: 2tandem",
+    ),
+    "two groups of one name": Mistake(DECODE, "groupName: prefill #", 'another group named "prefill"'),
+    "a group without a container": Mistake(
+        "            containers:\n",
+        "            initContainers:\n",
+        "has no container",
+        "          spec:\n",
+        DECODE,
+    ),
+    "resources given twice": Mistake(
+        "resources:\n          decode: '1'\n",
+        "rayStartParams:\n          num-cpus: '1'\n        resources:\n          decode: '1'\n",
+        "give one of them",
+        "          num-cpus: '1'",
+    ),
+    "labels for ray start": Mistake(
+        f"{DECODE}\n",
+        f"{DECODE}\n        rayStartParams:\n          labels: a=b\n",
+        "use `labels`",
+        "labels: a=b",
+    ),
+    "label that is none": Mistake(
+        f"{DECODE}\n", f"{DECODE}\n        labels:\n          zone: a b\n", "is no label value", "zone: a b"
+    ),
+    "bounds upside down": Mistake(
+        "maxReplicas: 64", "maxReplicas: 0", "0 is below minReplicas 1", after=DECODE
+    ),
+    "restart policy": Mistake(
+        "          spec:\n            containers:",
+        "          spec:\n            restartPolicy: Always\n            containers:",
+        "autoscaler v2 wants Never",
+        "            restartPolicy: Always",
+        after=DECODE,
+    ),
+    "autoscaler named twice": Mistake(
+        "              env:\n",
+        "              env:\n                - name: RAY_enable_autoscaler_v2\n",
+        "leave this variable out",
+        "                - name: RAY_enable_autoscaler_v2",
+        after="headGroupSpec",
+    ),
+    "redis by hand": Mistake(
+        "    rayVersion:",
+        "    gcsFaultToleranceOptions:\n      redisAddress: redis:6379\n    rayVersion:",
+        "the operator's to set",
+        "- name: RAY_REDIS_ADDRESS",
+        also=("name: TANDEM_CACHE__DIRECTORY", "name: RAY_REDIS_ADDRESS"),
+    ),
+    "redis said twice": Mistake(
+        "    rayVersion:",
+        "    gcsFaultToleranceOptions:\n      redisAddress: redis:6379\n    rayVersion:",
+        "leave this annotation out",
+        "ray.io/ft-enabled",
+        also=("ray.io/initializing-timeout: 30m", "ray.io/ft-enabled: 'true'"),
+        after="kind: RayService",
+    ),
+    "certificates by hand": Mistake(
+        "    rayVersion:",
+        "    tlsOptions:\n      enabled: true\n    rayVersion:",
+        "RAY_USE_TLS is the operator's",
+        "- name: RAY_USE_TLS",
+        also=("name: TANDEM_CACHE__DIRECTORY", "name: RAY_USE_TLS"),
+    ),
+    "tokens before their time": Mistake(
+        "rayVersion: 2.60.0", "rayVersion: 2.51.0", "at least 2.52", "mode: token"
+    ),
+    "tokens of Kubernetes": Mistake(
+        "      mode: token\n",
+        "      mode: token\n      enableK8sTokenAuth: true\n",
+        "cannot use tokens of Kubernetes",
+        "      enableK8sTokenAuth: true",
+    ),
+    "policy for a group that is none": Mistake(
+        SPEC,
+        SPEC + "    networkPolicy:\n      workerGroups:\n        - groupName: encode\n",
+        'no group named "encode"',
+        "        - groupName: encode",
+    ),
+    "policy that opens what is open": Mistake(
+        SPEC,
+        SPEC + "    networkPolicy:\n      mode: DenyAllIngress\n      head:\n        egressRules: []\n",
+        "restricts nothing",
+        "        egressRules: []",
+    ),
+    "upgrade of an unknown kind": Mistake("type: NewCluster", "type: Rolling", "expected one of NewCluster"),
+    "steps above the surge": Mistake(
+        "    type: NewCluster\n",
+        "    type: NewClusterWithIncrementalUpgrade\n    clusterUpgradeOptions:\n      maxSurgePercent: 10\n"
+        "      stepSizePercent: 20\n      intervalSeconds: 5\n      gatewayClassName: x\n",
+        "must be 1 to maxSurgePercent, which is 10",
+        "      stepSizePercent: 20",
+    ),
+    "a name for the head's Service": Mistake(
+        "    headGroupSpec:\n",
+        "    headGroupSpec:\n      headService:\n        metadata:\n          name: mine\n",
+        "leave it out",
+        "          name: mine",
+    ),
+    "unknown key for Serve": Mistake(
+        "    proxy_location:", "    proxy_locaton:", 'did you mean "proxy_location"?'
+    ),
+    "unknown setting": Mistake("gateway.host: 0.0.0.0", "gateway.hots: 0.0.0.0", 'did you mean "host"?'),
+    "setting of a wrong type": Mistake("control.port: 8002", "control.port: two", "expected integer"),
+    "loopback address": Mistake(
+        "control.host: 0.0.0.0", "control.host: 127.0.0.1", "cannot reach a loopback"
+    ),
+    "shared memory between pods": Mistake("transfer.transport: tcp", "transfer.transport: auto", "set tcp"),
+    "resource that nobody offers": Mistake(
+        "decode: 1\n",
+        "decoder: 1\n",
+        "no group offers the resource decoder",
+        "          pools.decode.resources:",
+    ),
+    "another Ray in the image": Mistake(
+        "tandem-serving:0.1.0-ray2.60.0",
+        "tandem-serving:0.1.0-ray2.59.0",
+        "the image has Ray 2.59.0",
+        after=DECODE,
+    ),
+    "tag latest": Mistake(
+        "tandem-serving:0.1.0-ray2.60.0", "tandem-serving:latest", "other than latest", after=DECODE
+    ),
+    "GPUs overcommitted": Mistake(
+        "                  requests:\n",
+        "                  requests:\n                    nvidia.com/gpu: '1'\n",
+        "the request 1 is not the limit 2",
+        "                    nvidia.com/gpu: '1'",
+        after=DECODE,
+        also=(
+            "                  limits:\n",
+            "                  limits:\n                    nvidia.com/gpu: '2'\n",
+        ),
+    ),
+    "too little time to drain": Mistake(
+        "terminationGracePeriodSeconds: 90",
+        "terminationGracePeriodSeconds: 60",
+        "too short to drain",
+        after=DECODE,
+    ),
+    "no drain before the end": Mistake(
+        "preStop:", "postStart:", "without lifecycle.preStop", "lifecycle:", after=DECODE
+    ),
+    "root": Mistake(
+        "runAsNonRoot: true", "runAsNonRoot: false", "set runAsNonRoot", "securityContext:", after=DECODE
+    ),
+    "bounds that differ": Mistake(
+        "maxReplicas: 64", "maxReplicas: 32", "they must be equal", after="kind: Pool"
+    ),
+    "a Secret that is not there": Mistake(
+        "name: tandem-secrets", "name: tandem-secret", 'no Secret or ConfigMap "tandem-secret"', after=DECODE
+    ),
+    "a port that is not there": Mistake(
+        "port: as-metrics", "port: as-metric", "no selected pod has a port named"
+    ),
+    "a Service of no pod": Mistake(
+        "    ray.io/group: gateway\n",
+        "    ray.io/group: gateways\n",
+        "selects no pod",
+        "  selector:",
+        after="kind: Service\n",
+    ),
+    "a policy that parts the pools": Mistake(
+        f"{ITSELF}tandem\n",
+        f"{ITSELF}other\n",
+        "allow all ports between",
+        "  ingress:",
+        after="kind: NetworkPolicy",
+    ),
+}
+
+KUBERAY = {
+    "typo in a RayService": Mistake("enableInTreeAutoscaling:", "enableIntreeAutoscaling:", "did you mean"),
+    "wrong type in a RayService": Mistake("replicas: 2", "replicas: two", "expected integer"),
+    "typo deep in a pod": Mistake(
+        "terminationGracePeriodSeconds:", "terminationGracePeriodSecond:", "did you mean", after=DECODE
+    ),
+    "unknown mode": Mistake("mode: token", "mode: tokens", "expected one of disabled, token"),
+    "missing group name": Mistake(
+        "      - groupName: decode\n        replicas: 2", "      - replicas: 2", '"groupName" is missing'
+    ),
+}
+
+
+def assert_named(mistake: Mistake, kinds: Kinds) -> None:
+    text, line = mistake.planted()
+    found = [str(problem).splitlines()[0] for problem in check(text, kinds).problems]
+    here = [each for each in found if re.match(rf"m\.yaml:{line}:\d+: ", each) and mistake.message in each]
+    assert here, f"line {line} with {mistake.message!r} is not among\n" + "\n".join(found)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_planted_mistake_is_named_at_its_line(name: str, kinds: Kinds) -> None:
+    assert_named(OURS[name], kinds)
+
+
+@pytest.mark.parametrize("name", KUBERAY)
+def test_a_mistake_against_kuberay_s_schema_is_named_at_its_line(name: str, all_kinds: Kinds) -> None:
+    assert_named(KUBERAY[name], all_kinds)
+
+
+def test_what_is_rendered_has_no_problem(kinds: Kinds) -> None:
+    assert check(clean(), kinds).problems == ()
+
+
+def test_what_is_rendered_keeps_kuberay_s_schema(all_kinds: Kinds) -> None:
+    report = check(clean(), all_kinds)
+    assert (report.problems, report.unchecked) == ((), ())
+
+
+def test_manifests_that_have_nothing_to_do_with_tandem_pass(all_kinds: Kinds) -> None:
+    """Forms that KubeRay's own samples use: tokens of old, Redis by annotation, steps, policies."""
+    report = check((Path(__file__).parent / "foreign.yaml").read_text(), all_kinds)
+    assert (report.problems, report.unchecked, report.objects) == ((), (), 6)
+
+
+@pytest.mark.parametrize("version", ["1.30", "1.37"])
+def test_what_is_rendered_fits_old_and_new_kubernetes(version: str) -> None:
+    assert check(clean(), Kinds(None, version)).problems == ()
+
+
+@pytest.mark.skipif(
+    which("kubectl") is None and which("kustomize") is None, reason="needs kubectl or kustomize"
+)
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_an_overlay_has_no_problem(overlay: str, kinds: Kinds) -> None:
+    assert check(built(overlay), kinds).problems == ()
+
+
+def test_a_kind_without_schema_is_told_of_and_not_passed_over(kinds: Kinds) -> None:
+    assert "ray.io/v1 RayService" in check(clean(), kinds).unchecked
+
+
+def test_the_place_inside_the_serve_config_has_its_column(kinds: Kinds) -> None:
+    text = clean().replace("import_path:", "importpath:", 1)
+    problem = next(p for p in check(text, kinds).problems if "importpath" in p.path)
+    assert isinstance(problem.at, Mark)
+    assert problem.at.text[problem.at.column - 1 :].startswith("importpath:")
+
+
+def test_a_folder_with_a_kustomization_is_built(tmp_path: Path) -> None:
+    if which("kubectl") is None and which("kustomize") is None:
+        pytest.skip("needs kubectl or kustomize")
+    write(Config(), tmp_path)
+    found = list(texts([tmp_path / "overlays" / "gpu"]))
+    assert len(found) == 1 and "nvidia.com/gpu" in found[0][0]
+
+
+def test_a_folder_without_schemas_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match="holds no schema"):
+        Kinds(tmp_path, "1.34")
+
+
+def test_an_unknown_version_of_kubernetes_is_refused() -> None:
+    with pytest.raises(SetupError, match=r"there are .*1\.34"):
+        Kinds(None, "1.2")
+
+
+def test_the_crd_of_kuberay_s_chart_serves_as_a_schema(tmp_path: Path) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"spec": {"type": "object", "properties": {"a": {"type": "integer"}}}},
+    }
+    crd = {
+        "spec": {
+            "names": {"kind": "RayCluster"},
+            "versions": [{"name": "v1", "schema": {"openAPIV3Schema": schema}}],
+        }
+    }
+    (tmp_path / "ray.io_rayclusters.yaml").write_text(json.dumps(crd))
+    text = "apiVersion: ray.io/v1\nkind: RayCluster\nmetadata: {name: a}\nspec: {a: one}\n"
+    found = check(text, Kinds(tmp_path, "1.34")).problems
+    assert [str(problem).splitlines()[0] for problem in found] == [
+        'm.yaml:4:8: spec.a: expected integer, got "one"'
+    ]
+
+
+class TestCommand:
+    """The verb itself."""
+
+    def run(self, *arguments: str) -> tuple[int, str]:
+        done = CliRunner().invoke(command_line(), ["k8s", "lint", *arguments])
+        return done.exit_code, done.stdout
+
+    def test_clean_files_end_with_0(self, tmp_path: Path) -> None:
+        path = tmp_path / "m.yaml"
+        path.write_text(clean())
+        assert self.run(str(path)) == (0, "")
+
+    def test_problems_end_with_1_and_are_printed(self, tmp_path: Path) -> None:
+        path = tmp_path / "m.yaml"
+        path.write_text(clean().replace("maxReplicas: 64", "maxReplicas: 0", 1))
+        code, out = self.run(str(path))
+        assert code == 1 and f"{path}:" in out and "is below minReplicas" in out
+
+    def test_a_missing_file_ends_with_2(self, tmp_path: Path) -> None:
+        assert self.run(str(tmp_path / "none.yaml"))[0] == 2

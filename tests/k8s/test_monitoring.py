@@ -1,0 +1,152 @@
+"""Rules and dashboards speak of metrics that a gateway really exposes; promtool reads them."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import which
+
+import pytest
+import yaml
+
+from cluster import control_pb2 as pb
+from cluster.config import Config
+from cluster.metrics import Metrics
+from k8s.objects.dashboards import expressions
+from k8s.objects.monitoring import alerts, prometheus_rule
+
+NAME = re.compile(r"\b(?:tandem_|vllm:)[a-z0-9_]+")
+needs_promtool = pytest.mark.skipif(which("promtool") is None, reason="needs promtool on the PATH")
+
+
+def exposed() -> set[str]:
+    """The names of all series of a gateway's /metrics, whether they have values yet or not."""
+    text = Metrics("model", pb.ClusterStatus).text().decode()
+    names = set()
+    for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE):
+        suffixes = ("_bucket", "_count", "_sum") if kind == "histogram" else ("",)
+        names |= {name + suffix for suffix in suffixes}
+    return names
+
+
+def rules_file(folder: Path) -> Path:
+    path = folder / "rules.yaml"
+    path.write_text(yaml.safe_dump(prometheus_rule(Config())["spec"]))
+    return path
+
+
+def promtool(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["promtool", *arguments], capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("expression", [*(each["expr"] for each in alerts()), *expressions()])
+def test_an_expression_speaks_of_exposed_metrics_only(expression: str) -> None:
+    assert set(NAME.findall(expression)) - exposed() == set()
+
+
+def test_the_check_finds_an_unknown_metric() -> None:
+    assert set(NAME.findall("rate(tandem_leases_total[5m])")) - exposed()
+
+
+def test_every_alert_says_what_it_means() -> None:
+    assert all(each["annotations"]["summary"] and each["labels"]["severity"] for each in alerts())
+
+
+@needs_promtool
+def test_promtool_accepts_the_rules(tmp_path: Path) -> None:
+    done = promtool("check", "rules", str(rules_file(tmp_path)))
+    assert done.returncode == 0, done.stderr
+    assert f"{len(alerts())} rules found" in done.stdout
+
+
+@needs_promtool
+def test_promtool_parses_every_expression_of_the_dashboards(tmp_path: Path) -> None:
+    texts = [text.replace("$__rate_interval", "1m").replace("$", "x") for text in expressions()]
+    rules = [{"record": f"panel:{number}", "expr": text} for number, text in enumerate(texts)]
+    path = tmp_path / "panels.yaml"
+    path.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
+    done = promtool("check", "rules", "--lint=none", str(path))
+    assert done.returncode == 0, done.stderr
+
+
+@dataclass(frozen=True)
+class Story:
+    """Series under which an alert fires, with the labels and the summary that it then has."""
+
+    series: dict[str, str]
+    labels: dict[str, str]
+    summary: str
+
+
+FIRING = {
+    "TandemNoReadyInstance": Story(
+        {'tandem_pool_replicas{pool="decode",state="ready"}': "0x60"},
+        {"pool": "decode"},
+        "The pool decode has no ready instance: requests wait or are refused.",
+    ),
+    "TandemPoolNotAtTarget": Story(
+        {
+            'tandem_pool_replicas{pool="decode",state="ready"}': "1x60",
+            'tandem_pool_target_replicas{pool="decode"}': "3x60",
+        },
+        {"pool": "decode"},
+        "The pool decode has 1 ready instances, which is not its target.",
+    ),
+    "TandemSlowFirstToken": Story(
+        {'tandem_ttft_seconds_bucket{le="2.5"}': "0+1x60", "tandem_ttft_seconds_count": "0+10x60"},
+        {},
+        "Only 10% of requests get their first token within 2.5 s.",
+    ),
+    "TandemErrors": Story(
+        {'tandem_requests_total{code="200"}': "0+90x60", 'tandem_requests_total{code="503"}': "0+10x60"},
+        {},
+        "10% of requests fail.",
+    ),
+    "TandemRejections": Story(
+        {'tandem_rejections_total{reason="overloaded"}': "0+60x60"},
+        {"reason": "overloaded"},
+        "1 requests a second are turned away: overloaded.",
+    ),
+    "TandemTransferFailures": Story(
+        {'tandem_kv_transfer_failures_total{instance="prefill-0"}': "0+60x60"},
+        {"instance": "prefill-0"},
+        "Handoffs from prefill-0 fail and are decoded where they were prefilled.",
+    ),
+    "TandemKVNearlyFull": Story(
+        {'vllm:kv_cache_usage_perc{engine="decode-0"}': "0.99x60"},
+        {"engine": "decode-0"},
+        "The KV cache of decode-0 is 99% full.",
+    ),
+    "TandemResumes": Story(
+        {'tandem_resumes_total{cause="instance_lost"}': "0+60x60"},
+        {"cause": "instance_lost"},
+        "Requests keep being resumed elsewhere: instance_lost.",
+    ),
+}
+
+
+def test_every_alert_has_a_story_in_which_it_fires() -> None:
+    assert set(FIRING) == {each["alert"] for each in alerts()}
+
+
+@needs_promtool
+@pytest.mark.parametrize("bad", [True, False], ids=["bad", "good"])
+def test_alerts_fire_when_they_should_and_only_then(tmp_path: Path, bad: bool) -> None:
+    rules_file(tmp_path)
+    severity = {each["alert"]: each["labels"] for each in alerts()}
+    tests = []
+    for name, told in FIRING.items():
+        series = told.series if bad else dict.fromkeys(told.series, "0.5x60")
+        fired = {
+            "exp_labels": {**told.labels, **severity[name]},
+            "exp_annotations": {"summary": told.summary},
+        }
+        expected = [{"eval_time": "40m", "alertname": name, "exp_alerts": [fired] if bad else []}]
+        inputs = [{"series": key, "values": values} for key, values in series.items()]
+        tests.append({"interval": "1m", "input_series": inputs, "alert_rule_test": expected})
+    path = tmp_path / "tests.yaml"
+    path.write_text(yaml.safe_dump({"rule_files": ["rules.yaml"], "tests": tests}))
+    done = promtool("test", "rules", str(path))
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,40 @@
+"""bfloat16, from 4-bit weights too, agrees with float32 on the embedded model's answers: the floors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kernels import library
+from model import packing
+from model.agreement import agreement
+from model.runner import ModelRunner
+from tests.model.identity import answers
+
+# Measured over all 40 prompts, 64 tokens each: 0.775 identical, 0.914 agreed, 0.00015 nats.
+LEAST_IDENTICAL = 0.6
+LEAST_AGREED = 0.75
+MOST_DIVERGENCE = 0.0005
+MOST_PERPLEXITY = 1.002
+
+
+@pytest.mark.skipif(library.obstacle() is not None, reason=f"kernels: {library.obstacle()}")
+def test_bfloat16_agrees_with_float32(runner: ModelRunner, cache: Path, full: bool) -> None:
+    """The file's own 4-bit weights: dense bfloat16 ones give the same bits (test_compiled.py)."""
+    ours = ModelRunner(None, dtype="bfloat16", cache=cache, blocks=64)
+    assert ours.weights_format == "4-bit"
+    chosen = [answer.prompt for answer in answers()[:: 1 if full else 8]]
+    found = agreement(ours, runner, chosen, 64 if full else 32)
+    assert found.identical >= LEAST_IDENTICAL
+    assert found.agreed >= LEAST_AGREED
+    assert found.divergence <= MOST_DIVERGENCE
+    assert found.perplexity <= MOST_PERPLEXITY * found.reference_perplexity
+
+
+def test_other_weights_are_noticed(runner: ModelRunner, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = packing.Packed.build
+    monkeypatch.setattr(packing.Packed, "build", lambda self, checkpoint: right(self, checkpoint) * 1.1)
+    ours = ModelRunner(None, dtype="bfloat16", blocks=64)
+    found = agreement(ours, runner, [answers()[0].prompt], 8)
+    assert found.divergence > MOST_DIVERGENCE

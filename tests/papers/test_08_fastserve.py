@@ -1,0 +1,108 @@
+"""FastServe: jobs sink as they turn out long, join where their prompt belongs, and nobody starves."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from decode_pool.continuous_batching import ContinuousBatching
+from engine.cost_model import LinearCost
+from engine.queues.mlfq import Levels, MultiLevelQueue
+from engine.sequence import Phase, Sequence
+from simulator.papers import fastserve
+from simulator.papers.arms import OPT_13B, one
+from simulator.workload.arrivals import Arrival
+from tests.engine.mutants import mutate
+from tests.engine.toy import request
+
+COST = LinearCost(0.0, 0.0, 0.001)
+"""A millisecond a token."""
+
+
+def queue(**levels: float) -> MultiLevelQueue:
+    return MultiLevelQueue(Levels(quantum=0.010, **levels), ContinuousBatching(4096), COST)  # type: ignore[arg-type]
+
+
+def waiting(name: str, prompt: int) -> Sequence:
+    return Sequence(request(name, range(prompt)))
+
+
+def running(name: str) -> Sequence:
+    sequence = Sequence(request(name, range(3)), output=[1], computed=3)
+    sequence.phase = Phase.DECODE
+    return sequence
+
+
+@pytest.mark.parametrize(
+    ("prompt", "level"), [(1, 0), (10, 0), (11, 1), (20, 1), (21, 2), (160, 4), (161, 5)]
+)
+def test_a_job_joins_the_first_level_whose_quantum_covers_its_prefill(prompt: int, level: int) -> None:
+    one_queue = queue()
+    one_queue.add(waiting("r", prompt))
+    assert [sequence.request.id for sequence in one_queue] == ["r"]
+    assert one_queue.level(waiting("r", prompt).key) == level
+
+
+def test_a_job_sinks_a_level_with_each_quantum_it_has_had() -> None:
+    """10 ms at level 0, 20 more at level 1, 40 more at level 2."""
+    one_queue, job = queue(), running("r")
+    levels = []
+    for step in range(8):
+        one_queue.share([job], [], 0.010 * step)
+        levels.append(one_queue.level(job.key))
+    assert levels == [0, 1, 1, 2, 2, 2, 2, 3]
+
+
+def test_a_new_short_job_takes_the_place_of_one_that_sank() -> None:
+    """Which keeps its KV and is not even told: it only gets no token."""
+    one_queue, old = queue(batch=1), running("old")
+    for step in range(3):
+        assert [share.sequence for share in one_queue.share([old], [], 0.010 * step)] == [old]
+    new = waiting("new", 5)
+    one_queue.add(new)
+    assert [share.sequence for share in one_queue.share([old], iter(one_queue), 0.030)] == [new]
+
+
+def test_within_a_level_jobs_do_not_take_turns() -> None:
+    one_queue, first, second = queue(batch=1), running("first"), running("second")
+    given = [one_queue.share([first, second], [], 0.003 * step)[0].sequence for step in range(4)]
+    assert given == [first] * 4
+
+
+def starved(alpha: float) -> float:
+    """The longest that a long job waits between two tokens while more short ones come than can be served."""
+    short = [Arrival(0.02 * i, 20, 1) for i in range(300)]
+    arrivals = sorted([*short, Arrival(0.0, 40, 60)], key=lambda arrival: arrival.at)
+    both = MultiLevelQueue(Levels(0.03, batch=1, starvation=alpha), ContinuousBatching(2048), OPT_13B)
+    cluster = one(lambda: (both, both), arrivals, OPT_13B, max_sequences=4096)
+    return max(cluster.records.gaps)
+
+
+def test_nobody_waits_much_longer_than_the_bound() -> None:
+    assert starved(1.0) <= 1.0 + 0.2
+
+
+def test_without_promotion_a_long_job_starves(monkeypatch: pytest.MonkeyPatch) -> None:
+    mutate(monkeypatch, MultiLevelQueue, "share", "and job.level:", "and job.level > 99:")
+    assert starved(1.0) > 3.0
+
+
+def test_short_answers_do_not_wait_for_long_ones(full: bool) -> None:
+    """Against first come, first served on the same engine; long jobs pay, and how much is known."""
+    arrivals = fastserve.bimodal(5.6 if full else 8.0, 800 if full else 250, 1)
+    fcfs, mlfq = (fastserve.measure(arm, arrivals) for arm in ("FCFS", "MLFQ"))
+    assert fcfs["per_token"]["mean"] >= (3.0 if full else 1.3) * mlfq["per_token"]["mean"]
+    assert fcfs["per_token"]["p90"] >= (5.0 if full else 1.5) * mlfq["per_token"]["p90"]
+    assert mlfq["e2e"]["p99"] <= 2.0 * fcfs["e2e"]["p99"]
+
+
+def test_with_long_prompts_to_skip_levels_pays() -> None:
+    """Prompts of up to 1,900 tokens take 300 ms: at level 0 each would hold up every short one."""
+    rng = Random(4)
+    arrivals = [Arrival(0.25 * i, rng.choice((20, 20, 20, 1900)), rng.randint(10, 60)) for i in range(250)]
+    skip, naive = (
+        fastserve.measure("MLFQ", arrivals, Levels(batch=8, skip_join=skip, starvation=30.0))
+        for skip in (True, False)
+    )
+    assert skip["per_token"]["mean"] <= naive["per_token"]["mean"]

@@ -1,0 +1,77 @@
+"""ORCA: the batch is chosen anew at every step, in the order of arrival, within what is reserved."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from decode_pool.continuous_batching import ContinuousBatching
+from engine.reserve_max import ReserveMax
+from simulator.papers import orca
+from tests.engine.mutants import mutate
+from tests.engine.toy import Bench, prompt, request
+
+SLOTS, BATCH = 128, 5
+
+
+def trace(seed: int) -> tuple[list[str], int, int, bool]:
+    """(order of first tokens, most slots reserved, most in a batch, whether a finished one left at once)."""
+    rng = Random(seed)
+    policy = ReserveMax(ContinuousBatching(64), SLOTS)
+    bench = Bench(total=64, block_size=4, policy=policy, max_sequences=BATCH)
+    core = bench.core
+    order: list[str] = []
+    most = widest = 0
+    at_once = True
+    for step in range(120):
+        if step < 40 and rng.random() < 0.6:
+            core.submit(request(f"r{step}", prompt(rng.randint(1, 40), step), rng.randint(1, 20)))
+        outcome = bench.step()
+        live = core.running
+        most = max(most, sum(len(one.request.prompt) + one.request.sampling.max_tokens for one in live))
+        widest = max(widest, len(live))
+        for emitted in outcome.emitted if outcome else ():
+            if emitted.index == 0:
+                order.append(emitted.key.request_id)
+            if emitted.finish is not None:
+                at_once = at_once and not core.sequences(emitted.key.request_id)
+    core.check()
+    return order, most, widest, at_once
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_batch_is_bounded_ordered_and_left_at_once(seed: int) -> None:
+    order, most, widest, at_once = trace(seed)
+    assert order == sorted(order, key=lambda name: int(name[1:])), "somebody was overtaken"
+    assert most <= SLOTS and widest <= BATCH and at_once
+    assert len(order) > 15
+
+
+def test_to_skip_who_does_not_fit_would_break_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    mutate(monkeypatch, ReserveMax, "_room", "return", "reserved -= self._size(sequence.request); continue")
+    orders = [trace(seed)[0] for seed in range(8)]
+    assert any(order != sorted(order, key=lambda name: int(name[1:])) for order in orders)
+
+
+def test_not_to_count_those_who_run_would_overfill(monkeypatch: pytest.MonkeyPatch) -> None:
+    mutate(monkeypatch, ReserveMax, "share", "self._room(waiting, reserved)", "self._room(waiting, 0)")
+    assert any(trace(seed)[1] > SLOTS for seed in range(8))
+
+
+def test_three_times_the_rate_of_request_level_batches(full: bool) -> None:
+    """At a latency of 60 ms a token; the best of three batch sizes is the one that is beaten.
+
+    Published: 36.9 times, another engine and pipeline bubbles included.
+    """
+    rate = 8.0
+    if not full:
+        ours = orca.latency(orca.run("iteration-level", rate, 200, 1), together=False)
+        theirs = min(
+            orca.latency(orca.run("request-level", rate / 3, 100, 1, batch), together=True)
+            for batch in (8, 16, 32)
+        )
+        assert ours <= 0.06 < 1.2 * theirs
+        return
+    static = max(orca.capacity("request-level", 0.06, 600, 7, batch) for batch in (8, 16, 32))
+    assert orca.capacity("iteration-level", 0.06, 600, 7) >= 3 * static

@@ -1,0 +1,166 @@
+"""VTC: tenants that both wait are served alike whatever they ask for; who comes back is owed nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from random import Random
+
+import pytest
+
+from engine.queues.fair import FairQueue
+from engine.sequence import Sequence as LiveSequence
+from engine.sequence import SequenceKey
+from engine.service import Cost, Counters, MovingAverage, linear, profiled
+from simulator.cluster import SimulatedCluster
+from simulator.papers import vtc
+from simulator.workload.arrivals import Arrival
+from simulator.workload.traces import read_trace
+from tests.engine.mutants import mutate
+from tests.engine.toy import request
+from tests.simulator.shared import WORKLOADS
+
+KEY = SequenceKey("r", 0)
+
+
+def backlog(seconds: float, seed: int) -> list[Arrival]:
+    """Two tenants that always wait, one with long prompts and short answers, one the other way round."""
+    rng = Random(seed)
+    long, short = (rng.randint(150, 500), rng.randint(10, 60))
+    return sorted(
+        (
+            Arrival(rng.random(), *lengths, tenant=tenant)
+            for tenant, lengths in (("a", (long, short)), ("b", (short, long)))
+            for _ in range(int(seconds * 6))
+        ),
+        key=lambda one: one.at,
+    )
+
+
+def gaps(arrivals: Sequence[Arrival], seconds: float, arm: str = "VTC") -> float:
+    """The largest difference in service between two moments, while both wait."""
+    cluster = vtc.run(arm, list(arrivals), seconds)
+    moments = [vtc.service(cluster, seconds * (i + 2) / 10) for i in range(9)]
+    differences = [one.get("a", 0.0) - one.get("b", 0.0) for one in moments]
+    return max(differences) - min(differences)
+
+
+def test_two_tenants_that_wait_stay_within_the_bound(full: bool) -> None:
+    """|W_a - W_b| ≤ 2 · max(w_p · longest prompt, w_q · tokens of a batch), over any interval."""
+    for seed in range(40 if full else 2):
+        assert gaps(backlog(30, seed), 30) <= 2 * max(500, 2 * vtc.POOL)
+
+
+SECONDS, SINCE = 80.0, 20.0
+
+
+@pytest.fixture(scope="module")
+def overload() -> dict[str, SimulatedCluster]:
+    """Both arms on two tenants of which one asks for twice as much."""
+    return {arm: vtc.run(arm, vtc.overload(SECONDS, scale=3.0), SECONDS) for arm in ("FCFS", "VTC")}
+
+
+def test_first_come_first_served_has_a_gap_that_grows(overload: dict[str, SimulatedCluster]) -> None:
+    """Published: 760 against 368. Only one of the two keeps growing."""
+    fcfs, fair = (vtc.gap(overload[arm], SECONDS, SINCE) for arm in ("FCFS", "VTC"))
+    assert fair <= 0.5 * fcfs
+    assert vtc.gap(overload["FCFS"], SECONDS / 2, SINCE) < 0.5 * fcfs
+
+
+def test_service_is_equal_where_demand_is_one_to_two(overload: dict[str, SimulatedCluster]) -> None:
+    """The measured run on an A10G: 1 : 1.00 under VTC, 1 : 2.00 under FCFS, over ten minutes."""
+    assert vtc.shares(overload["VTC"], SINCE, SECONDS)["1"] == pytest.approx(1.0, abs=0.15)
+    assert vtc.shares(overload["FCFS"], SINCE, SECONDS)["1"] > 1.7
+
+
+def test_fairness_costs_no_throughput(overload: dict[str, SimulatedCluster]) -> None:
+    fair, fcfs = (vtc.throughput(overload[arm], SECONDS) for arm in ("VTC", "FCFS"))
+    assert fair >= 0.98 * fcfs
+
+
+def test_weights_are_kept_where_all_ask_for_the_same(full: bool) -> None:
+    seconds = 600 if full else 120
+    weights = {"0": 1.0, "1": 2.0, "2": 3.0, "3": 4.0}
+    shares = vtc.shares(vtc.run("VTC", vtc.equal_rates(4, seconds), seconds, weights), 50, seconds)
+    for tenant, weight in weights.items():
+        assert shares[tenant] == pytest.approx(weight, rel=0.02 if full else 0.12)
+
+
+def rejoin() -> float:
+    """The share that a tenant has of half a minute after it was away for long."""
+    busy = [Arrival(0.2 * i, 200, 200, tenant="busy") for i in range(450)]
+    back = [Arrival(50 + 0.2 * i, 200, 200, tenant="back") for i in range(200)]
+    cluster = vtc.run("VTC", sorted(busy + back, key=lambda one: one.at), 90)
+    before, after = vtc.service(cluster, 58), vtc.service(cluster, 90)
+    had = {tenant: after.get(tenant, 0.0) - before.get(tenant, 0.0) for tenant in ("busy", "back")}
+    return had["back"] / sum(had.values())
+
+
+def test_who_comes_back_shares_from_then_on() -> None:
+    assert rejoin() == pytest.approx(0.5, abs=0.06)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("max(before, floor)", "before"), ("min(others)", "2 * max(others)")],
+    ids=["no lift", "lifted too far"],
+)  # fmt: skip
+def test_a_wrong_lift_starves_somebody(monkeypatch: pytest.MonkeyPatch, old: str, new: str) -> None:
+    mutate(monkeypatch, Counters, "come", old, new)
+    assert abs(rejoin() - 0.5) > 0.2
+
+
+def test_the_one_that_was_served_least_is_never_skipped() -> None:
+    """The queue offers its request first, and the core stops at the first that does not fit."""
+    queue = FairQueue(Counters())
+    for name, tenant, prompt in (("m", "much", 1), ("l1", "little", 30), ("l2", "little", 1)):
+        queue.add(LiveSequence(replace(request(name, range(prompt)), tenant=tenant)))
+    queue.counters.service |= {"much": 50.0, "little": 10.0}
+    assert [one.request.id for one in queue] == ["l1", "l2", "m"]
+
+
+def test_each_token_is_charged_once_however_often_it_is_reported() -> None:
+    counters = Counters()
+    for output in (0, 1, 1, 7, 3, 7):
+        counters.charge(KEY, "a", 10, output)
+    assert counters.service["a"] == 10 + 2 * 7
+    counters.end(KEY)
+    counters.charge(KEY, "a", 10, 9)
+    assert counters.service["a"] == 24
+
+
+def test_a_prediction_is_charged_at_admission_and_settled_at_the_end() -> None:
+    for output, final in ((60, 10 + 120), (25, 10 + 50)):
+        predictor = MovingAverage()
+        predictor.learn("a", 40)
+        counters = Counters(predictor=predictor)
+        counters.charge(KEY, "a", 10, 0)
+        assert counters.service["a"] == 10 + 80
+        counters.charge(KEY, "a", 10, output)
+        assert counters.service["a"] == 10 + 2 * max(40, output)
+        counters.end(KEY)
+        assert counters.service["a"] == final
+    counters = Counters(predictor=predictor)
+    counters.charge(KEY, "a", 10, 3)
+    assert counters.service["a"] > 16
+    counters.leave(KEY)
+    assert counters.service["a"] == 16, "who is cancelled pays for what he had"
+
+
+@pytest.mark.parametrize("cost", [linear(), linear(1.0, 1.0), profiled])
+def test_a_request_costs_the_same_charged_step_by_step_or_at_once(cost: Cost) -> None:
+    steps, once = Counters(cost), Counters(cost)
+    for output in range(50):
+        steps.charge(KEY, "a", 20, output)
+    once.charge(KEY, "a", 20, 49)
+    assert steps.service["a"] == pytest.approx(once.service["a"]) == pytest.approx(cost(20, 49))
+
+
+def test_the_measured_arrivals_give_the_measured_shares(full: bool) -> None:
+    """The very arrivals of the runs on an A10G, over ten minutes."""
+    file = WORKLOADS / "anchors" / "vtc_a10g_overload_fcfs.csv.gz"
+    if not full or not file.exists():
+        pytest.skip("takes minutes, and needs the measured run: --full, TANDEM_WORKLOADS")
+    arrivals = read_trace(file)
+    for arm, share, bound in (("FCFS", 2.0, 0.05), ("VTC", 1.0, 0.02)):
+        had = vtc.service(vtc.run(arm, arrivals, 600), 600)
+        assert had["1"] / had["0"] == pytest.approx(share, abs=bound)
