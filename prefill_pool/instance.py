@@ -4,33 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import replace
 
 from engine.core import EngineCore
-from engine.errors import Draining
-from engine.loop import EngineLoop
 from engine.request import Request
 from engine.sequence import Epoch
 from engine.sequence import Sequence as LiveSequence
-from engine.status import InstanceStatus, RequestStatus
-from migration.moved import Moved
-from migration.receiver import Receiver
-from migration.residents import residents
-from migration.sender import Sender
+from migration.instance_role import InstanceRole
 from migration.transport import Address
 
 
-class PrefillInstance:
-    """Composes loop, sender and receiver: the worker's, which keeps them when the role changes."""
+class PrefillInstance(InstanceRole):
+    """Starts requests here, each with the instance that will decode it."""
 
     role = "prefill"
-
-    def __init__(self, name: str, loop: EngineLoop, sender: Sender, receiver: Receiver) -> None:
-        self.name = name
-        self._loop = loop
-        self._sender = sender
-        self._receiver = receiver
-        self._draining = False
 
     def start(
         self,
@@ -48,37 +34,9 @@ class PrefillInstance:
         elsewhere = None if decode is None or decode.instance == self.name else decode
 
         def enter(core: EngineCore) -> None:
-            if self._draining:
-                raise Draining(f"instance {self.name} takes no new requests: place it elsewhere")
+            self._refuse_when_draining()
             core.submit(request, choices=choices, epoch=epoch, home=home, handoff=elsewhere is not None)
             if elsewhere is not None:
                 self._sender.hand_off(request, elsewhere, epoch=epoch, home=home, choices=choices)
 
         return self._loop.call(enter)
-
-    def cancel(self, request_id: str) -> Future[bool]:
-        """Drop a request and its movements, out of here or on its way in. True if it ran here."""
-        self._sender.cancel(request_id)
-        return self._receiver.cancel(request_id)
-
-    def move(self, request_id: str, to: Address, reason: str) -> Future[Moved]:
-        """Migrate a request that lives here, whatever it does, to another instance; see `Sender.move`."""
-        return self._sender.move(request_id, to, reason)
-
-    def requests(self) -> Future[tuple[RequestStatus, ...]]:
-        """The requests that live here, between two steps."""
-        return residents(self._loop, self._sender)
-
-    def status(self) -> Future[InstanceStatus]:
-        """A snapshot between two steps."""
-        return self._loop.call(lambda core: replace(core.status(), instance=self.name, role=self.role))
-
-    def drain(self) -> None:
-        """Take no new requests, neither started here nor moved here; those that are here go on."""
-        self._draining = True
-        self._receiver.refuse()
-
-    def undrain(self) -> None:
-        """Take new requests again."""
-        self._draining = False
-        self._receiver.accept()
