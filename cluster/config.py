@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from cluster.config_admin import AdminConfig
 from cluster.config_engine import EngineConfig
 from cluster.config_kubernetes import KubernetesConfig
 from cluster.config_layers import Resolved, environment_layer, file_layer, flag_layer, resolve
-from cluster.config_section import Count, Names, Port, Resources, Section
+from cluster.config_observe import ObserveConfig
+from cluster.config_section import Count, Names, Port, Resources, Section, contradiction
 from cluster.units import Duration, Quantity
 from engine.errors import ConfigError
 
@@ -53,9 +55,27 @@ class PoolConfig(Section):
         {}, description="Ray resources that each instance asks for, such as `{decode: 1}` or `{GPU: 1}`."
     )
 
+    @model_validator(mode="after")
+    def _within_bounds(self) -> PoolConfig:
+        if not self.min_replicas <= self.replicas <= self.max_replicas:
+            raise contradiction(
+                f"{self.replicas} replicas are not within min_replicas {self.min_replicas} and max_replicas "
+                f"{self.max_replicas}: change one of them"
+            )
+        return self
+
 
 class PrefillPool(PoolConfig):
     """The pool that reads prompts."""
+
+    replicas: int = Field(
+        1,
+        ge=0,
+        le=1024,
+        description="How many instances the pool starts with. With 0, and `min_replicas` 0 too, every prompt "
+        "is read by the instance that decodes it.",
+    )
+    min_replicas: int = Field(1, ge=0, le=1024, description="A target below it is refused.")
 
 
 class DecodePool(PoolConfig):
@@ -223,6 +243,8 @@ class Config(Section):
     scheduler: SchedulerConfig = SchedulerConfig()
     gateway: GatewayConfig = GatewayConfig()
     control: ControlConfig = ControlConfig()
+    admin: AdminConfig = AdminConfig()
+    observe: ObserveConfig = ObserveConfig()
     cache: CacheConfig = CacheConfig()
     log: LogConfig = LogConfig()
     kubernetes: KubernetesConfig = KubernetesConfig()

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from cluster.config_schema import expected, field_names, holds_section
+from cluster.config_section import CONTRADICTION
 from cluster.config_yaml import Document, Mark, Path, Problem, leaves, read_document, shown
 from cluster.units import UNITS_REQUIRED
 
@@ -142,6 +143,8 @@ def _problem(
         path = path[:-1]
     if details["type"] == "extra_forbidden":
         return Problem(_nearest(keys, path), path, _unknown(model, path))
+    if details["type"] == CONTRADICTION:
+        return Problem(_nearest(values, path), path, details["msg"])
     limits: dict[str, Any] = details.get("ctx", {})
     got = shown(_value(merged, path))
     return Problem(_nearest(values, path), path, f"expected {expected(model, path, limits)}, got {got}")

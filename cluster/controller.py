@@ -227,7 +227,9 @@ class Controller:
             status.model.CopyFrom(known[0])
         status.controller_pid, status.controller_node = os.getpid(), platform.node()
         status.draining = self.draining
-        status.ready = not self.draining and all(pool.ready for pool in status.pools)
+        status.ready = not self.draining and all(
+            pool.ready or (pool.name == PREFILL and not pool.target) for pool in status.pools
+        )
         status.migrations.CopyFrom(self.mover.migrations.totals())
         return status
 
@@ -321,5 +323,6 @@ class _Members(Mapping[str, Member]):
 
 def fingerprint(config: Config) -> str:
     """Tells whether instances run what this controller would start: all settings but sizes and limits."""
-    relevant = config.model_dump(mode="json", exclude={"pools", "gateway", "scheduler", "log"})
+    apart = {"pools", "gateway", "scheduler", "log", "admin", "observe"}
+    relevant = config.model_dump(mode="json", exclude=apart)
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:16]

@@ -5,10 +5,9 @@ from __future__ import annotations
 import ipaddress
 from typing import Any
 
-from cluster.config import Config, PoolConfig
+from cluster.config import Config
 from cluster.config_schema import is_secret
 from cluster.config_yaml import leaves
-from engine.errors import ConfigError
 from k8s.objects.names import CONTROL_PORT, POOLS, SERVE_PORT
 from k8s.yaml_text import Object
 
@@ -19,16 +18,8 @@ def in_cluster(config: Config) -> Config:
     """The config with what pods need: open addresses, a fixed control port, one instance or gateway a pod.
 
     KV goes over TCP: pods of one node share its kernel, by which `auto` would know a near neighbour, but
-    not /dev/shm. Raises ConfigError for a pool whose bounds leave its start size out.
+    not /dev/shm.
     """
-    for name in POOLS:
-        pool: PoolConfig = getattr(config.pools, name)
-        if not pool.min_replicas <= pool.replicas <= pool.max_replicas:
-            raise ConfigError(
-                f"pools.{name}: {pool.replicas} replicas are not within min_replicas {pool.min_replicas} "
-                f"and max_replicas {pool.max_replicas}",
-                param=f"pools.{name}.replicas",
-            )
     update: dict[str, Any] = {
         "gateway": {
             "host": _open(config.gateway.host),

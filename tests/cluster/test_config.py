@@ -81,6 +81,15 @@ GOLDEN = [
         'pools:\n  decode:\n    replicas: "two"',
         '3:15: pools.decode.replicas: expected integer ≥ 1 and ≤ 1024, got "two"',
     ),
+    (
+        "pools:\n  decode:\n    min_replicas: 3",
+        "3:5: pools.decode: 2 replicas are not within min_replicas 3 and max_replicas 64: change one of them",
+    ),
+    (
+        "pools: {prefill: {replicas: 0}}",
+        "1:18: pools.prefill: 0 replicas are not within min_replicas 1 and max_replicas 64: "
+        "change one of them",
+    ),
     ('engine: {token_budget: "8"}', '1:24: engine.token_budget: expected integer ≥ 1, got "8"'),
     ("engine: {token_budget: true}", "1:24: engine.token_budget: expected integer ≥ 1, got true"),
     ("engine: {token_budget: 1.5}", "1:24: engine.token_budget: expected integer ≥ 1, got 1.5"),

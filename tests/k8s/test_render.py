@@ -15,7 +15,6 @@ import yaml
 from cluster.app import _load
 from cluster.config import Config, load
 from cluster.config_kubernetes import RAY_VERSION
-from engine.errors import ConfigError
 from k8s.objects.dashboards import dashboards, expressions
 from k8s.objects.monitoring import alerts
 from k8s.render import base, files, objects
@@ -81,11 +80,6 @@ def test_a_pool_group_has_the_pool_s_size_bounds_and_resource() -> None:
         "maxReplicas": 9,
         "resources": {"decode": "1"},
     }
-
-
-def test_a_start_size_outside_the_bounds_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"pools\.decode: 2 replicas"):
-        files(with_settings(pools__decode__min_replicas=3))
 
 
 def test_instances_ask_for_what_their_group_offers() -> None:
