@@ -90,6 +90,21 @@ class ControlStub:
                 request_serializer=cluster_dot_control__pb2.EventsRequest.SerializeToString,
                 response_deserializer=cluster_dot_control__pb2.Event.FromString,
                 _registered_method=True)
+        self.GetConfig = channel.unary_unary(
+                '/tandem.control.v1.Control/GetConfig',
+                request_serializer=cluster_dot_control__pb2.ConfigRequest.SerializeToString,
+                response_deserializer=cluster_dot_control__pb2.ConfigReply.FromString,
+                _registered_method=True)
+        self.Apply = channel.unary_unary(
+                '/tandem.control.v1.Control/Apply',
+                request_serializer=cluster_dot_control__pb2.ApplyRequest.SerializeToString,
+                response_deserializer=cluster_dot_control__pb2.ApplyReply.FromString,
+                _registered_method=True)
+        self.Restart = channel.unary_unary(
+                '/tandem.control.v1.Control/Restart',
+                request_serializer=cluster_dot_control__pb2.RestartRequest.SerializeToString,
+                response_deserializer=cluster_dot_control__pb2.RestartReply.FromString,
+                _registered_method=True)
 
 
 class ControlServicer:
@@ -164,6 +179,24 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetConfig(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Apply(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Restart(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ControlServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -221,6 +254,21 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.WatchEvents,
                     request_deserializer=cluster_dot_control__pb2.EventsRequest.FromString,
                     response_serializer=cluster_dot_control__pb2.Event.SerializeToString,
+            ),
+            'GetConfig': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetConfig,
+                    request_deserializer=cluster_dot_control__pb2.ConfigRequest.FromString,
+                    response_serializer=cluster_dot_control__pb2.ConfigReply.SerializeToString,
+            ),
+            'Apply': grpc.unary_unary_rpc_method_handler(
+                    servicer.Apply,
+                    request_deserializer=cluster_dot_control__pb2.ApplyRequest.FromString,
+                    response_serializer=cluster_dot_control__pb2.ApplyReply.SerializeToString,
+            ),
+            'Restart': grpc.unary_unary_rpc_method_handler(
+                    servicer.Restart,
+                    request_deserializer=cluster_dot_control__pb2.RestartRequest.FromString,
+                    response_serializer=cluster_dot_control__pb2.RestartReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -521,6 +569,87 @@ class Control:
             '/tandem.control.v1.Control/WatchEvents',
             cluster_dot_control__pb2.EventsRequest.SerializeToString,
             cluster_dot_control__pb2.Event.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetConfig(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tandem.control.v1.Control/GetConfig',
+            cluster_dot_control__pb2.ConfigRequest.SerializeToString,
+            cluster_dot_control__pb2.ConfigReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Apply(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tandem.control.v1.Control/Apply',
+            cluster_dot_control__pb2.ApplyRequest.SerializeToString,
+            cluster_dot_control__pb2.ApplyReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Restart(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tandem.control.v1.Control/Restart',
+            cluster_dot_control__pb2.RestartRequest.SerializeToString,
+            cluster_dot_control__pb2.RestartReply.FromString,
             options,
             channel_credentials,
             insecure,
