@@ -43,12 +43,25 @@ class Pool(_message.Message):
     READY_FIELD_NUMBER: _builtins.int
     STARTING_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    AUTOSCALE_FIELD_NUMBER: _builtins.int
+    WISH_FIELD_NUMBER: _builtins.int
+    LEAST_FIELD_NUMBER: _builtins.int
+    MOST_FIELD_NUMBER: _builtins.int
+    OPINION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """prefill | decode"""
     target: _builtins.int
     ready: _builtins.int
     starting: _builtins.int
     draining: _builtins.int
+    autoscale: _builtins.bool
+    """the controller sets the target"""
+    wish: _builtins.int
+    """what it sets it to, or would"""
+    least: _builtins.int
+    most: _builtins.int
+    opinion: _builtins.str
+    """why"""
     def __init__(
         self,
         *,
@@ -57,10 +70,15 @@ class Pool(_message.Message):
         ready: _builtins.int = ...,
         starting: _builtins.int = ...,
         draining: _builtins.int = ...,
+        autoscale: _builtins.bool = ...,
+        wish: _builtins.int = ...,
+        least: _builtins.int = ...,
+        most: _builtins.int = ...,
+        opinion: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "name", b"name", "ready", b"ready", "starting", b"starting", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["autoscale", b"autoscale", "draining", b"draining", "least", b"least", "most", b"most", "name", b"name", "opinion", b"opinion", "ready", b"ready", "starting", b"starting", "target", b"target", "wish", b"wish"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -84,6 +102,8 @@ class Instance(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     SETTINGS_FIELD_NUMBER: _builtins.int
     OUTDATED_FIELD_NUMBER: _builtins.int
+    CHARGES_FIELD_NUMBER: _builtins.int
+    TRANSFERS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     role: _builtins.str
     state: _builtins.str
@@ -107,6 +127,14 @@ class Instance(_message.Message):
     def status(self) -> Global___InstanceStatus: ...
     @_builtins.property
     def model(self) -> Global___Model: ...
+    @_builtins.property
+    def charges(self) -> _containers.RepeatedCompositeFieldContainer[Global___Charge]:
+        """what its requests have come to, of those that changed since the last status"""
+
+    @_builtins.property
+    def transfers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Transfers]:
+        """what it has sent, by transport and destination"""
+
     def __init__(
         self,
         *,
@@ -124,10 +152,12 @@ class Instance(_message.Message):
         version: _builtins.str = ...,
         settings: _builtins.str = ...,
         outdated: _builtins.str = ...,
+        charges: _abc.Iterable[Global___Charge] | None = ...,
+        transfers: _abc.Iterable[Global___Transfers] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "model", b"model", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "cordoned", b"cordoned", "device", b"device", "model", b"model", "name", b"name", "node", b"node", "outdated", b"outdated", "pid", b"pid", "role", b"role", "settings", b"settings", "started", b"started", "state", b"state", "status", b"status", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "charges", b"charges", "cordoned", b"cordoned", "device", b"device", "model", b"model", "name", b"name", "node", b"node", "outdated", b"outdated", "pid", b"pid", "role", b"role", "settings", b"settings", "started", b"started", "state", b"state", "status", b"status", "transfers", b"transfers", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -265,6 +295,7 @@ class Gateway(_message.Message):
     DRAINING_FIELD_NUMBER: _builtins.int
     PID_FIELD_NUMBER: _builtins.int
     NODE_FIELD_NUMBER: _builtins.int
+    LATELY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     url: _builtins.str
     """what clients use"""
@@ -276,6 +307,8 @@ class Gateway(_message.Message):
     """takes no new ones"""
     pid: _builtins.int
     node: _builtins.str
+    @_builtins.property
+    def lately(self) -> Global___Lately: ...
     def __init__(
         self,
         *,
@@ -286,14 +319,196 @@ class Gateway(_message.Message):
         draining: _builtins.bool = ...,
         pid: _builtins.int = ...,
         node: _builtins.str = ...,
+        lately: Global___Lately | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lately", b"lately"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "home", b"home", "name", b"name", "node", b"node", "pid", b"pid", "requests", b"requests", "url", b"url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "home", b"home", "lately", b"lately", "name", b"name", "node", b"node", "pid", b"pid", "requests", b"requests", "url", b"url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Gateway: _TypeAlias = Gateway  # noqa: Y015
+
+@_typing.final
+class Lately(_message.Message):
+    """The requests that ended lately at a gateway: means in seconds, and the share that met both objectives."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    TTFT_FIELD_NUMBER: _builtins.int
+    TPOT_FIELD_NUMBER: _builtins.int
+    ATTAINMENT_FIELD_NUMBER: _builtins.int
+    TTFT_ATTAINMENT_FIELD_NUMBER: _builtins.int
+    TPOT_ATTAINMENT_FIELD_NUMBER: _builtins.int
+    requests: _builtins.int
+    ttft: _builtins.float
+    tpot: _builtins.float
+    attainment: _builtins.float
+    ttft_attainment: _builtins.float
+    """of each objective alone"""
+    tpot_attainment: _builtins.float
+    def __init__(
+        self,
+        *,
+        requests: _builtins.int = ...,
+        ttft: _builtins.float = ...,
+        tpot: _builtins.float = ...,
+        attainment: _builtins.float = ...,
+        ttft_attainment: _builtins.float = ...,
+        tpot_attainment: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attainment", b"attainment", "requests", b"requests", "tpot", b"tpot", "tpot_attainment", b"tpot_attainment", "ttft", b"ttft", "ttft_attainment", b"ttft_attainment"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Lately: _TypeAlias = Lately  # noqa: Y015
+
+@_typing.final
+class Transfers(_message.Message):
+    """Movements of KV from an instance since it began. `seconds` and `bytes` are of those that were committed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRANSPORT_FIELD_NUMBER: _builtins.int
+    DESTINATION_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    BUCKETS_FIELD_NUMBER: _builtins.int
+    FAILURES_FIELD_NUMBER: _builtins.int
+    transport: _builtins.str
+    """shm | tcp"""
+    destination: _builtins.str
+    bytes: _builtins.int
+    seconds: _builtins.float
+    @_builtins.property
+    def buckets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """committed movements by how long they took"""
+
+    @_builtins.property
+    def failures(self) -> _containers.RepeatedCompositeFieldContainer[Global___TransferFailures]: ...
+    def __init__(
+        self,
+        *,
+        transport: _builtins.str = ...,
+        destination: _builtins.str = ...,
+        bytes: _builtins.int = ...,
+        seconds: _builtins.float = ...,
+        buckets: _abc.Iterable[_builtins.int] | None = ...,
+        failures: _abc.Iterable[Global___TransferFailures] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["buckets", b"buckets", "bytes", b"bytes", "destination", b"destination", "failures", b"failures", "seconds", b"seconds", "transport", b"transport"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Transfers: _TypeAlias = Transfers  # noqa: Y015
+
+@_typing.final
+class TransferFailures(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    count: _builtins.int
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransferFailures: _TypeAlias = TransferFailures  # noqa: Y015
+
+@_typing.final
+class Charge(_message.Message):
+    """What one choice of a request has been served so far: counted up to, never by, so that repeats are harmless."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    CHOICE_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    PROMPT_FIELD_NUMBER: _builtins.int
+    OUTPUT_FIELD_NUMBER: _builtins.int
+    ENDED_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    choice: _builtins.int
+    tenant: _builtins.str
+    prompt: _builtins.int
+    output: _builtins.int
+    ended: _builtins.bool
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        choice: _builtins.int = ...,
+        tenant: _builtins.str = ...,
+        prompt: _builtins.int = ...,
+        output: _builtins.int = ...,
+        ended: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "ended", b"ended", "output", b"output", "prompt", b"prompt", "request_id", b"request_id", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Charge: _TypeAlias = Charge  # noqa: Y015
+
+@_typing.final
+class Counters(_message.Message):
+    """Controller to instance with each beat: what every tenant has been served everywhere."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ServiceEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    SERVICE_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    @_builtins.property
+    def service(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]: ...
+    def __init__(
+        self,
+        *,
+        service: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["service", b"service", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Counters: _TypeAlias = Counters  # noqa: Y015
 
 @_typing.final
 class Model(_message.Message):
@@ -341,6 +556,7 @@ class ClusterStatus(_message.Message):
     MIGRATIONS_FIELD_NUMBER: _builtins.int
     CONTROLLER_PID_FIELD_NUMBER: _builtins.int
     CONTROLLER_NODE_FIELD_NUMBER: _builtins.int
+    ADMIN_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     uptime: _builtins.float
     ready: _builtins.bool
@@ -348,6 +564,8 @@ class ClusterStatus(_message.Message):
     """the cluster is about to end"""
     controller_pid: _builtins.int
     controller_node: _builtins.str
+    admin: _builtins.str
+    """URL of the admin port"""
     @_builtins.property
     def model(self) -> Global___Model: ...
     @_builtins.property
@@ -372,10 +590,11 @@ class ClusterStatus(_message.Message):
         migrations: Global___MigrationTotals | None = ...,
         controller_pid: _builtins.int = ...,
         controller_node: _builtins.str = ...,
+        admin: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["migrations", b"migrations", "model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["controller_node", b"controller_node", "controller_pid", b"controller_pid", "draining", b"draining", "gateways", b"gateways", "instances", b"instances", "migrations", b"migrations", "model", b"model", "pools", b"pools", "ready", b"ready", "uptime", b"uptime", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admin", b"admin", "controller_node", b"controller_node", "controller_pid", b"controller_pid", "draining", b"draining", "gateways", b"gateways", "instances", b"instances", "migrations", b"migrations", "model", b"model", "pools", b"pools", "ready", b"ready", "uptime", b"uptime", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -878,21 +1097,44 @@ class ScaleRequest(_message.Message):
     POOL_FIELD_NUMBER: _builtins.int
     REPLICAS_FIELD_NUMBER: _builtins.int
     DRY_RUN_FIELD_NUMBER: _builtins.int
+    AUTO_FIELD_NUMBER: _builtins.int
+    LEAST_FIELD_NUMBER: _builtins.int
+    MOST_FIELD_NUMBER: _builtins.int
     pool: _builtins.str
     replicas: _builtins.int
+    """an explicit wish: ends autoscaling"""
     dry_run: _builtins.bool
+    auto: _builtins.bool
+    """let the controller set the target"""
+    least: _builtins.int
+    """the pool's bounds"""
+    most: _builtins.int
     def __init__(
         self,
         *,
         pool: _builtins.str = ...,
-        replicas: _builtins.int = ...,
+        replicas: _builtins.int | None = ...,
         dry_run: _builtins.bool = ...,
+        auto: _builtins.bool = ...,
+        least: _builtins.int | None = ...,
+        most: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_least", b"_least", "_most", b"_most", "_replicas", b"_replicas", "least", b"least", "most", b"most", "replicas", b"replicas"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run", "pool", b"pool", "replicas", b"replicas"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_least", b"_least", "_most", b"_most", "_replicas", b"_replicas", "auto", b"auto", "dry_run", b"dry_run", "least", b"least", "most", b"most", "pool", b"pool", "replicas", b"replicas"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__least: _TypeAlias = _typing.Literal["least"]  # noqa: Y015
+    _WhichOneofArgType__least: _TypeAlias = _typing.Literal["_least", b"_least"]  # noqa: Y015
+    _WhichOneofReturnType__most: _TypeAlias = _typing.Literal["most"]  # noqa: Y015
+    _WhichOneofArgType__most: _TypeAlias = _typing.Literal["_most", b"_most"]  # noqa: Y015
+    _WhichOneofReturnType__replicas: _TypeAlias = _typing.Literal["replicas"]  # noqa: Y015
+    _WhichOneofArgType__replicas: _TypeAlias = _typing.Literal["_replicas", b"_replicas"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__least) -> _WhichOneofReturnType__least | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__most) -> _WhichOneofReturnType__most | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__replicas) -> _WhichOneofReturnType__replicas | None: ...
 
 Global___ScaleRequest: _TypeAlias = ScaleRequest  # noqa: Y015
 
@@ -902,17 +1144,30 @@ class ScaleReply(_message.Message):
 
     PREVIOUS_FIELD_NUMBER: _builtins.int
     TARGET_FIELD_NUMBER: _builtins.int
+    AUTOSCALE_FIELD_NUMBER: _builtins.int
+    AUTOSCALE_ENDED_FIELD_NUMBER: _builtins.int
+    LEAST_FIELD_NUMBER: _builtins.int
+    MOST_FIELD_NUMBER: _builtins.int
     previous: _builtins.int
     target: _builtins.int
+    autoscale: _builtins.bool
+    autoscale_ended: _builtins.bool
+    """by this call"""
+    least: _builtins.int
+    most: _builtins.int
     def __init__(
         self,
         *,
         previous: _builtins.int = ...,
         target: _builtins.int = ...,
+        autoscale: _builtins.bool = ...,
+        autoscale_ended: _builtins.bool = ...,
+        least: _builtins.int = ...,
+        most: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["previous", b"previous", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["autoscale", b"autoscale", "autoscale_ended", b"autoscale_ended", "least", b"least", "most", b"most", "previous", b"previous", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1079,6 +1334,84 @@ class RestartReply(_message.Message):
 Global___RestartReply: _TypeAlias = RestartReply  # noqa: Y015
 
 @_typing.final
+class ExplainRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    subject: _builtins.str
+    """a request's id or name, an event's number, a pool"""
+    def __init__(
+        self,
+        *,
+        subject: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["subject", b"subject"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainRequest: _TypeAlias = ExplainRequest  # noqa: Y015
+
+@_typing.final
+class Explanation(_message.Message):
+    """Why something was decided."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIME_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    time: _builtins.float
+    """unix seconds"""
+    kind: _builtins.str
+    """placement | refusal | migration | resize | opinion | event"""
+    subject: _builtins.str
+    outcome: _builtins.str
+    """such as "prefill-0 -> decode-1" """
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        time: _builtins.float = ...,
+        kind: _builtins.str = ...,
+        subject: _builtins.str = ...,
+        outcome: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "outcome", b"outcome", "reason", b"reason", "subject", b"subject", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Explanation: _TypeAlias = Explanation  # noqa: Y015
+
+@_typing.final
+class ExplanationList(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXPLANATIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def explanations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Explanation]:
+        """oldest first"""
+
+    def __init__(
+        self,
+        *,
+        explanations: _abc.Iterable[Global___Explanation] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["explanations", b"explanations"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplanationList: _TypeAlias = ExplanationList  # noqa: Y015
+
+@_typing.final
 class EventsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1139,19 +1472,23 @@ class Error(_message.Message):
     CODE_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     PARAM_FIELD_NUMBER: _builtins.int
+    RETRY_AFTER_FIELD_NUMBER: _builtins.int
     code: _builtins.str
     message: _builtins.str
     param: _builtins.str
+    retry_after: _builtins.int
+    """seconds; 0 takes that of the code"""
     def __init__(
         self,
         *,
         code: _builtins.str = ...,
         message: _builtins.str = ...,
         param: _builtins.str = ...,
+        retry_after: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message", "param", b"param"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message", "param", b"param", "retry_after", b"retry_after"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1169,6 +1506,10 @@ class PlaceRequest(_message.Message):
     N_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
     EXCLUDE_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    PREFIX_FIELD_NUMBER: _builtins.int
+    SLO_TTFT_FIELD_NUMBER: _builtins.int
+    SLO_TPOT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     tenant: _builtins.str
     priority: _builtins.int
@@ -1177,9 +1518,17 @@ class PlaceRequest(_message.Message):
     max_tokens: _builtins.int
     n: _builtins.int
     attempt: _builtins.int
+    adapter: _builtins.str
+    slo_ttft: _builtins.float
+    """its own objectives in seconds; 0: those of the cluster"""
+    slo_tpot: _builtins.float
     @_builtins.property
     def exclude(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """instances that just failed this request"""
+
+    @_builtins.property
+    def prefix(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """global_scheduler/affinity.py: prefix_keys of the prompt"""
 
     def __init__(
         self,
@@ -1192,10 +1541,14 @@ class PlaceRequest(_message.Message):
         n: _builtins.int = ...,
         attempt: _builtins.int = ...,
         exclude: _abc.Iterable[_builtins.str] | None = ...,
+        adapter: _builtins.str = ...,
+        prefix: _abc.Iterable[_builtins.int] | None = ...,
+        slo_ttft: _builtins.float = ...,
+        slo_tpot: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "exclude", b"exclude", "max_tokens", b"max_tokens", "n", b"n", "priority", b"priority", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "attempt", b"attempt", "exclude", b"exclude", "max_tokens", b"max_tokens", "n", b"n", "prefix", b"prefix", "priority", b"priority", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "slo_tpot", b"slo_tpot", "slo_ttft", b"slo_ttft", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1329,6 +1682,7 @@ class Tokens(_message.Message):
     QUEUE_SECONDS_FIELD_NUMBER: _builtins.int
     PREFILL_SECONDS_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    CHUNKS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     choice: _builtins.int
     index: _builtins.int
@@ -1352,6 +1706,10 @@ class Tokens(_message.Message):
     def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Logprob]: ...
     @_builtins.property
     def error(self) -> Global___Error: ...
+    @_builtins.property
+    def chunks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Chunk]:
+        """with index 0: how the prompt was read"""
+
     def __init__(
         self,
         *,
@@ -1369,10 +1727,11 @@ class Tokens(_message.Message):
         queue_seconds: _builtins.float = ...,
         prefill_seconds: _builtins.float = ...,
         error: Global___Error | None = ...,
+        chunks: _abc.Iterable[Global___Chunk] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_error", b"_error", "_stop_string", b"_stop_string", "_stop_token", b"_stop_token", "epoch", b"epoch", "error", b"error", "stop_string", b"stop_string", "stop_token", b"stop_token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_error", b"_error", "_stop_string", b"_stop_string", "_stop_token", b"_stop_token", "cached", b"cached", "choice", b"choice", "epoch", b"epoch", "error", b"error", "finish_reason", b"finish_reason", "index", b"index", "logprobs", b"logprobs", "prefill_seconds", b"prefill_seconds", "queue_seconds", b"queue_seconds", "request_id", b"request_id", "stop_string", b"stop_string", "stop_token", b"stop_token", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_error", b"_error", "_stop_string", b"_stop_string", "_stop_token", b"_stop_token", "cached", b"cached", "choice", b"choice", "chunks", b"chunks", "epoch", b"epoch", "error", b"error", "finish_reason", b"finish_reason", "index", b"index", "logprobs", b"logprobs", "prefill_seconds", b"prefill_seconds", "queue_seconds", b"queue_seconds", "request_id", b"request_id", "stop_string", b"stop_string", "stop_token", b"stop_token", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__error: _TypeAlias = _typing.Literal["error"]  # noqa: Y015
     _WhichOneofArgType__error: _TypeAlias = _typing.Literal["_error", b"_error"]  # noqa: Y015
@@ -1388,6 +1747,30 @@ class Tokens(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__stop_token) -> _WhichOneofReturnType__stop_token | None: ...
 
 Global___Tokens: _TypeAlias = Tokens  # noqa: Y015
+
+@_typing.final
+class Chunk(_message.Message):
+    """A chunk of a prompt: its tokens, and how many seconds before the first token it was done."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKENS_FIELD_NUMBER: _builtins.int
+    AGE_FIELD_NUMBER: _builtins.int
+    tokens: _builtins.int
+    age: _builtins.float
+    def __init__(
+        self,
+        *,
+        tokens: _builtins.int = ...,
+        age: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age", b"age", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Chunk: _TypeAlias = Chunk  # noqa: Y015
 
 @_typing.final
 class PushReply(_message.Message):
@@ -1512,3 +1895,163 @@ class ClaimReply(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ClaimReply: _TypeAlias = ClaimReply  # noqa: Y015
+
+@_typing.final
+class TimelinesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    MOST_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """a request's id, or the name that its client gave it; '' for the latest ones"""
+    most: _builtins.int
+    """0: as many as there are"""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        most: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "most", b"most"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TimelinesRequest: _TypeAlias = TimelinesRequest  # noqa: Y015
+
+@_typing.final
+class TimelineList(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIMELINES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def timelines(self) -> _containers.RepeatedCompositeFieldContainer[Global___Timeline]: ...
+    def __init__(
+        self,
+        *,
+        timelines: _abc.Iterable[Global___Timeline] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["timelines", b"timelines"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TimelineList: _TypeAlias = TimelineList  # noqa: Y015
+
+@_typing.final
+class Timeline(_message.Message):
+    """Where the time of one request went. Phases follow on one another without a gap."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    TRACE_ID_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    GATEWAY_FIELD_NUMBER: _builtins.int
+    BEGAN_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    RUNNING_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    TTFT_FIELD_NUMBER: _builtins.int
+    TPOT_FIELD_NUMBER: _builtins.int
+    PHASES_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    trace_id: _builtins.str
+    tenant: _builtins.str
+    gateway: _builtins.str
+    began: _builtins.float
+    """unix seconds"""
+    seconds: _builtins.float
+    """until its end, or so far"""
+    running: _builtins.bool
+    outcome: _builtins.str
+    """how it ended: a finish reason, or an error's code"""
+    detail: _builtins.str
+    """the error"""
+    prompt_tokens: _builtins.int
+    cached_tokens: _builtins.int
+    output_tokens: _builtins.int
+    ttft: _builtins.float
+    tpot: _builtins.float
+    @_builtins.property
+    def phases(self) -> _containers.RepeatedCompositeFieldContainer[Global___Phase]: ...
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        trace_id: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+        gateway: _builtins.str = ...,
+        began: _builtins.float = ...,
+        seconds: _builtins.float = ...,
+        running: _builtins.bool = ...,
+        outcome: _builtins.str = ...,
+        detail: _builtins.str = ...,
+        prompt_tokens: _builtins.int = ...,
+        cached_tokens: _builtins.int = ...,
+        output_tokens: _builtins.int = ...,
+        ttft: _builtins.float | None = ...,
+        tpot: _builtins.float | None = ...,
+        phases: _abc.Iterable[Global___Phase] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_tpot", b"_tpot", "_ttft", b"_ttft", "tpot", b"tpot", "ttft", b"ttft"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_tpot", b"_tpot", "_ttft", b"_ttft", "began", b"began", "cached_tokens", b"cached_tokens", "detail", b"detail", "gateway", b"gateway", "id", b"id", "outcome", b"outcome", "output_tokens", b"output_tokens", "phases", b"phases", "prompt_tokens", b"prompt_tokens", "running", b"running", "seconds", b"seconds", "tenant", b"tenant", "tpot", b"tpot", "trace_id", b"trace_id", "ttft", b"ttft"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__tpot: _TypeAlias = _typing.Literal["tpot"]  # noqa: Y015
+    _WhichOneofArgType__tpot: _TypeAlias = _typing.Literal["_tpot", b"_tpot"]  # noqa: Y015
+    _WhichOneofReturnType__ttft: _TypeAlias = _typing.Literal["ttft"]  # noqa: Y015
+    _WhichOneofArgType__ttft: _TypeAlias = _typing.Literal["_ttft", b"_ttft"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tpot) -> _WhichOneofReturnType__tpot | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ttft) -> _WhichOneofReturnType__ttft | None: ...
+
+Global___Timeline: _TypeAlias = Timeline  # noqa: Y015
+
+@_typing.final
+class Phase(_message.Message):
+    """`start` in seconds since the request began. `reason` says why it was so: of the placement, the movement, the death."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    CHUNKS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """admit | place | queue | prefill | handoff | decode | migrate | recover | respond"""
+    instance: _builtins.str
+    start: _builtins.float
+    seconds: _builtins.float
+    reason: _builtins.str
+    tokens: _builtins.int
+    @_builtins.property
+    def chunks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Chunk]: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        instance: _builtins.str = ...,
+        start: _builtins.float = ...,
+        seconds: _builtins.float = ...,
+        reason: _builtins.str = ...,
+        tokens: _builtins.int = ...,
+        chunks: _abc.Iterable[Global___Chunk] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks", "instance", b"instance", "name", b"name", "reason", b"reason", "seconds", b"seconds", "start", b"start", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Phase: _TypeAlias = Phase  # noqa: Y015

@@ -105,6 +105,16 @@ class ControlStub:
                 request_serializer=cluster_dot_control__pb2.RestartRequest.SerializeToString,
                 response_deserializer=cluster_dot_control__pb2.RestartReply.FromString,
                 _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/tandem.control.v1.Control/Explain',
+                request_serializer=cluster_dot_control__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=cluster_dot_control__pb2.ExplanationList.FromString,
+                _registered_method=True)
+        self.GetTimelines = channel.unary_unary(
+                '/tandem.control.v1.Control/GetTimelines',
+                request_serializer=cluster_dot_control__pb2.TimelinesRequest.SerializeToString,
+                response_deserializer=cluster_dot_control__pb2.TimelineList.FromString,
+                _registered_method=True)
 
 
 class ControlServicer:
@@ -197,6 +207,19 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Explain(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetTimelines(self, request, context):
+        """where the time of requests went
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ControlServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -269,6 +292,16 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.Restart,
                     request_deserializer=cluster_dot_control__pb2.RestartRequest.FromString,
                     response_serializer=cluster_dot_control__pb2.RestartReply.SerializeToString,
+            ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=cluster_dot_control__pb2.ExplainRequest.FromString,
+                    response_serializer=cluster_dot_control__pb2.ExplanationList.SerializeToString,
+            ),
+            'GetTimelines': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTimelines,
+                    request_deserializer=cluster_dot_control__pb2.TimelinesRequest.FromString,
+                    response_serializer=cluster_dot_control__pb2.TimelineList.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -660,6 +693,60 @@ class Control:
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tandem.control.v1.Control/Explain',
+            cluster_dot_control__pb2.ExplainRequest.SerializeToString,
+            cluster_dot_control__pb2.ExplanationList.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTimelines(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tandem.control.v1.Control/GetTimelines',
+            cluster_dot_control__pb2.TimelinesRequest.SerializeToString,
+            cluster_dot_control__pb2.TimelineList.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class SchedulerStub:
     """Served by the controller, to the request drivers of the gateways.
@@ -800,6 +887,11 @@ class HomeStub:
                 request_serializer=cluster_dot_control__pb2.ClaimRequest.SerializeToString,
                 response_deserializer=cluster_dot_control__pb2.ClaimReply.FromString,
                 _registered_method=True)
+        self.Describe = channel.unary_unary(
+                '/tandem.control.v1.Home/Describe',
+                request_serializer=cluster_dot_control__pb2.TimelinesRequest.SerializeToString,
+                response_deserializer=cluster_dot_control__pb2.TimelineList.FromString,
+                _registered_method=True)
 
 
 class HomeServicer:
@@ -818,6 +910,13 @@ class HomeServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Describe(self, request, context):
+        """asked by the controller
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_HomeServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -830,6 +929,11 @@ def add_HomeServicer_to_server(servicer, server):
                     servicer.Claim,
                     request_deserializer=cluster_dot_control__pb2.ClaimRequest.FromString,
                     response_serializer=cluster_dot_control__pb2.ClaimReply.SerializeToString,
+            ),
+            'Describe': grpc.unary_unary_rpc_method_handler(
+                    servicer.Describe,
+                    request_deserializer=cluster_dot_control__pb2.TimelinesRequest.FromString,
+                    response_serializer=cluster_dot_control__pb2.TimelineList.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -887,6 +991,33 @@ class Home:
             '/tandem.control.v1.Home/Claim',
             cluster_dot_control__pb2.ClaimRequest.SerializeToString,
             cluster_dot_control__pb2.ClaimReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Describe(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tandem.control.v1.Home/Describe',
+            cluster_dot_control__pb2.TimelinesRequest.SerializeToString,
+            cluster_dot_control__pb2.TimelineList.FromString,
             options,
             channel_credentials,
             insecure,

@@ -56,13 +56,18 @@ T = TypeVar("T")
 
 def error_message(error: TandemError) -> pb.Error:
     """An error as it travels in a message."""
-    return pb.Error(code=error.code, message=error.message, param=error.param or "")
+    return pb.Error(
+        code=error.code, message=error.message, param=error.param or "", retry_after=error.retry_after or 0
+    )
 
 
 def error_from(message: pb.Error) -> TandemError:
     """The error of a message, of the class that its code names."""
     named = [cls for cls in _classes(TandemError) if cls.code == message.code]
-    return (named or [TandemError])[-1](message.message, param=message.param or None)
+    error = (named or [TandemError])[-1](message.message, param=message.param or None)
+    if message.retry_after:
+        error.retry_after = message.retry_after
+    return error
 
 
 def _classes(root: type[TandemError]) -> Iterator[type[TandemError]]:
