@@ -14,7 +14,9 @@ from cluster.config_engine import EngineConfig
 from cluster.config_kubernetes import KubernetesConfig
 from cluster.config_layers import Resolved, environment_layer, file_layer, flag_layer, resolve
 from cluster.config_observe import ObserveConfig
+from cluster.config_scheduler import AutoscaleConfig, SchedulerConfig
 from cluster.config_section import Count, Names, Port, Resources, Section, contradiction
+from cluster.config_security import SecurityConfig
 from cluster.units import Duration, Quantity
 from engine.errors import ConfigError
 
@@ -54,6 +56,7 @@ class PoolConfig(Section):
     resources: Resources = Field(
         {}, description="Ray resources that each instance asks for, such as `{decode: 1}` or `{GPU: 1}`."
     )
+    autoscale: AutoscaleConfig = AutoscaleConfig()
 
     @model_validator(mode="after")
     def _within_bounds(self) -> PoolConfig:
@@ -122,29 +125,6 @@ class TransferConfig(Section):
     )
 
 
-class SchedulerConfig(Section):
-    """Where requests go."""
-
-    local_prefill_tokens: int = Field(
-        32, ge=0, description="Prompts up to this length are prefilled by the instance that decodes them."
-    )
-    place_timeout: Duration = Field(10.0, gt=0, description="How long a request waits for an instance.")
-    rebalance_period: Duration = Field(
-        1.0, gt=0, description="How often running requests may be moved from crowded to roomy instances."
-    )
-    crowded_below: float = Field(
-        3.0,
-        ge=0,
-        description="An instance with fewer free KV blocks than that for each request gives requests away.",
-    )
-    roomy_above: float = Field(
-        6.0, ge=0, description="An instance with more free KV blocks than that for each request takes some."
-    )
-    rest: Duration = Field(
-        2.0, ge=0, description="How long a request that was moved stays, and its instance gives none away."
-    )
-
-
 class GatewayConfig(Section):
     """The OpenAI-compatible address."""
 
@@ -158,12 +138,31 @@ class GatewayConfig(Section):
     )
     api_keys: Names = Field(
         (),
-        description="Keys that clients must send as bearer tokens. Empty accepts everybody.",
+        description="Keys that clients must send as bearer tokens, best as `[TENANT=]sha256:HEX`: "
+        "`tandem key new` draws one. Empty, and without a key file, accepts everybody.",
         json_schema_extra={"secret": True},
+    )
+    key_file: str | None = Field(
+        None, description="A file of such hashes, one a line; it is read again when it changes."
+    )
+    metrics_token: str | None = Field(
+        None,
+        repr=False,
+        json_schema_extra={"secret": True},
+        description="A secret that opens `/metrics` and nothing else, where API keys are asked for.",
     )
     cors_origins: Names = Field((), description="Web origins that browsers may call from.")
     body_limit: Quantity = Field(
         8 * 2**20, ge=1024, description="The largest request body; more is answered 413."
+    )
+    header_limit: Quantity = Field(
+        32 * 2**10, ge=1024, description="The largest request line and headers; more is answered 431."
+    )
+    arrival_timeout: Duration = Field(
+        30.0, gt=0, description="How long headers and body of one request may take to arrive."
+    )
+    connections: Count = Field(
+        4096, description="The most connections to one gateway; more are answered 503 and closed."
     )
     stream_timeout: Duration = Field(600.0, gt=0, description="How long one request may take in all.")
     resume_lease: Duration = Field(
@@ -245,6 +244,7 @@ class Config(Section):
     control: ControlConfig = ControlConfig()
     admin: AdminConfig = AdminConfig()
     observe: ObserveConfig = ObserveConfig()
+    security: SecurityConfig = SecurityConfig()
     cache: CacheConfig = CacheConfig()
     log: LogConfig = LogConfig()
     kubernetes: KubernetesConfig = KubernetesConfig()
