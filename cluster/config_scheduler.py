@@ -24,8 +24,7 @@ class SchedulerConfig(Section):
     local_prefill: Literal["tokens", "predicted"] = Field(
         "tokens",
         description="When a prompt is prefilled where it is decoded: `tokens` up to `local_prefill_tokens`, "
-        "`predicted` when by `engine.step_cost` the objectives (`observe.slo_ttft`, `observe.slo_tpot`) are met "
-        "better so.",
+        "`predicted` when by `engine.step_cost` the objectives under `observe` are met better so.",
     )
     local_prefill_tokens: int = Field(
         32, ge=0, description="Prompts of which no more is to compute are prefilled where they are decoded."

@@ -58,7 +58,7 @@ class Mover:
         """Send a request from where it runs to another instance; a move that was aborted is no error."""
         begun = time.monotonic()
         tokens = request.prompt_tokens + request.output_tokens
-        self._scheduler.view.send(request.id, {destination.name: Share(0, tokens)}, begun)
+        self._scheduler.send(request.id, {destination.name: Share(0, tokens)}, begun)
         order = pb.MoveOrder(request_id=request.id, to=destination.instance.address, reason=reason)
         try:
             source = self._members[request.instance]

@@ -1,4 +1,4 @@
-"""From the names in the config to the objects: who waits first, and what shares a step.
+"""From the names in the config to the objects: who waits first, what shares a step, and who goes where.
 
 The same objects are put into the actors and into the simulator.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from cluster.config import Config, PoolConfig
 from cluster.config_engine import EngineConfig
 from cluster.role_policy import RolePolicy
 from decode_pool.continuous_batching import ContinuousBatching
@@ -17,9 +18,14 @@ from engine.errors import ConfigError
 from engine.queues.fair import FairQueue
 from engine.queues.fcfs import FCFSQueue
 from engine.queues.mlfq import Levels, MultiLevelQueue
+from engine.request import SLO
 from engine.reserve_max import ReserveMax
 from engine.service import Counters
-from global_scheduler.placement import DECODE, PREFILL
+from global_scheduler.autoscaling import AutoscalingSettings
+from global_scheduler.placement import DECODE, PREFILL, PlacementSettings
+from global_scheduler.prediction import Predictor
+from global_scheduler.rescheduling import ReschedulingSettings
+from global_scheduler.scheduler import SchedulerSettings
 from prefill_pool.chunked_prefill import ChunkedPrefill
 from prefill_pool.decode_maximal import DecodeMaximal
 
@@ -69,9 +75,64 @@ def step_cost(engine: EngineConfig) -> LinearCost:
     cost = engine.step_cost
     if cost.per_token <= 0:
         raise ConfigError(
-            "engine.step_cost.per_token is 0, and `batch: stall_free` and `queue: mlfq` decide by it: "
-            "measure steps with `tandem bench engine` and set engine.step_cost"
+            "engine.step_cost.per_token is 0, and `batch: stall_free`, `queue: mlfq` and `local_prefill: "
+            "predicted` decide by it: measure steps with `tandem profile` and set engine.step_cost"
         )
     return LinearCost(
         cost.base / 1e3, cost.floor / 1e3, cost.per_token / 1e3, cost.per_context / 1e3, cost.tile
+    )
+
+
+def scheduler_settings(config: Config) -> SchedulerSettings:
+    """Who goes where, and who is let in. Raises ConfigError where what decides by step costs has none."""
+    scheduler, engine = config.scheduler, config.engine
+    predicted = scheduler.local_prefill == "predicted"
+    early = scheduler.admission == "deadline"
+    if early and not predicted:
+        raise ConfigError(
+            "scheduler.admission is `deadline`, which needs predictions: set scheduler.local_prefill to "
+            "`predicted`"
+        )
+    predictor = Predictor(step_cost(engine), engine.token_budget, scheduler.handoff) if predicted else None
+    return SchedulerSettings(
+        placement=PlacementSettings(
+            local_prefill_tokens=scheduler.local_prefill_tokens,
+            ranking=scheduler.placement,
+            predictor=predictor,
+            slo=SLO(config.observe.slo_ttft, config.observe.slo_tpot),
+            headroom=scheduler.headroom_blocks,
+            adapter_tokens=scheduler.adapter_tokens,
+        ),
+        queue_limit=engine.queue_limit,
+        settle=scheduler.place_timeout,
+        stale=max(3.0, 8 * config.control.beat),
+        early_rejection=early,
+    )
+
+
+def rescheduling_settings(config: Config) -> ReschedulingSettings:
+    """When instances of one role even out their load."""
+    scheduler = config.scheduler
+    return ReschedulingSettings(
+        low=scheduler.crowded_below,
+        high=scheduler.roomy_above,
+        rest=scheduler.rest,
+        headroom=scheduler.headroom_blocks,
+    )
+
+
+def autoscaling_settings(pool: PoolConfig, least: int, most: int) -> AutoscalingSettings:
+    """How a pool's size follows its load, within bounds that may have been changed since the start."""
+    scale = pool.autoscale
+    return AutoscalingSettings(
+        least=max(1, least),
+        most=most,
+        out_below=scale.out_below,
+        in_above=scale.in_above,
+        attainment=scale.attainment,
+        out_patience=scale.out_patience,
+        in_patience=scale.in_patience,
+        cool_down=scale.cool_down,
+        warm_up=scale.warm_up,
+        step=scale.step,
     )

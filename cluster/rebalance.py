@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 
 from cluster import control_pb2 as pb
-from cluster.config import SchedulerConfig
+from cluster.config_scheduler import SchedulerConfig
 from cluster.member import Member
 from cluster.mover import Mover
 from engine.errors import TandemError

@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cluster.config import Config
-from cluster.policies import arrange, batch_policy
+from cluster.policies import arrange, batch_policy, scheduler_settings
 from engine.batch import BatchPolicy, WaitingQueue
 from engine.cost_model import CostModel
 from engine.queues.fair import FairQueue
 from engine.service import Counters
 from global_scheduler.journey import Patience
-from global_scheduler.placement import DECODE, PREFILL, PlacementSettings
-from global_scheduler.scheduler import SchedulerSettings
+from global_scheduler.placement import DECODE, PREFILL
 from simulator.network import LinkSettings
 from simulator.setup import PoolSetup, Setup
 
@@ -62,11 +61,7 @@ def setup_of(config: Config, hardware: Hardware) -> Setup:
         links=hardware.links,
         kv_bytes=hardware.kv_bytes,
         max_length=config.model.max_length or 1 << 20,
-        scheduler=SchedulerSettings(
-            placement=PlacementSettings(scheduler.local_prefill_tokens),
-            queue_limit=engine.queue_limit,
-            settle=scheduler.place_timeout,
-        ),
+        scheduler=scheduler_settings(config),
         patience=Patience(attempts=config.gateway.retries + 1, place_timeout=scheduler.place_timeout),
         beat=config.control.beat,
     )

@@ -17,6 +17,7 @@ TandemError
 │   ├── NoPrefillInstance       503  no_prefill_instance
 │   ├── NoDecodeInstance        503  no_decode_instance
 │   └── Draining                503  draining
+├── TooLate                 it would miss its objective: no retry here   503, Retry-After
 ├── RefusedError            the operator asked for what is not allowed   409
 ├── Unreachable             nothing answers at the control address       503
 ├── MovementError           a movement between instances failed          500
@@ -124,6 +125,13 @@ class NoDecodeInstance(CapacityError):
 class Draining(CapacityError):
     code = "draining"
     retry_after = 5
+
+
+class TooLate(TandemError):
+    status = 503
+    kind = "overloaded"
+    code = "too_late"
+    retry_after = 1
 
 
 class RefusedError(TandemError):

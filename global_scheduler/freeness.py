@@ -11,10 +11,15 @@ from __future__ import annotations
 from global_scheduler.view import Load
 
 
-def freeness(load: Load, *, hold: int = 0) -> float:
-    """Blocks per request once one of `hold` tokens has joined; negative when demand exceeds the pool."""
-    joined = 1 if hold else 0
-    return (load.free - load.blocks_for(hold)) / max(1, load.requests + joined)
+def freeness(load: Load, *, hold: int = 0, headroom: int = 0) -> float:
+    """Blocks per request once one of `hold` tokens has joined; negative when demand exceeds the pool.
+
+    `headroom` blocks are kept clear by an instance with urgent requests, for them all together.
+    """
+    free = load.blocks - load.demand - (headroom if load.urgent else 0)
+    if not hold:
+        return free / max(1, load.requests)
+    return (free - -(-hold // load.block_size)) / (load.requests + 1)
 
 
 def room(load: Load, *, headroom: int = 0) -> float:

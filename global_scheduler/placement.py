@@ -1,20 +1,24 @@
 """Where a request runs: one instance for its prefill, one for its decode.
 
-    short prompt, or no prefill instance     prefill and decode at the freest decode instance
-    no decode instance                       prefill and decode at the freest prefill instance
-    else                                     prefill where the fewest tokens wait, decode where it is freest
+    no prefill instance                prefill and decode at the best decode instance
+    no decode instance                 prefill and decode at the best prefill instance
+    the local rule says so             the same (conditional disaggregation)
+    else                               each at the instance that the ranking puts first
 
-Cordoned instances are never chosen. Excluded and stale ones are chosen when nothing else is left.
+Which is best is a Ranking's to say; both it and the local rule are named in the config. Cordoned instances
+are never chosen. Excluded and stale ones are chosen when nothing else is left.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from engine.errors import CapacityError, NoDecodeInstance, NoPrefillInstance
+from engine.request import SLO
 from global_scheduler.admission import fits
-from global_scheduler.freeness import backlog, freeness
+from global_scheduler.affinity import KEY_TOKENS, AffinityIndex, adapter_key
+from global_scheduler.prediction import Forecast, Predictor
+from global_scheduler.ranking import RANKINGS, Suit
 from global_scheduler.view import ClusterView, Load, Share, Summary
 
 PREFILL = "prefill"
@@ -23,11 +27,16 @@ DECODE = "decode"
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """`prefill == decode` means no handoff. `reason` is for the operator."""
+    """`prefill == decode` means no handoff. `reason` is for the operator.
+
+    `compute` are the prompt tokens that the prefill instance is expected to compute, None if all.
+    """
 
     prefill: str
     decode: str
     reason: str
+    forecast: Forecast | None = None
+    compute: int | None = None
 
     @property
     def local(self) -> bool:
@@ -35,57 +44,137 @@ class Placement:
 
     def shares(self, summary: Summary) -> dict[str, Share]:
         """What the request will ask of each instance named."""
-        whole = Share(summary.prompt_tokens, summary.prompt_tokens)
+        tokens = summary.prompt_tokens
+        whole = Share(tokens if self.compute is None else self.compute, tokens)
         if self.local:
             return {self.prefill: whole}
-        return {self.prefill: whole, self.decode: Share(0, summary.prompt_tokens)}
+        return {self.prefill: whole, self.decode: Share(0, tokens)}
 
 
 @dataclass(frozen=True, slots=True)
 class PlacementSettings:
-    """`local_prefill_tokens`: prompts up to this many tokens are prefilled where they are decoded."""
+    """`ranking` names one of RANKINGS.
+
+    Without a `predictor`, prompts of which up to `local_prefill_tokens` are not cached are prefilled where
+    they are decoded; with one it is decided by `slo`, which a request's own objectives replace. `headroom`
+    is in blocks, `adapter_tokens` what loading an adapter costs in prompt tokens.
+    """
 
     local_prefill_tokens: int = 32
+    ranking: str = "freeness"
+    predictor: Predictor | None = None
+    slo: SLO = field(default_factory=SLO)
+    headroom: int = 0
+    adapter_tokens: int = 512
 
 
-def place(view: ClusterView, summary: Summary, now: float, settings: PlacementSettings) -> Placement:
-    """Choose the instances of a request.
+class Placer:
+    """Decides by what it was told of instances; it remembers what it sent where."""
 
-    Raises NoPrefillInstance or NoDecodeInstance when neither pool has an instance that takes requests.
+    def __init__(self, settings: PlacementSettings) -> None:
+        self.settings = settings
+        self.index = AffinityIndex()
+        self._ranking = RANKINGS[settings.ranking]()
+
+    def place(self, view: ClusterView, summary: Summary, now: float) -> Placement:
+        """Choose the instances of a request.
+
+        Raises NoPrefillInstance or NoDecodeInstance when neither pool has an instance that takes requests.
+        """
+        pools = _usable(view.loads(now), summary)
+        prefill, decode = pools[PREFILL], pools[DECODE]
+        if not prefill and not decode:
+            raise _nowhere([load for load in view.loads(now) if fits(load, summary)])
+        suit = self._suit(summary)
+        predictor = self.settings.predictor
+        if not decode:
+            there, why = self._ranking.prefill(prefill, suit)
+            return self._local(there, f"no decode instance takes requests; {why}", suit, predictor)
+        there, best = self._ranking.decode(decode, suit)
+        if not prefill:
+            return self._local(there, f"no prefill instance takes requests; {best}", suit, predictor)
+        if predictor is not None:
+            return self._predicted(prefill, there, best, suit, predictor)
+        tokens = suit.compute(there)
+        if tokens <= self.settings.local_prefill_tokens:
+            what = "prompt tokens" if tokens == summary.prompt_tokens else "prompt tokens without a cache"
+            return self._local(there, f"{tokens} {what} are prefilled where they are decoded; {best}", suit)
+        first, why = self._ranking.prefill(prefill, suit)
+        return Placement(first.instance, there.instance, f"{why}; {best}", compute=suit.compute(first))
+
+    def sent(self, view: ClusterView, summary: Summary, placement: Placement) -> None:
+        """Remember where the KV of the request's prompt is going to be."""
+        keys = (*summary.prefix, adapter_key(summary.adapter)) if summary.adapter else summary.prefix
+        if keys:
+            for instance in {placement.prefill, placement.decode}:
+                self.index.sent(instance, keys, view.slots(instance) // KEY_TOKENS)
+
+    def _suit(self, summary: Summary) -> Suit:
+        settings = self.settings
+        return Suit(
+            summary,
+            self.index.hits(summary.prefix) if summary.prefix else {},
+            self.index.has(adapter_key(summary.adapter)) if summary.adapter else frozenset(),
+            settings.adapter_tokens,
+            settings.headroom,
+        )
+
+    def _local(self, there: Load, why: str, suit: Suit, predictor: Predictor | None = None) -> Placement:
+        compute = suit.compute(there)
+        hold = suit.summary.prompt_tokens
+        forecast = None if predictor is None else predictor.local(there, compute=compute, hold=hold)
+        return Placement(there.instance, there.instance, why, forecast, compute)
+
+    def _predicted(
+        self, prefill: list[Load], there: Load, best: str, suit: Suit, predictor: Predictor
+    ) -> Placement:
+        """Both ways predicted: the faster of those that meet the objectives, else the less strained."""
+        summary = suit.summary
+        slo = objectives(summary, self.settings.slo)
+        first, why = self._ranking.prefill(prefill, suit)
+        hold = summary.prompt_tokens
+        apart = predictor.apart(
+            first, there, compute=suit.compute(first), hold=hold, output=summary.max_tokens
+        )
+        local = predictor.local(there, compute=suit.compute(there), hold=hold)
+        if _rank(local, slo) < _rank(apart, slo):
+            why = f"{there.instance} prefills it itself: {local}, not {apart} by way of {first.instance}"
+            return self._local(there, f"{why}; {best}", suit, predictor)
+        why = f"{why}: {apart}, not {local} at {there.instance} alone"
+        return Placement(first.instance, there.instance, f"{why}; {best}", apart, suit.compute(first))
+
+
+def objectives(summary: Summary, slo: SLO) -> SLO:
+    """Those of the request; where it has none, those of the cluster."""
+    return SLO(summary.slo.ttft or slo.ttft, summary.slo.tpot or slo.tpot)
+
+
+def _rank(forecast: Forecast, slo: SLO) -> tuple[float, float]:
+    strain = forecast.strain(slo)
+    return (0.0, forecast.ttft) if strain <= 1.0 else (strain, forecast.ttft)
+
+
+def _usable(loads: list[Load], summary: Summary) -> dict[str, list[Load]]:
+    """By role, of those that are not cordoned and large enough: those not excluded and not stale.
+
+    Failing that those not excluded; failing that all.
     """
-    loads = [load for load in view.loads(now) if fits(load, summary)]
-    usable = [load for load in loads if not load.cordoned]
-    prefill = _prefer([load for load in usable if load.role == PREFILL], summary)
-    decode = _prefer([load for load in usable if load.role == DECODE], summary)
-    if not prefill and not decode:
-        raise _nowhere(loads)
-    freest = _freest(summary.prompt_tokens)
-    if not decode:
-        there = max(prefill, key=freest)
-        return Placement(there.instance, there.instance, _why("no decode instance takes requests", there))
-    there = max(decode, key=freest)
-    if not prefill:
-        return Placement(there.instance, there.instance, _why("no prefill instance takes requests", there))
-    if summary.prompt_tokens <= settings.local_prefill_tokens:
-        short = f"{summary.prompt_tokens} prompt tokens are prefilled where they are decoded"
-        return Placement(there.instance, there.instance, _why(short, there))
-    first = min(prefill, key=lambda load: (backlog(load), -freest(load)))
-    reason = f"{first.instance} has the fewest queued tokens ({backlog(first)})"
-    return Placement(first.instance, there.instance, _why(reason, there))
-
-
-def _freest(hold: int) -> Callable[[Load], float]:
-    return lambda load: freeness(load, hold=hold)
-
-
-def _prefer(loads: list[Load], summary: Summary) -> list[Load]:
-    """Those not excluded and not stale; failing that those not excluded; failing that all."""
-    others = [load for load in loads if load.instance not in summary.exclude]
-    return [load for load in others if not load.stale] or others or loads
-
-
-def _why(what: str, there: Load) -> str:
-    return f"{what}; {there.instance} is freest ({freeness(there):.1f} blocks per request)"
+    choices: dict[str, tuple[list[Load], list[Load], list[Load]]] = {
+        PREFILL: ([], [], []),
+        DECODE: ([], [], []),
+    }
+    stored, excluded = summary.longest - 1, summary.exclude
+    for load in loads:
+        if load.cordoned or stored > load.blocks * load.block_size:
+            continue
+        good, stale, rest = choices[load.role]
+        if load.instance in excluded:
+            rest.append(load)
+        elif load.stale:
+            stale.append(load)
+        else:
+            good.append(load)
+    return {role: good or stale or rest for role, (good, stale, rest) in choices.items()}
 
 
 def _nowhere(loads: list[Load]) -> CapacityError:

@@ -9,9 +9,11 @@ forgotten after `settle` seconds.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 
+from engine.request import SLO
 from engine.status import InstanceStatus
 
 MOST_SENT = 65_536
@@ -23,7 +25,7 @@ class Summary:
     """What placing needs to know of a request. Counts are tokens.
 
     `prompt_tokens` includes what a recovered request has put out; `exclude` names instances that just failed
-    it.
+    it. `prefix` are the `prefix_keys` of its prompt.
     """
 
     id: str
@@ -34,6 +36,9 @@ class Summary:
     priority: int = 0
     attempt: int = 0
     exclude: frozenset[str] = frozenset()
+    adapter: str = ""
+    prefix: tuple[int, ...] = ()
+    slo: SLO = field(default_factory=SLO)
 
     @property
     def longest(self) -> int:
@@ -158,7 +163,7 @@ class ClusterView:
         """The instance is dead or stopped."""
         self._known.pop(instance, None)
 
-    def send(self, request_id: str, shares: dict[str, Share], now: float) -> None:
+    def send(self, request_id: str, shares: Mapping[str, Share], now: float) -> None:
         """A request was placed: it asks `shares` of the instances. An earlier placement of it is void."""
         for instance in self._sent.pop(request_id, ()):
             if instance in self._known:
@@ -171,6 +176,11 @@ class ClusterView:
         self._sent[request_id] = tuple(shares)
         if len(self._sent) > MOST_SENT:
             del self._sent[next(iter(self._sent))]
+
+    def slots(self, instance: str) -> int:
+        """Tokens whose KV an instance can hold; 0 of one that is not known."""
+        known = self._known.get(instance)
+        return known.status.blocks_total * known.status.block_size if known else 0
 
     def loads(self, now: float) -> list[Load]:
         """All instances, in the order in which they became known."""

@@ -20,6 +20,7 @@ from engine.outcome import StepOutcome
 from engine.queues.fair import FairQueue
 from engine.request import Request, Sampling
 from engine.sequence import Epoch
+from global_scheduler.affinity import prefix_keys
 from global_scheduler.journey import (
     Action,
     Event,
@@ -204,6 +205,8 @@ class SimulatedCluster:
             priority=request.priority,
             attempt=place.attempt,
             exclude=place.exclude,
+            adapter=request.adapter,
+            prefix=prefix_keys(request.prompt) if self.records.records[request.id].arrival.prefix else (),
         )
         dispatch = self.setup.dispatch or Scheduler.place
         try:

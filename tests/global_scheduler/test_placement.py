@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from engine.errors import ContextLengthExceeded, NoDecodeInstance, NoPrefillInstance, Overloaded
 from engine.status import InstanceStatus
 from global_scheduler.freeness import freeness
-from global_scheduler.placement import PlacementSettings, place
+from global_scheduler.placement import PlacementSettings, Placer
 from global_scheduler.scheduler import Scheduler, SchedulerSettings
 from global_scheduler.view import ClusterView, Load, Summary
 
@@ -45,7 +45,7 @@ def test_prefill_goes_where_the_fewest_tokens_wait() -> None:
         status("prefill-1", waiting=3, waiting_tokens=300),
         status("decode-0"),
     )
-    assert place(view, ask(), 0.0, SETTINGS).prefill == "prefill-1"
+    assert Placer(SETTINGS).place(view, ask(), 0.0).prefill == "prefill-1"
 
 
 def test_decode_goes_where_most_blocks_are_left_for_each_request() -> None:
@@ -54,41 +54,41 @@ def test_decode_goes_where_most_blocks_are_left_for_each_request() -> None:
         status("decode-0", running=1, blocks_used=60),
         status("decode-1", running=9, blocks_used=30),
     )
-    assert place(view, ask(), 0.0, SETTINGS).decode == "decode-0"
+    assert Placer(SETTINGS).place(view, ask(), 0.0).decode == "decode-0"
 
 
 def test_a_short_prompt_is_prefilled_where_it_is_decoded() -> None:
     view = view_of(status("prefill-0"), status("decode-0"))
-    placement = place(view, ask(32), 0.0, SETTINGS)
+    placement = Placer(SETTINGS).place(view, ask(32), 0.0)
     assert (placement.prefill, placement.decode) == ("decode-0", "decode-0")
     assert placement.reason == (
         "32 prompt tokens are prefilled where they are decoded; decode-0 is freest (100.0 blocks per request)"
     )
-    assert place(view, ask(33), 0.0, SETTINGS).prefill == "prefill-0"
+    assert Placer(SETTINGS).place(view, ask(33), 0.0).prefill == "prefill-0"
 
 
 def test_without_a_prefill_instance_the_decode_instance_prefills() -> None:
-    placement = place(view_of(status("decode-0")), ask(), 0.0, SETTINGS)
+    placement = Placer(SETTINGS).place(view_of(status("decode-0")), ask(), 0.0)
     assert placement.local
     assert "no prefill instance" in placement.reason
 
 
 def test_without_a_decode_instance_the_prefill_instance_decodes() -> None:
-    placement = place(view_of(status("prefill-0")), ask(), 0.0, SETTINGS)
+    placement = Placer(SETTINGS).place(view_of(status("prefill-0")), ask(), 0.0)
     assert placement.prefill == placement.decode == "prefill-0"
     assert "no decode instance" in placement.reason
 
 
 def test_with_no_instance_at_all_it_says_that_none_is_ready() -> None:
     with pytest.raises(NoPrefillInstance, match="ready"):
-        place(ClusterView(), ask(), 0.0, SETTINGS)
+        Placer(SETTINGS).place(ClusterView(), ask(), 0.0)
 
 
 def test_with_only_a_cordoned_prefill_instance_the_decode_pool_is_missing() -> None:
     view = view_of(status("prefill-0"))
     view.cordon("prefill-0")
     with pytest.raises(NoDecodeInstance, match="draining"):
-        place(view, ask(), 0.0, SETTINGS)
+        Placer(SETTINGS).place(view, ask(), 0.0)
 
 
 def test_with_both_pools_cordoned_nothing_is_placed() -> None:
@@ -96,27 +96,27 @@ def test_with_both_pools_cordoned_nothing_is_placed() -> None:
     view.cordon("prefill-0")
     view.cordon("decode-0")
     with pytest.raises(NoPrefillInstance, match="draining"):
-        place(view, ask(), 0.0, SETTINGS)
+        Placer(SETTINGS).place(view, ask(), 0.0)
 
 
 def test_an_excluded_instance_is_avoided_and_still_taken_as_the_last() -> None:
     view = view_of(status("decode-0"), status("decode-1", running=50, blocks_used=90))
-    assert place(view, ask(exclude=frozenset({"decode-0"})), 0.0, SETTINGS).decode == "decode-1"
+    assert Placer(SETTINGS).place(view, ask(exclude=frozenset({"decode-0"})), 0.0).decode == "decode-1"
     view.forget("decode-1")
-    assert place(view, ask(exclude=frozenset({"decode-0"})), 0.0, SETTINGS).decode == "decode-0"
+    assert Placer(SETTINGS).place(view, ask(exclude=frozenset({"decode-0"})), 0.0).decode == "decode-0"
 
 
 def test_a_stale_instance_is_avoided_and_still_taken_as_the_last() -> None:
     view = view_of(status("decode-0"), status("decode-1", running=50, blocks_used=90))
     view.observe(status("decode-1", running=50, blocks_used=90), 10.0)
-    assert place(view, ask(), 10.0, SETTINGS).decode == "decode-1"
+    assert Placer(SETTINGS).place(view, ask(), 10.0).decode == "decode-1"
     view.forget("decode-1")
-    assert place(view, ask(), 10.0, SETTINGS).decode == "decode-0"
+    assert Placer(SETTINGS).place(view, ask(), 10.0).decode == "decode-0"
 
 
 def test_an_instance_too_small_for_the_request_is_passed_over() -> None:
     view = view_of(status("decode-0", blocks_total=6), status("decode-1", running=50, blocks_used=90))
-    assert place(view, ask(), 0.0, SETTINGS).decode == "decode-1"
+    assert Placer(SETTINGS).place(view, ask(), 0.0).decode == "decode-1"
 
 
 def test_a_request_that_can_never_fit_is_refused_and_told_the_setting() -> None:
@@ -195,7 +195,7 @@ def test_a_cordoned_instance_is_never_chosen_whatever_the_load(
         view.cordon(name)
     usable = {one.instance for one in given_statuses} - cordoned
     try:
-        placement = place(view, ask(prompt, exclude=frozenset(excluded)), 0.0, SETTINGS)
+        placement = Placer(SETTINGS).place(view, ask(prompt, exclude=frozenset(excluded)), 0.0)
     except (NoPrefillInstance, NoDecodeInstance):
         assert not usable
         return
@@ -218,4 +218,4 @@ def test_equal_instances_never_differ_by_more_than_one_request_of_tokens(prompts
 @given(st.lists(statuses, min_size=1), st.integers(1, 1500))
 def test_the_same_view_gives_the_same_placement(given_statuses: list[InstanceStatus], prompt: int) -> None:
     first, second = view_of(*given_statuses), view_of(*given_statuses)
-    assert place(first, ask(prompt), 0.0, SETTINGS) == place(second, ask(prompt), 0.0, SETTINGS)
+    assert Placer(SETTINGS).place(first, ask(prompt), 0.0) == Placer(SETTINGS).place(second, ask(prompt), 0.0)
