@@ -138,7 +138,7 @@ class Operations:
 
     async def _cordon(self, member: Member, on: bool) -> None:
         member.cordoned = on
-        self._scheduler.view.cordon(member.name, on=on)
+        self._scheduler.cordon(member.name, on=on)
         await member.handle.cordon(on, self._authority().generation)
 
     async def _drain(self, member: Member, deadline: float) -> None:
