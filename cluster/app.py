@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import grpc
@@ -17,14 +16,17 @@ from ray import serve
 from ray.serve import Application, Deployment
 from ray.serve.handle import DeploymentHandle
 
-from cluster import embedded
+from cluster import embedded, exposure
+from cluster.applying import declare
 from cluster.config import Config, read
 from cluster.control import serve_control
 from cluster.controller import Controller
 from cluster.fleet import RayFleet
 from cluster.gateway import Gateway
+from cluster.installation import installed_version
 from cluster.logs import configure
 from cluster.rpc import reachable
+from cluster.settings_change import flat
 from engine.errors import ConfigError
 
 logger = logging.getLogger("tandem.controller")
@@ -51,6 +53,13 @@ class ControllerReplica:
         """host:port of the gRPC services."""
         return reachable(self._address)
 
+    async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
+        """Serve calls it with a new `user_config`: settings by dotted path or in sections, as pool sizes.
+
+        Raises ConfigError, which makes the deployment unhealthy, with the reason in Serve's status.
+        """
+        await declare(self._controller, flat(user_config))
+
     async def check_health(self) -> None:
         """Raises when Serve should start another controller."""
         self._controller.check()
@@ -76,9 +85,10 @@ def build(args: Config | Mapping[str, object]) -> Application:
     """The application of a config, or of arguments: `config` is a file, anything else a setting's dotted
     path.
 
-    Raises ConfigError, and SetupError if the embedded model is needed and cannot be had.
+    Raises ConfigError, also for ports that would let anybody in, and SetupError if the embedded model is needed and cannot be had.
     """
     config = args if isinstance(args, Config) else _load(args)
+    exposure.check(config)
     config_json = _settled(config).model_dump_json()
     controller = _deployment(
         ControllerReplica, "Controller", 1, calls=CONTROLLER_CALLS, resources=config.control.resources
@@ -109,13 +119,6 @@ def _deployment(
     )(replica)
 
 
-def installed_version() -> str:
-    try:
-        return version("tandem-serving")
-    except PackageNotFoundError:
-        return "unknown"
-
-
 def _load(args: Mapping[str, object]) -> Config:
     path = args.get("config")
     given = {key: value for key, value in args.items() if key != "config"}
@@ -127,7 +130,8 @@ def _load(args: Mapping[str, object]) -> Config:
 
 
 def _settled(config: Config) -> Config:
-    """With a secret, and with the path of the model that all processes load."""
+    """With a secret, hashes of API keys, and the path of the model that all processes load."""
+    config = exposure.with_hashed_keys(exposure.with_whole_paths(config))
     model, control = config.model, config.control
     model = embedded.settled(model, config.cache_directory, lambda done, of: None)
     if control.token is None:

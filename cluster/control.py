@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any, TypeAlias, TypeVar
 
@@ -9,9 +10,12 @@ import grpc
 
 from cluster import control_pb2 as pb
 from cluster import control_pb2_grpc
+from cluster.applying import apply
 from cluster.controller import Controller
 from cluster.rpc import abort, listen, server
-from engine.errors import TandemError
+from cluster.settings_change import masked
+from cluster.tls import cluster_tls
+from engine.errors import InvalidParameter, TandemError
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
@@ -56,6 +60,27 @@ class ControlService(control_pb2_grpc.ControlServicer):
     async def Afflict(self, request: pb.AfflictRequest, context: Context) -> pb.Instance:
         return await answered(context, self._controller.operations.afflict(request.instance, request.fault))
 
+    async def GetConfig(self, request: pb.ConfigRequest, context: Context) -> pb.ConfigReply:
+        return pb.ConfigReply(json=json.dumps(masked(self._controller.sized())))
+
+    async def Apply(self, request: pb.ApplyRequest, context: Context) -> pb.ApplyReply:
+        return await answered(context, self._apply(request))
+
+    async def _apply(self, request: pb.ApplyRequest) -> pb.ApplyReply:
+        try:
+            settings = json.loads(request.json)
+        except ValueError:
+            settings = None
+        if not isinstance(settings, dict):
+            raise InvalidParameter("json: a JSON object of settings by dotted path is expected", param="json")
+        return await apply(self._controller, settings, dry_run=request.dry_run)
+
+    async def Restart(self, request: pb.RestartRequest, context: Context) -> pb.RestartReply:
+        try:
+            return self._controller.restart(request.what, dry_run=request.dry_run)
+        except TandemError as error:
+            await abort(context, error)
+
     async def Close(self, request: pb.CloseRequest, context: Context) -> pb.ClusterStatus:
         return self._controller.end()
 
@@ -94,6 +119,7 @@ async def serve_control(controller: Controller) -> tuple[grpc.aio.Server, str]:
     serving = server(config.token or "")
     control_pb2_grpc.add_ControlServicer_to_server(ControlService(controller), serving)
     control_pb2_grpc.add_SchedulerServicer_to_server(SchedulerService(controller), serving)
-    address = listen(serving, config.host, config.port, setting="control.port")
+    tls = cluster_tls(controller.config.security.cluster_tls)
+    address = listen(serving, config.host, config.port, setting="control.port", tls=tls)
     await serving.start()
     return serving, address

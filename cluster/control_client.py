@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import grpc
 from google.protobuf.message import Message
@@ -12,6 +13,7 @@ from google.protobuf.message import Message
 from cluster import control_pb2 as pb
 from cluster.control_pb2_grpc import ControlStub
 from cluster.rpc import carried
+from cluster.tls import Tls
 from engine.errors import (
     InvalidKey,
     InvalidParameter,
@@ -40,16 +42,16 @@ _ERRORS: dict[grpc.StatusCode, type[TandemError]] = {
 class ControlClient:
     """Blocking calls, each bounded by `timeout` seconds. Raises TandemErrors.
 
-    `address` is host:port; `token` is the cluster's control token.
+    `address` is host:port; `token` is the cluster's control token; `tls` where the cluster has certificates.
     """
 
-    def __init__(self, address: str, token: str | None, *, timeout: float = 10.0) -> None:
+    def __init__(
+        self, address: str, token: str | None, *, timeout: float = 10.0, tls: Tls | None = None
+    ) -> None:
         self.address = address
         self.timeout = timeout
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
-        self._channel = grpc.insecure_channel(
-            address.removeprefix("http://"), options=(("grpc.enable_http_proxy", 0),)
-        )
+        self._channel = _channel(address.removeprefix("http://"), tls)
         self._stub = ControlStub(self._channel)
 
     def __enter__(self) -> Self:
@@ -100,6 +102,23 @@ class ControlClient:
         """Have an instance's links fail on purpose, such as "delay=20ms damage=0.05"; "" ends that."""
         return self._call(self._stub.Afflict, pb.AfflictRequest(instance=instance, fault=fault))
 
+    def config(self) -> dict[str, Any]:
+        """The settings in force, secrets masked."""
+        found: dict[str, Any] = json.loads(self._call(self._stub.GetConfig, pb.ConfigRequest()).json)
+        return found
+
+    def apply(self, settings: Mapping[str, object], *, dry_run: bool = False) -> list[pb.Change]:
+        """Bring settings into force, by dotted path; gives what differed.
+
+        Raises ConfigError, and RefusedError for a size that no pool may have.
+        """
+        request = pb.ApplyRequest(json=json.dumps(settings), dry_run=dry_run)
+        return list(self._call(self._stub.Apply, request).changes)
+
+    def restart(self, what: str, *, dry_run: bool = False) -> list[str]:
+        """Have instances replaced one after the other: of a pool, one by name, or "all". Raises NotFound."""
+        return list(self._call(self._stub.Restart, pb.RestartRequest(what=what, dry_run=dry_run)).instances)
+
     def end(self) -> pb.ClusterStatus:
         """Have the gateways take no new requests: the cluster is about to end."""
         return self._call(self._stub.Close, pb.CloseRequest())
@@ -126,3 +145,10 @@ class ControlClient:
         kind = _ERRORS.get(error.code(), TandemError)
         details = error.details() or error.code().name.lower()
         return kind(f"nothing answers at {self.address} ({details})" if kind is Unreachable else details)
+
+
+def _channel(address: str, tls: Tls | None) -> grpc.Channel:
+    options: list[tuple[str, int | str]] = [("grpc.enable_http_proxy", 0)]
+    if tls is None:
+        return grpc.insecure_channel(address, options=options)
+    return grpc.secure_channel(address, tls.channel_credentials(), [*options, *tls.channel_options])

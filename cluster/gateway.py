@@ -11,7 +11,6 @@ import os
 import platform
 import time
 import uuid
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fastapi import FastAPI
@@ -26,12 +25,14 @@ from cluster.gateway_api import build_api
 from cluster.gateway_service import GatewayService
 from cluster.http_frame import BehindServe
 from cluster.http_listener import Listener
+from cluster.installation import installed_version
 from cluster.instance_handle import InstanceHandle, address_of
 from cluster.metrics import Metrics
 from cluster.openai_answers import ModelCard
 from cluster.request_driver import RequestDriver
 from cluster.rpc import reachable
 from cluster.scheduler_client import SchedulerClient
+from cluster.tls import cluster_tls, http_tls
 from cluster.token_stream import HomeService
 from cluster.token_streams import TokenStreams
 from engine.errors import SetupError
@@ -56,12 +57,17 @@ class Gateway:
         """Raises SetupError if the port is taken, ModelFileError if there is no such model."""
         self._config = Config.model_validate_json(config_json)
         settings, token = self._config.gateway, self._config.control.token or ""
-        self._http = Listener(settings.host, settings.port, others=_local_rank() > 0)
+        security = self._config.security
+        tls, inside = (
+            http_tls(security.gateway_tls, "security.gateway_tls"),
+            cluster_tls(security.cluster_tls),
+        )
+        self._http = Listener(settings.host, settings.port, others=_local_rank() > 0, tls=tls)
         tokenizer, model = await asyncio.to_thread(_load, self._config)
         streams = TokenStreams()
         self._grpc = rpc.server(token)
         control_pb2_grpc.add_HomeServicer_to_server(HomeService(streams), self._grpc)
-        home = rpc.listen(self._grpc, self._config.control.host, 0, setting="control.host")
+        home = rpc.listen(self._grpc, self._config.control.host, 0, setting="control.host", tls=inside)
         await self._grpc.start()
         self._itself = pb.Gateway(
             name=f"gateway-{uuid.uuid4().hex[:8]}",
@@ -72,7 +78,7 @@ class Gateway:
         )
         patience = Patience(attempts=settings.retries + 1, place_timeout=self._config.scheduler.place_timeout)
         timeout = self._config.control.call_timeout
-        self._scheduler = SchedulerClient(lambda: address_of(controller), token, timeout=timeout)
+        self._scheduler = SchedulerClient(lambda: address_of(controller), token, timeout=timeout, tls=inside)
         self._driver = RequestDriver(
             self._itself.home,
             streams,
@@ -89,7 +95,7 @@ class Gateway:
             facts=facts,
             metrics=Metrics(model.name, lambda: facts.status),
             config=settings,
-            version=_version(),
+            version=installed_version(),
         )
         self._http.serve(build_api(self._service))
         self._beating = asyncio.create_task(self._beat(facts), name="beat")
@@ -142,10 +148,3 @@ def _load(config: Config) -> tuple[Tokenizer, ModelCard]:
         digest=assets.digest,
     )
     return Tokenizer(assets), card
-
-
-def _version() -> str:
-    try:
-        return version("tandem-serving")
-    except PackageNotFoundError:
-        return "unknown"

@@ -1,4 +1,4 @@
-"""Listens for HTTP on a port of its own, inside an event loop that has other things to do."""
+"""Listens for HTTP or HTTPS on a port of its own, inside an event loop that has other things to do."""
 
 from __future__ import annotations
 
@@ -10,25 +10,41 @@ from collections.abc import Iterator
 import uvicorn
 from starlette.types import ASGIApp
 
+from cluster.http_guard import Bounds, guarded
+from cluster.tls import Tls
 from engine.errors import SetupError
 
 
 class Listener:
     """A uvicorn server in the running event loop; its socket is bound before anything else is started."""
 
-    def __init__(self, host: str, port: int, *, others: bool) -> None:
+    def __init__(
+        self, host: str, port: int, *, others: bool, tls: Tls | None = None, bounds: Bounds = Bounds()
+    ) -> None:
         """`others`: replicas on this machine may have taken the port; then any free one will do.
 
-        Raises SetupError that names the port if it is taken.
+        Raises SetupError that names the port if it is taken, ConfigError for a certificate that is none.
         """
+        self._tls = None if tls is None else tls.listening()
+        self._bounds = bounds
         self._socket = _bind(host, port, others=others)
         name = f"[{host}]" if ":" in host else host
-        self.url = f"http://{name}:{self._socket.getsockname()[1]}"
+        self.url = f"{'http' if tls is None else 'https'}://{name}:{self._socket.getsockname()[1]}"
         self._server: uvicorn.Server | None = None
         self._task: asyncio.Task[None] | None = None
 
     def serve(self, app: ASGIApp) -> None:
-        config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=2)
+        config = uvicorn.Config(
+            app,
+            http=guarded(self._bounds),
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=2,
+        )
+        config.load()
+        config.ssl = self._tls
         self._server = _Quiet(config)
         self._task = asyncio.create_task(self._server.serve(sockets=[self._socket]), name="http")
 

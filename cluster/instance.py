@@ -24,6 +24,7 @@ from cluster.logs import configure
 from cluster.policies import arrange, role_policy
 from cluster.rpc import channel, reachable
 from cluster.step_watch import Present, StepWatch
+from cluster.tls import cluster_tls
 from cluster.token_stream import TokenPusher
 from decode_pool.instance import DecodeInstance
 from engine.batch import BatchPolicy, Limits
@@ -64,10 +65,11 @@ class EngineInstance:
         self._config = config
         self._runner = runner
         token = config.control.token or ""
+        self._tls = cluster_tls(config.security.cluster_tls)
         tokenizer = Tokenizer(runner.assets)
 
         def connect(home: str) -> grpc.aio.Channel:
-            return channel(home, token)
+            return channel(home, token, self._tls)
 
         self._pusher = TokenPusher(
             name, lambda _: Detokenizer(tokenizer), connect, lease=config.transfer.lease
@@ -187,7 +189,7 @@ class EngineInstance:
         identity = Identity.of(self.name, runner.kv, runner.weights_digest, token.encode())
         transports: dict[str, Transport] = {
             "shm": FaultyTransport(ShmTransport(config.chunk_timeout), self._faults),
-            "tcp": FaultyTransport(TcpTransport(config.chunk_timeout), self._faults),
+            "tcp": FaultyTransport(TcpTransport(config.chunk_timeout, self._tls), self._faults),
         }
         timeouts = Timeouts(
             reserve=config.reserve_timeout,

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 
 from cluster import control_pb2 as pb
-from cluster import embedded, preflight
+from cluster import embedded, exposure, preflight
 from cluster.config import Config
 from cluster.control_client import ControlClient
 from cluster.local_ray import (
@@ -29,6 +29,7 @@ from cluster.local_ray import (
 )
 from cluster.local_state import LocalState, read_state, remove_state, write_state
 from cluster.prepare import is_packed, pack, weight_bytes
+from cluster.tls import cluster_tls
 from engine.errors import DeadlineExceeded, SetupError, TandemError, Unreachable
 from model.assets import load_assets
 
@@ -47,6 +48,8 @@ def settle(config: Config, step: Step) -> Config:
 
     Checks all that can be checked before anything is started. Raises SetupError.
     """
+    exposure.check(config)
+    config = exposure.with_whole_paths(config)
     preflight.check_ports(config)
     cache = config.cache_directory.absolute()
     preflight.check_disk(cache, 0)
@@ -139,7 +142,8 @@ class LocalCluster:
 
     def client(self) -> ControlClient:
         control = self.config.control
-        return ControlClient(self._control, control.token, timeout=control.call_timeout)
+        tls = cluster_tls(self.config.security.cluster_tls)
+        return ControlClient(self._control, control.token, timeout=control.call_timeout, tls=tls)
 
     def alive(self) -> bool:
         """Whether Ray's own processes are still there."""

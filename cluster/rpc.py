@@ -1,5 +1,5 @@
-"""gRPC servers and channels of the cluster: a shared secret in the metadata, bounded messages, errors as
-values.
+"""gRPC servers and channels of the cluster: a shared secret in the metadata, certificates where they are set,
+bounded messages, errors as values.
 
 Every server refuses a call without the secret before it reads the message. A TandemError that a servicer
 raises travels in the call's trailing metadata and is raised again, of the same class, at the caller.
@@ -17,6 +17,7 @@ from typing import Any, NoReturn, TypeVar
 import grpc
 
 from cluster import control_pb2 as pb
+from cluster.tls import Tls
 from engine import errors
 from engine.errors import Overloaded, SetupError, TandemError
 
@@ -163,10 +164,14 @@ def server(token: str) -> grpc.aio.Server:
     return grpc.aio.server(interceptors=(_Guard(_known(token)),), options=_SERVER)
 
 
-def listen(server: grpc.aio.Server, host: str, port: int, *, setting: str) -> str:
+def listen(server: grpc.aio.Server, host: str, port: int, *, setting: str, tls: Tls | None = None) -> str:
     """Bind; gives host:port, with the port that was taken for 0. Raises SetupError that names `setting`."""
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
-        taken = server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+        if tls is None:
+            taken = server.add_insecure_port(address)
+        else:
+            taken = server.add_secure_port(address, tls.server_credentials())
     except RuntimeError as error:
         raise SetupError(
             f"{host}:{port} cannot be listened on; is it taken? Set {setting}", param=setting
@@ -181,11 +186,14 @@ def reachable(address: str) -> str:
     return _ANYWHERE.sub(socket.gethostbyname(socket.gethostname()), address)
 
 
-def channel(address: str, token: str) -> grpc.aio.Channel:
+def channel(address: str, token: str, tls: Tls | None = None) -> grpc.aio.Channel:
     """A channel to host:port that shows the secret with every call. Use it in one event loop only."""
     token = _known(token)
     interceptors = [_UnaryUnary(token), _UnaryStream(token), _StreamStream(token)]
-    return grpc.aio.insecure_channel(address, options=_CHANNEL, interceptors=interceptors)
+    if tls is None:
+        return grpc.aio.insecure_channel(address, options=_CHANNEL, interceptors=interceptors)
+    options = [*_CHANNEL, *tls.channel_options]
+    return grpc.aio.secure_channel(address, tls.channel_credentials(), options, interceptors=interceptors)
 
 
 def _known(token: str | None) -> str:

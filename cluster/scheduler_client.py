@@ -11,6 +11,7 @@ import grpc
 from cluster import control_pb2 as pb
 from cluster import control_pb2_grpc
 from cluster.rpc import channel, error_from, raised
+from cluster.tls import Tls
 from engine.errors import CapacityError, Overloaded
 
 Discover = Callable[[], Awaitable[str]]
@@ -29,9 +30,10 @@ class SchedulerClient:
     Each call is bounded by `timeout` seconds and raises Overloaded when the controller does not answer in it.
     """
 
-    def __init__(self, discover: Discover, token: str, *, timeout: float) -> None:
+    def __init__(self, discover: Discover, token: str, *, timeout: float, tls: Tls | None = None) -> None:
         self._discover = discover
         self._token = token
+        self._tls = tls
         self._timeout = timeout
         self._line: _Line | None = None
         self._connecting = asyncio.Lock()
@@ -77,7 +79,7 @@ class SchedulerClient:
                         address = await self._discover()
                 except Exception as error:  # Ray and Serve have many ways to say that the controller is away
                     raise Overloaded(f"the controller is not there; it is started again ({error})") from error
-                line = channel(address, self._token)
+                line = channel(address, self._token, self._tls)
                 self._line = _Line(line, control_pb2_grpc.SchedulerStub(line))
             return self._line
 

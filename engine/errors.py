@@ -11,7 +11,8 @@ TandemError
 │   ├── NotFound                404  not_found
 │   │   └── ModelNotFound       404  model_not_found
 │   ├── Conflict                409  conflict
-│   └── DeadlineExceeded        408  timeout
+│   ├── DeadlineExceeded        408  timeout
+│   └── RateLimited             429  tenant_quota, Retry-After
 ├── CapacityError           trying later helps                 503, Retry-After
 │   ├── Overloaded              503  overloaded
 │   ├── NoPrefillInstance       503  no_prefill_instance
@@ -31,6 +32,8 @@ TandemError
 """
 
 from __future__ import annotations
+
+import math
 
 
 class TandemError(Exception):
@@ -99,6 +102,19 @@ class DeadlineExceeded(RequestError):
     status = 408
     kind = "timeout"
     code = "timeout"
+
+
+class RateLimited(RequestError):
+    """`wait` is in seconds."""
+
+    status = 429
+    kind = "rate_limit_exceeded"
+    code = "tenant_quota"
+    retry_after = 1
+
+    def __init__(self, message: str, *, param: str | None = None, wait: float = 1.0) -> None:
+        super().__init__(message, param=param)
+        self.retry_after = max(1, math.ceil(wait))
 
 
 class CapacityError(TandemError):

@@ -14,6 +14,7 @@ import array
 import contextlib
 import select
 import socket
+import ssl
 import struct
 import time
 import zlib
@@ -62,6 +63,11 @@ class Stream:
     def fileno(self) -> int:
         return self._sock.fileno()
 
+    @property
+    def pending(self) -> bool:
+        """Whether something has come that the descriptor does not show: only where it was encrypted."""
+        return isinstance(self._sock, ssl.SSLSocket) and self._sock.pending() > 0
+
     def trust(self) -> None:
         self._max_header, self._max_payload = MAX_HEADER, MAX_PAYLOAD
 
@@ -69,13 +75,13 @@ class Stream:
         """All of `parts`. Raises TransferFailed when the peer is gone or does not read."""
         deadline = time.monotonic() + self._timeout
         views = [memoryview(part) for part in parts if len(part)]
-        ancillary = []
+        ancillary: list[tuple[int, int, array.array[int]]] = []
         if descriptor is not None:
             ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [descriptor]))]
         try:
             while views:
                 self._sock.settimeout(self._left(deadline, "the peer does not read"))
-                sent = self._sock.sendmsg(views, ancillary)
+                sent = self._send(views, ancillary)
                 ancillary = []
                 while views and sent >= len(views[0]):
                     sent -= len(views.pop(0))
@@ -87,7 +93,7 @@ class Stream:
     def read(self, timeout: float) -> Head | None:
         """The next frame up to its payload; None if none begins within `timeout` seconds."""
         try:
-            if not self._poll.poll(max(0.0, timeout) * 1000):
+            if not (self.pending or self._poll.poll(max(0.0, timeout) * 1000)):
                 return None
             deadline = time.monotonic() + self._timeout
             prefix = bytearray(PREFIX.size)
@@ -119,6 +125,11 @@ class Stream:
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
         self._sock.close()
+
+    def _send(self, views: list[memoryview], ancillary: list[tuple[int, int, array.array[int]]]) -> int:
+        if isinstance(self._sock, ssl.SSLSocket):
+            return self._sock.send(views[0])
+        return self._sock.sendmsg(views, ancillary)
 
     def _fill(self, view: memoryview, deadline: float, *, descriptors: bool = False) -> tuple[int, ...]:
         found = array.array("i")

@@ -1,13 +1,25 @@
-"""Frames over plain TCP: for any two hosts. The payload follows its header on the stream."""
+"""Frames over TCP, encrypted where both ends have certificates. The payload follows its header."""
 
 from __future__ import annotations
 
 import socket
 import zlib
+from collections.abc import Callable
+from typing import Protocol
 
 from engine.errors import TransferFailed
 from migration.framing import DATA, Stream, pack
 from migration.transport import Fill
+
+
+class Secure(Protocol):
+    """Encrypts connections, and lets in only who shows a certificate of the cluster."""
+
+    def server(self, sock: socket.socket) -> socket.socket:
+        """The accepting end; must not wait for the other."""
+
+    def client(self, sock: socket.socket) -> socket.socket:
+        """The calling end. Raises OSError if the two don't trust each other."""
 
 
 class TcpFrame:
@@ -26,7 +38,6 @@ class TcpFrame:
 class TcpChannel:
     """See `transport.Channel`. Two buffers, one each way, as large as the largest payload so far."""
 
-    pending = False
     tamper: Fill | None = None
 
     def __init__(self, sock: socket.socket, timeout: float) -> None:
@@ -37,6 +48,10 @@ class TcpChannel:
         self.fileno = self._stream.fileno
         self.trust = self._stream.trust
         self.close = self._stream.close
+
+    @property
+    def pending(self) -> bool:
+        return self._stream.pending
 
     def send(self, header: bytes, nbytes: int = 0, fill: Fill | None = None) -> None:
         if len(self._out) < nbytes:
@@ -68,9 +83,12 @@ class TcpChannel:
 class TcpListener:
     """See `transport.Listener`."""
 
-    def __init__(self, sock: socket.socket, timeout: float) -> None:
+    def __init__(
+        self, sock: socket.socket, timeout: float, secured: Callable[[socket.socket], socket.socket]
+    ) -> None:
         self._sock = sock
         self._timeout = timeout
+        self._secured = secured
         host, port = sock.getsockname()[:2]
         self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self.fileno = sock.fileno
@@ -81,28 +99,43 @@ class TcpListener:
             sock, _ = self._sock.accept()
         except OSError as error:
             raise TransferFailed(f"nobody to accept: {error}") from error
-        return TcpChannel(sock, self._timeout)
+        try:
+            return TcpChannel(self._secured(sock), self._timeout)
+        except OSError as error:
+            sock.close()
+            raise TransferFailed(f"a caller left at once: {error}") from error
 
 
 class TcpTransport:
     """Addresses are host:port, with port 0 any free one. `timeout` bounds a frame, in seconds."""
 
-    def __init__(self, timeout: float) -> None:
+    def __init__(self, timeout: float, secure: Secure | None = None) -> None:
         self._timeout = timeout
+        self._secure = secure
 
     def listen(self, address: str) -> TcpListener:
         host, port = _split(address)
         try:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            return TcpListener(socket.create_server((host, port), family=family, backlog=64), self._timeout)
+            sock = socket.create_server((host, port), family=family, backlog=64)
         except OSError as error:
             raise TransferFailed(f"cannot listen on {address}: {error}; set transfer.host") from error
+        return TcpListener(sock, self._timeout, _as_it_is if self._secure is None else self._secure.server)
 
     def connect(self, address: str, timeout: float) -> TcpChannel:
         try:
-            return TcpChannel(socket.create_connection(_split(address), timeout), self._timeout)
+            sock = socket.create_connection(_split(address), timeout)
         except OSError as error:
             raise TransferFailed(f"cannot connect to {address}: {error}") from error
+        try:
+            return TcpChannel(sock if self._secure is None else self._secure.client(sock), self._timeout)
+        except OSError as error:
+            sock.close()
+            raise TransferFailed(f"cannot connect to {address}: {error}") from error
+
+
+def _as_it_is(sock: socket.socket) -> socket.socket:
+    return sock
 
 
 def _split(address: str) -> tuple[str, int]:
