@@ -85,7 +85,8 @@ def build(args: Config | Mapping[str, object]) -> Application:
     """The application of a config, or of arguments: `config` is a file, anything else a setting's dotted
     path.
 
-    Raises ConfigError, also for ports that would let anybody in, and SetupError if the embedded model is needed and cannot be had.
+    Raises ConfigError, also for ports that would let anybody in, and SetupError if the embedded model is
+    needed and cannot be had.
     """
     config = args if isinstance(args, Config) else _load(args)
     exposure.check(config)

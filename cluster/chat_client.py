@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -40,14 +41,28 @@ class Answer:
 
 
 class ChatClient:
-    """`url` is a gateway's, without /v1. Raises TandemErrors."""
+    """`url` is a gateway's, without /v1; `verify` says whose certificates to believe. Raises TandemErrors."""
 
-    def __init__(self, url: str, *, api_key: str | None = None, timeout: float = 600.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        timeout: float = 600.0,
+        verify: ssl.SSLContext | None = None,
+    ) -> None:
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         limits = httpx.Timeout(timeout, connect=5.0)
         self.url = url.rstrip("/")
         # Without trust_env=False a proxy of the environment would be asked for 127.0.0.1.
-        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=limits, trust_env=False)
+        # The system's authorities, or those that SSL_CERT_FILE names.
+        self._http = httpx.Client(
+            base_url=self.url,
+            headers=headers,
+            timeout=limits,
+            trust_env=False,
+            verify=verify or ssl.create_default_context(),
+        )
 
     def close(self) -> None:
         self._http.close()

@@ -19,11 +19,13 @@ from ray.serve.handle import DeploymentHandle
 
 from cluster import control_pb2 as pb
 from cluster import control_pb2_grpc, rpc
+from cluster.access import Access
 from cluster.cluster_facts import ClusterFacts
 from cluster.config import Config
 from cluster.gateway_api import build_api
 from cluster.gateway_service import GatewayService
 from cluster.http_frame import BehindServe
+from cluster.http_guard import Bounds
 from cluster.http_listener import Listener
 from cluster.installation import installed_version
 from cluster.instance_handle import InstanceHandle, address_of
@@ -62,7 +64,8 @@ class Gateway:
             http_tls(security.gateway_tls, "security.gateway_tls"),
             cluster_tls(security.cluster_tls),
         )
-        self._http = Listener(settings.host, settings.port, others=_local_rank() > 0, tls=tls)
+        bounds = Bounds(int(settings.header_limit), settings.arrival_timeout, settings.connections)
+        self._http = Listener(settings.host, settings.port, others=_local_rank() > 0, tls=tls, bounds=bounds)
         tokenizer, model = await asyncio.to_thread(_load, self._config)
         streams = TokenStreams()
         self._grpc = rpc.server(token)
@@ -96,6 +99,7 @@ class Gateway:
             metrics=Metrics(model.name, lambda: facts.status),
             config=settings,
             version=installed_version(),
+            access=Access(settings, security.tenants),
         )
         self._http.serve(build_api(self._service))
         self._beating = asyncio.create_task(self._beat(facts), name="beat")
@@ -125,11 +129,14 @@ class Gateway:
         """This gateway as it is now, for the controller."""
         self._itself.requests = len(self._driver.runs)
         self._itself.draining = self._service.leaving
+        del self._itself.tenants[:]
+        self._itself.tenants.extend(self._service.access.limits.report())
         return self._itself
 
     async def _beat(self, facts: ClusterFacts) -> None:
         while True:
-            await facts.refresh()
+            status = await facts.refresh()
+            self._service.access.limits.hear(one for one in status.gateways if one.name != self._itself.name)
             await asyncio.sleep(BEAT)
 
 

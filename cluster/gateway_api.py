@@ -27,7 +27,7 @@ B = TypeVar("B", CompletionBody, ChatBody, TokenizeBody, DetokenizeBody)
 def build_api(service: GatewayService) -> FastAPI:
     """All routes, with OpenAI's shapes for answers and errors."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
-    app.add_middleware(Frame, keys=service.config.api_keys, origins=service.config.cors_origins)
+    app.add_middleware(Frame, access=service.access, origins=service.config.cors_origins)
     app.add_exception_handler(HTTPException, _http_error)
     _add_openai(app, service)
     _add_tokens(app, service)
@@ -121,6 +121,6 @@ def _yes_or(good: bool, reason: str) -> Response:
 
 
 async def _read(service: GatewayService, request: Request, kind: type[B]) -> B:
-    data = await read_body(request, service.config.body_limit)
+    data = await read_body(request, service.config.body_limit, service.config.arrival_timeout)
     request.scope["state"]["digest"] = digest_of(request.url.path, data)
     return parse(kind, request.headers.get("content-type", ""), data)

@@ -9,9 +9,11 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
+from cluster.access import Access
 from cluster.cluster_facts import ClusterFacts
 from cluster.config import GatewayConfig
 from cluster.job import Job
+from cluster.limits import Ticket
 from cluster.metrics import Metrics
 from cluster.openai import ChatBody, CompletionBody, DetokenizeBody, SamplingBody, TokenizeBody
 from cluster.openai_answers import ModelCard
@@ -88,6 +90,7 @@ class GatewayService:
         metrics: Metrics,
         config: GatewayConfig,
         version: str,
+        access: Access | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -97,6 +100,7 @@ class GatewayService:
         self.metrics = metrics
         self.config = config
         self.version = version
+        self.access = access or Access(config)
         self.draining = False
         self._jobs: dict[str, Job] = {}
 
@@ -118,19 +122,24 @@ class GatewayService:
         request_id: str,
         within: float | None,
         asked: Reconnection = Reconnection(),
+        tenant: str = "",
     ) -> Job:
-        """Admit a request, or find the one that a client comes back to; `within` is its own limit in seconds.
+        """Admit a request, or find the one that a client comes back to; `within` is its own limit in seconds,
+        `tenant` whose key it came with. Names of requests are each tenant's own.
 
         One that runs here under its name is read by one more. One that ran through another gateway is taken
         over where an instance still has it, and else runs again: its tokens are the same.
 
-        Raises RequestErrors for what cannot be done and Conflict for an id that is in use.
+        Raises RequestErrors for what cannot be done, Conflict for an id that is in use, and RateLimited.
         """
+        if tenant:
+            request_id = f"{request_id}@{tenant}"
         running = self._jobs.get(request_id)
         if running is not None:
             return _attached(request_id, running, asked)
         if self.leaving:
             raise Draining("the cluster is about to end and takes no new requests")
+        self.access.limits.check(tenant)
         self.check_model(body.model)
         self._check_tokens(body)
         if isinstance(body, CompletionBody) and len(body.prompt) * (body.n or 1) > MOST_CHOICES:
@@ -152,8 +161,9 @@ class GatewayService:
                 prompt=tuple(prompt),
                 sampling=self._sampling(body, len(prompt), f"{request_id}-{number}"),
                 arrival=time.time(),
-                tenant=body.user or "",
+                tenant=tenant or body.user or "",
                 priority=body.priority or 0,
+                salt=tenant,
             )
             for number, prompt in enumerate(prompts)
         ]
@@ -164,7 +174,9 @@ class GatewayService:
             running = self._jobs.get(request_id)
             if running is not None:
                 return _attached(request_id, running, asked)
-        return self._run(request_id, requests, echo, time.monotonic() + limit, asked, taken)
+        limits, size = self.access.limits, sum(map(len, prompts))
+        ticket = limits.resume(tenant) if taken else limits.admit(tenant, size)
+        return self._run(request_id, requests, echo, time.monotonic() + limit, asked, taken, ticket)
 
     async def tokenize(self, body: TokenizeBody) -> list[int]:
         """Token ids of a text, or of the prompt that a conversation becomes."""
@@ -201,6 +213,7 @@ class GatewayService:
         deadline: float,
         asked: Reconnection,
         taken: Mapping[int, Taken],
+        ticket: Ticket,
     ) -> Job:
         changed = asyncio.Event()
         runs: list[Run] = []
@@ -211,15 +224,18 @@ class GatewayService:
         except TandemError:
             for run in runs:
                 run.close()
+            self.access.limits.close(ticket)
             raise
 
         def finished(job: Job, error: BaseException | None) -> None:
             self._jobs.pop(name, None)
+            self.access.limits.close(ticket)
             self.metrics.finished(job, error)
 
         kept = asked.resumable or (asked.named and len(self._jobs) < MOST_KEPT)
         lease = self.config.resume_lease if asked.resumable else 0.0
         job = Job(runs, changed, echo, deadline, finished, digest=asked.digest, kept=kept, lease=lease)
+        ticket.watch(lambda: job.usage().completion)
         self._jobs[name] = job
         return job
 

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from cluster import sse
 from cluster.gateway_service import GatewayService
-from cluster.http_frame import json_response, request_id, timeout_of
+from cluster.http_frame import json_response, request_id, tenant, timeout_of
 from cluster.job import Reader, Update
 from cluster.openai import ChatBody, CompletionBody
 from cluster.openai_answers import Answer, ChatAnswer, CompletionAnswer
@@ -39,9 +39,10 @@ async def generate(service: GatewayService, http: Request, body: CompletionBody 
     answer = kind(identity, service.model, service.tokenizer, logprobs=body.alternatives is not None)
     try:
         asked = reconnection(http, answer.id)
-        reader = (await service.begin(body, identity, timeout_of(http), asked)).reader(asked.seen)
+        whose = tenant(http.scope)
+        reader = (await service.begin(body, identity, timeout_of(http), asked, whose)).reader(asked.seen)
     except TandemError as error:
-        service.metrics.refused(error, body.user or "")
+        service.metrics.refused(error, tenant(http.scope) or body.user or "")
         raise _in_terms_of(body, error) from error
     options = _options(body, http)
     leaving = asyncio.create_task(sse.disconnected(http.receive))

@@ -1,8 +1,8 @@
-"""What is the same for every route: request ids, keys, CORS, the time taken, and a last word on errors."""
+"""What is the same for every route: request ids, keys, CORS, tenants' limits, and a last word on errors."""
 
 from __future__ import annotations
 
-import hmac
+import asyncio
 import json
 import re
 import time
@@ -14,11 +14,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cluster.access import Access
 from cluster.openai_errors import as_tandem, error_body, error_headers
-from engine.errors import InvalidKey, InvalidParameter, RequestTooLarge, TandemError, UnsupportedMediaType
+from engine.errors import (
+    DeadlineExceeded,
+    InvalidParameter,
+    RequestTooLarge,
+    TandemError,
+    UnsupportedMediaType,
+)
 
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_OPEN = frozenset({"/health", "/ready", "/ping", "/version", "/metrics", "/load", "/openapi.json"})
 _PREFLIGHT = (
     "Authorization, Content-Type, Last-Event-ID, X-Request-Id, X-Request-Timeout-Seconds, X-Tandem-Debug, "
     "X-Tandem-Resumable"
@@ -41,12 +47,17 @@ def request_id(scope: Scope) -> str:
     return str(scope["state"]["request_id"])
 
 
-class Frame:
-    """Around the whole application. `keys` are the accepted bearer tokens, none: everybody may come in."""
+def tenant(scope: Scope) -> str:
+    """Whose key the request came with; "" for nobody in particular."""
+    return str(scope["state"].get("tenant", ""))
 
-    def __init__(self, app: ASGIApp, *, keys: Sequence[str], origins: Sequence[str]) -> None:
+
+class Frame:
+    """Around the whole application. `access` knows who may come in."""
+
+    def __init__(self, app: ASGIApp, *, access: Access, origins: Sequence[str]) -> None:
         self._app = app
-        self._keys = [key.encode() for key in keys]
+        self._access = access
         self._origins = frozenset(origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -59,6 +70,7 @@ class Frame:
         identity = given if _ID.fullmatch(given) else f"r-{uuid.uuid4().hex}"
         scope.setdefault("state", {})["request_id"] = identity
         allowed = self._allowed(headers.get("origin", ""))
+        known: str | None = None
         started = False
 
         async def answer(message: Message) -> None:
@@ -69,27 +81,21 @@ class Frame:
                 out["x-request-id"] = identity
                 out["openai-processing-ms"] = str(int((time.perf_counter() - begun) * 1000))
                 out.update(allowed)
+                if known is not None:
+                    out.update(self._access.limits.headers(known))
             await send(message)
 
         try:
             if scope["method"] == "OPTIONS" and allowed:
                 await _preflight()(scope, receive, answer)
                 return
-            self._authorize(scope["path"], headers.get("authorization", ""))
+            known = self._access.tenant(scope["path"], headers.get("authorization", ""))
+            scope["state"]["tenant"] = known
             await self._app(scope, receive, answer)
         except Exception as error:
             if started:
                 raise
             await error_response(as_tandem(error))(scope, receive, answer)
-
-    def _authorize(self, path: str, header: str) -> None:
-        """Raises InvalidKey. All keys are compared, each in constant time."""
-        if not self._keys or path in _OPEN:
-            return
-        scheme, _, key = header.partition(" ")
-        matches = [hmac.compare_digest(key.strip().encode("utf-8", "replace"), known) for known in self._keys]
-        if scheme.lower() != "bearer" or not any(matches):
-            raise InvalidKey("the API key is missing or wrong; send it as 'Authorization: Bearer KEY'")
 
     def _allowed(self, origin: str) -> dict[str, str]:
         """CORS headers for an origin on the list."""
@@ -128,8 +134,9 @@ def _preflight() -> Response:
     )
 
 
-async def read_body(request: Request, limit: int) -> bytes:
-    """The body, refused as soon as it is known to be above `limit` bytes. Raises RequestTooLarge."""
+async def read_body(request: Request, limit: int, within: float | None = None) -> bytes:
+    """The body, refused as soon as it is known to be above `limit` bytes. Raises RequestTooLarge, and
+    DeadlineExceeded if it has not arrived after `within` seconds."""
     encoding = request.headers.get("content-encoding", "identity").lower()
     if encoding != "identity":
         raise UnsupportedMediaType(
@@ -141,11 +148,15 @@ async def read_body(request: Request, limit: int) -> bytes:
         raise too_large
     chunks = []
     size = 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > limit:
-            raise too_large
-        chunks.append(chunk)
+    try:
+        async with asyncio.timeout(within):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > limit:
+                    raise too_large
+                chunks.append(chunk)
+    except TimeoutError:
+        raise DeadlineExceeded(f"the body did not arrive within {within:g} s") from None
     return b"".join(chunks)
 
 

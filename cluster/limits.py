@@ -1,4 +1,4 @@
-"""What each tenant may have: requests and tokens per minute, and requests at once, over all gateways together.
+"""What a tenant may have: requests and tokens per minute, and requests at once, over all gateways together.
 
 Two buckets a tenant, each as large as its limit and filled evenly within a minute, and a count of what runs.
 A request takes one from the first bucket and its prompt from the second; answers are taken as they grow, so
@@ -106,8 +106,8 @@ class Limits:
         self._accounts: dict[str, _Account] = {}
         self._heard: dict[tuple[str, str], tuple[int, int]] = {}
 
-    def admit(self, tenant: str, prompt: int) -> Ticket:
-        """Let a request with so many prompt tokens in. Raises RateLimited, which says when to try again."""
+    def check(self, tenant: str, prompt: int = 1) -> None:
+        """Whether a request would be let in. Raises RateLimited, which says when to try again."""
         account, now = self._account(tenant), self._clock()
         account.settle(now)
         if account.concurrent is not None and len(account.running) + account.elsewhere >= account.concurrent:
@@ -120,10 +120,20 @@ class Limits:
             wait = account.tokens.until(max(1, prompt), now)
             if wait > 0:
                 raise _refusal(tenant, f"{account.tokens.limit} tokens per minute", wait)
+
+    def admit(self, tenant: str, prompt: int) -> Ticket:
+        """Let a request with so many prompt tokens in, or raise as `check` does."""
+        self.check(tenant, prompt)
+        account, now = self._account(tenant), self._clock()
         account.taken_requests += 1
         if account.requests is not None:
             account.requests.take(1, now)
         account.take_tokens(prompt, now)
+        return self.resume(tenant)
+
+    def resume(self, tenant: str) -> Ticket:
+        """Let in what another gateway had let in before: only what its answer still grows is charged."""
+        account = self._account(tenant)
         ticket = Ticket(account)
         account.running.add(ticket)
         return ticket

@@ -109,6 +109,8 @@ class LocalCluster:
             scratch=str(self._scratch.folder),
             log=log,
             token=config.control.token,
+            tls=config.security.cluster_tls.model_dump() if config.security.cluster_tls.key else None,
+            certificate=config.security.gateway_tls.certificate,
         )
         self._control = f"{config.control.host}:{config.control.port}"
         self._ray = False

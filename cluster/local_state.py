@@ -15,7 +15,11 @@ from engine.errors import RefusedError
 
 @dataclass(frozen=True)
 class LocalState:
-    """`cluster` marks every process of one `up`; `control` and `gateways` are filled once it is ready."""
+    """`cluster` marks every process of one `up`; `control` and `gateways` are filled once it is ready.
+
+    `tls` is security.cluster_tls where the control port asks for a certificate, `certificate` what the
+    gateway shows over HTTPS.
+    """
 
     pid: int
     cluster: str
@@ -23,6 +27,8 @@ class LocalState:
     log: str | None = None
     control: str | None = None
     token: str | None = field(default=None, repr=False)
+    tls: dict[str, str] | None = None
+    certificate: str | None = None
     gateways: list[str] = field(default_factory=list)
     model: str | None = None
     ready: bool = False
@@ -48,7 +54,8 @@ def write_state(state: LocalState) -> None:
     """Replace the record at once; only its owner may read it, for it holds the token."""
     _make_directory()
     draft = _file().with_suffix(".new")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    draft.unlink(missing_ok=True)
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         json.dump(asdict(state), file)
     draft.replace(_file())

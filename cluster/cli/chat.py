@@ -12,8 +12,10 @@ import typer
 from cluster.chat_client import Answer, ChatClient
 from cluster.cli.connect import local
 from cluster.cli.failures import Exit, Failure
+from cluster.cli.greeting import KEY_VARIABLE
 from cluster.cli.options import Format, Output, root
 from cluster.cli.output import messages, print_json
+from cluster.tls import pinned
 
 LEAVE = {"/exit", "/quit", "/bye"}
 
@@ -22,14 +24,20 @@ def command(
     context: typer.Context,
     prompt: Annotated[str | None, typer.Argument(help="The question; without one, a conversation.")] = None,
     url: Annotated[str | None, typer.Option("--url", help="A gateway. Default: the local cluster's.")] = None,
-    api_key: Annotated[str | None, typer.Option("--api-key", help="A key of gateway.api_keys.")] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option("--api-key", envvar=KEY_VARIABLE, help="An API key, where the gateway asks for one."),
+    ] = None,
     system: Annotated[str | None, typer.Option("--system", help="A system message.")] = None,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="The longest answer.")] = 512,
     temperature: Annotated[float, typer.Option("--temperature", min=0, max=2, help="0 is greedy.")] = 0.7,
     output: Output = Format.TABLE,
 ) -> None:
     """Chat with the model. Says which instances worked, and how fast, on stderr."""
-    client = ChatClient(url or _gateway(), api_key=api_key)
+    certificate = None if url else local().certificate
+    client = ChatClient(
+        url or _gateway(), api_key=api_key, verify=pinned(certificate) if certificate else None
+    )
     history = [{"role": "system", "content": system}] if system else []
     parameters: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature}
     quiet = root(context).quiet

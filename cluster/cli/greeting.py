@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 
 from cluster.chat_client import ChatClient
 from cluster.cli.output import messages, out
 from cluster.config import Config
+from cluster.keys import is_hashed
 from cluster.local_state import LocalState
+from cluster.tls import pinned
 from engine.errors import TandemError
 
+KEY_VARIABLE = "OPENAI_API_KEY"
 # Longer than scheduler.local_prefill_tokens, so that both pools work on it.
 QUESTION = (
     "Imagine that you explain to a friend what a large language model is. Please do so in no more than "
@@ -30,16 +34,17 @@ def print_addresses(state: LocalState, config: Config) -> None:
 
 
 def curl(url: str, model: str, config: Config) -> str:
+    """Keys are not shown: they come from the variable that OpenAI's clients read too."""
     body = {"model": model, "messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 64}
-    key = f" -H 'Authorization: Bearer {config.gateway.api_keys[0]}'" if config.gateway.api_keys else ""
+    key = f' -H "Authorization: Bearer ${KEY_VARIABLE}"' if _asks_for_keys(config) else ""
     return f"curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d '{json.dumps(body)}'"
 
 
 def snippet(url: str, model: str, config: Config) -> str:
-    key = config.gateway.api_keys[0] if config.gateway.api_keys else "none"
+    key = "" if _asks_for_keys(config) else ', api_key="none"'
     return f"""from openai import OpenAI
 
-client = OpenAI(base_url="{url}/v1", api_key="{key}")
+client = OpenAI(base_url="{url}/v1"{key})
 stream = client.chat.completions.create(
     model="{model}", messages=[{{"role": "user", "content": "Hello!"}}], max_tokens=64, stream=True
 )
@@ -50,8 +55,16 @@ print()"""
 
 def ask_sample(state: LocalState, config: Config) -> None:
     """Stream one answer to stdout and say who made it. A failure is reported, and does not end anything."""
-    key = config.gateway.api_keys[0] if config.gateway.api_keys else None
-    client = ChatClient(state.gateways[0], api_key=key)
+    known = [key for key in config.gateway.api_keys if not is_hashed(key)]
+    key = known[0] if known else os.environ.get(KEY_VARIABLE)
+    if config.security.gateway_tls.authority or (_asks_for_keys(config) and not key):
+        out().print(
+            f"\nNo sample: it needs a key in {KEY_VARIABLE}, or a certificate.\nServing until Ctrl-C."
+        )
+        sys.stdout.flush()
+        return
+    certificate = config.security.gateway_tls.certificate
+    client = ChatClient(state.gateways[0], api_key=key, verify=pinned(certificate) if certificate else None)
     out().print(f"\n[bold]>[/] {QUESTION}\n")
     try:
         answer = client.ask(
@@ -66,6 +79,10 @@ def ask_sample(state: LocalState, config: Config) -> None:
         client.close()
     out().print("\nServing until Ctrl-C.")
     sys.stdout.flush()
+
+
+def _asks_for_keys(config: Config) -> bool:
+    return bool(config.gateway.api_keys or config.gateway.key_file)
 
 
 def _write(text: str) -> None:

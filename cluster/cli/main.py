@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -11,7 +13,15 @@ import typer
 from typer.core import TyperGroup
 
 from cluster.cli.failures import Failure, failure, report
-from cluster.cli.options import ControlAddress, ControlToken, Root, Timeout, token_from_file
+from cluster.cli.options import (
+    Color,
+    ControlAddress,
+    ControlToken,
+    Listing,
+    Root,
+    Timeout,
+    token_from_file,
+)
 from engine.errors import TandemError
 
 GROUP = "tandem.commands"
@@ -40,13 +50,57 @@ def _root(
     token_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A file with the control token.")
     ] = None,
+    tls: Annotated[
+        Path | None,
+        typer.Option("--tls", metavar="DIR", help="Certificates for the control port: see `tandem tls`."),
+    ] = None,
+    namespace: Annotated[
+        str, typer.Option("--namespace", "-n", help="The namespace of Kubernetes, for the verbs of k8s.")
+    ] = "tandem",
+    output: Annotated[
+        Listing | None, typer.Option("--output", "-o", help="How verbs print data. Default: table.")
+    ] = None,
+    headers: Annotated[
+        bool, typer.Option("--headers/--no-headers", help="Whether tables have titles.")
+    ] = True,
     timeout: Timeout = "10s",  # type: ignore[assignment]
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No messages, only data and errors.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Say on stderr what is asked of whom.")
+    ] = False,
+    color: Annotated[
+        Color, typer.Option("--color", help="Colours; auto: on a terminal, unless NO_COLOR is set.")
+    ] = Color.AUTO,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing, go on.")] = False,
 ) -> None:
     """Serve a language model from a prefill pool and a decode pool."""
     if token is None and token_file is not None:
         token = token_from_file(token_file)
-    context.obj = Root(address=address, token=token, timeout=timeout, quiet=quiet)
+    _dress(color, verbose=verbose)
+    context.obj = Root(
+        address=address,
+        token=token,
+        tls=tls,
+        namespace=namespace,
+        timeout=timeout,
+        output=output,
+        headers=headers,
+        quiet=quiet,
+        yes=yes,
+        as_json=output is Listing.JSON,
+    )
+
+
+def _dress(color: Color, *, verbose: bool) -> None:
+    """Colours by the variables that rich reads; log lines of what is asked on stderr."""
+    if color is not Color.AUTO:
+        for name in ("NO_COLOR", "FORCE_COLOR"):
+            os.environ.pop(name, None)
+        os.environ["FORCE_COLOR" if color is Color.ALWAYS else "NO_COLOR"] = "1"
+    if verbose:
+        logger = logging.getLogger("tandem")
+        logger.setLevel(logging.DEBUG)
+        logger.handlers = [logging.StreamHandler(sys.stderr)]
 
 
 def build() -> typer.Typer:

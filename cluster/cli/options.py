@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from cluster.cli.failures import Exit, Failure
+from cluster.config import Config
+from cluster.config_layers import DEFAULT, Resolved
 from cluster.units import parse_duration
 
 
@@ -19,14 +22,33 @@ class Format(StrEnum):
     JSON = "json"
 
 
+class Listing(StrEnum):
+    TABLE = "table"
+    WIDE = "wide"
+    JSON = "json"
+    YAML = "yaml"
+    NAME = "name"
+
+
+class Color(StrEnum):
+    AUTO = "auto"
+    ALWAYS = "always"
+    NEVER = "never"
+
+
 @dataclass
 class Root:
     """Global flags; a verb's own flag of the same name wins."""
 
     address: str | None = None
     token: str | None = None
+    tls: Path | None = None
+    namespace: str = "tandem"
     timeout: float = 10.0
+    output: Listing | None = None
+    headers: bool = True
     quiet: bool = False
+    yes: bool = False
     as_json: bool = False
 
 
@@ -36,8 +58,21 @@ def root(context: typer.Context) -> Root:
     return found
 
 
-def _remember_format(context: typer.Context, value: Format) -> Format:
-    root(context).as_json = value is Format.JSON
+K = TypeVar("K", Format, Listing)
+
+
+def chosen(context: typer.Context, parameter: typer.CallbackParam, value: K) -> K:
+    """The verb's own -o, or the global one. Raises Failure if the verb has no such form."""
+    flags = root(context)
+    if flags.output is not None and parameter.name is not None:
+        source = context.get_parameter_source(parameter.name)
+        if source is not None and source.name == "DEFAULT":
+            known = {each.value for each in type(value)}
+            if flags.output.value not in known:
+                forms = ", ".join(sorted(known))
+                raise Failure(Exit.USAGE, "usage", f"-o {flags.output.value}: this verb prints {forms}")
+            value = type(value)(flags.output.value)
+    flags.as_json = value.value == "json"
     return value
 
 
@@ -51,8 +86,11 @@ def seconds(text: str) -> float:
         ) from None
 
 
-Output = Annotated[
-    Format, typer.Option("--output", "-o", help="How to print data.", callback=_remember_format)
+Output = Annotated[Format, typer.Option("--output", "-o", help="How to print data.", callback=chosen)]
+Form = Annotated[Listing, typer.Option("--output", "-o", help="How to print data.", callback=chosen)]
+Headers = Annotated[
+    bool | None,
+    typer.Option("--headers/--no-headers", help="Whether tables have titles.", show_default="yes"),
 ]
 ControlAddress = Annotated[
     str | None,
@@ -92,6 +130,29 @@ def overrides(settings: list[str] | None) -> dict[str, object]:
         except yaml.YAMLError:
             raise Failure(Exit.USAGE, "usage", f"--set {key}: not a YAML value: {value}") from None
     return found
+
+
+def settings_given(resolved: Resolved[Config]) -> dict[str, object]:
+    """What some layer sets, by dotted path; free mappings, such as resources, as one value each."""
+    assert resolved.config is not None
+    data = resolved.config.model_dump(mode="json")
+    found: dict[str, object] = {}
+    for path, origin in resolved.origins.items():
+        end = path.index("resources") + 1 if "resources" in path else len(path)
+        if origin != DEFAULT:
+            value: Any = data
+            for step in path[:end]:
+                value = value[step]
+            found[".".join(path[:end])] = value
+    return found
+
+
+def confirm(context: typer.Context, question: str) -> None:
+    """Ask whether to go on; with --yes, or where nobody can answer, go on. Raises Failure for a no."""
+    if root(context).yes or not sys.stdin.isatty():
+        return
+    if not typer.confirm(question, err=True):
+        raise Failure(Exit.FAILED, "cancelled", "nothing was changed")
 
 
 def token_from_file(path: Path) -> str:
