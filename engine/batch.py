@@ -34,9 +34,9 @@ class Share:
 
 
 def due(sequence: Sequence) -> int:
-    """Tokens that a sequence still has to compute; one that waits is spared what the prefix cache holds."""
+    """Tokens that a sequence still has to compute; one that waits is spared what is cached or swapped out."""
     if sequence.phase is Phase.WAITING:
-        return len(sequence) - sequence.cached
+        return len(sequence) - max(sequence.cached, sequence.computed)
     return sequence.remaining
 
 

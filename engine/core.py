@@ -29,15 +29,16 @@ from engine.plan import StepPlan, StepResult
 from engine.planner import Planner
 from engine.request import Request
 from engine.roster import Roster
-from engine.sequence import START, Epoch, Sequence
+from engine.sequence import START, Epoch, Sequence, Tier
 from engine.status import InstanceStatus, RequestStatus
 from engine.tables import BlockTables
+from engine.tiers import Tiers, TierSettings
 
 __all__ = ["Emitted", "EngineCore", "Limits", "Reservation", "Runner", "StepOutcome"]
 
 
 class Runner(Protocol):
-    """Computes a step. A ValueError means that the plan's requests cannot be computed, and no more."""
+    """Computes a step. A ValueError means that the plan's works cannot be computed, and no more."""
 
     def run(self, plan: StepPlan) -> StepResult: ...
 
@@ -46,7 +47,7 @@ class EngineCore:
     """Not thread-safe: it lives in the thread of an EngineLoop, or in the simulator.
 
     `fingerprint` is `prefix_cache.fingerprint(weights digest, numerics, KV format)`: prefix keys are
-    the same wherever it is the same.
+    the same wherever it is the same. `tiers` gives it host memory, which the runner has to have.
     """
 
     def __init__(
@@ -58,13 +59,15 @@ class EngineCore:
         limits: Limits,
         eos_token_ids: frozenset[int],
         fingerprint: bytes = b"",
+        tiers: TierSettings | None = None,
     ) -> None:
         self.pool = pool
         self.limits = limits
         self._eos = eos_token_ids
         self._fingerprint = fingerprint
         self._tables = BlockTables(pool, limits.watermark)
-        self._roster = Roster(queue, self._tables)
+        self.tiers = Tiers(tiers or TierSettings())
+        self._roster = Roster(queue, self._tables, self.tiers)
         self._planner = Planner(self._roster, policy, limits.max_sequences)
         self._commits = Commits(self._roster)
         self._coasting = Coasting(self._roster, policy)
@@ -292,7 +295,7 @@ class EngineCore:
             steps=self._steps,
             running=len(roster.running),
             waiting=len(roster.queue),
-            waiting_tokens=sum(sequence.remaining for sequence in roster.queue),
+            waiting_tokens=sum(len(sequence) for sequence in roster.queue),
             blocks_total=pool.total,
             blocks_free=pool.free,
             blocks_used=pool.used,
@@ -309,7 +312,7 @@ class EngineCore:
             chunks=self._commits.chunks,
             step_seconds=self._step_seconds,
             arrivals=self._submitted + self._reserved,
-            head_tokens=next((sequence.remaining for sequence in roster.queue), 0),
+            head_tokens=next((len(sequence) for sequence in roster.queue), 0),
             urgent=sum(sequence.request.priority > 0 for sequence in roster.running),
         )
 
@@ -324,3 +327,5 @@ class EngineCore:
                 entries[block] += 1
         refs = [self.pool.refs(block) for block in range(self.pool.total)]
         assert entries == refs, "reference counts differ from the tables"
+        every = [s for live in self._roster.live.values() for s in live.sequences.values()]
+        self.tiers.check(one.key for one in every if one.tier is Tier.HOST)

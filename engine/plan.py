@@ -47,10 +47,16 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One iteration. `copies` are (source, target) blocks to copy, in order, before anything is written."""
+    """One iteration: swap `out`, then do the `copies`, then swap `into`, then compute.
+
+    `out` are (block, slot of host memory), `copies` (source, target) blocks, `into` (slot, block), each in
+    order. What is swapped stays swapped even where the works cannot be computed.
+    """
 
     works: tuple[Work, ...]
     copies: tuple[tuple[int, int], ...] = ()
+    out: tuple[tuple[int, int], ...] = ()
+    into: tuple[tuple[int, int], ...] = ()
 
     @property
     def tokens(self) -> int:

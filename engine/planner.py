@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from engine.batch import BatchPolicy
+from engine.eviction import Evictor
 from engine.live import Live
 from engine.plan import Draw, StepPlan, Work
 from engine.roster import Roster
-from engine.sequence import Phase, Sequence
+from engine.sequence import Phase, Sequence, Tier
 
 
 class Entry(NamedTuple):
@@ -23,15 +24,16 @@ class Entry(NamedTuple):
 class Planner:
     """Takes the policy's shares in order and makes them good while there are blocks.
 
-    A running sequence that needs a block takes it from the newest running one, which is preempted
-    whole and may be itself. Waiting ones are admitted up to the first that does not fit, so that a
-    long one is never overtaken; after a preemption nobody is admitted in the same step.
+    A running sequence that needs a block takes it from the Evictor's victim, which is preempted
+    whole and may be itself. Waiting ones are offered and admitted up to the first that does not fit, so
+    that a long one is never overtaken; after a preemption nobody is admitted in the same step.
     """
 
     def __init__(self, roster: Roster, policy: BatchPolicy, max_sequences: int) -> None:
         self._roster = roster
         self._tables = roster.tables
         self._policy = policy
+        self._evictor = Evictor(roster, policy)
         self._max_sequences = max_sequences
         self.prefix_queries = 0
         self.prefix_hits = 0
@@ -41,40 +43,61 @@ class Planner:
 
         `promised` counts choices that are on their way here and have a place among the running.
         """
-        roster = self._roster
-        shares = self._policy.share(roster.running, self._candidates(), now)
+        self._evictor.begin(now)
+        shares = self._policy.share(self._roster.running, self._candidates(promised), now)
         entries: dict[int, Entry] = {}
         admitting = True
         for share in shares:
             sequence = share.sequence
+            if id(sequence) in self._evictor.evicted:
+                continue
             if sequence.phase is Phase.WAITING:
-                admitting = admitting and self._admit(sequence, now, promised)
+                admitting = admitting and self._admit(sequence, now, promised, entries)
                 if not admitting:
                     continue
             tokens = min(share.tokens, sequence.remaining)
             while self._tables.missing(sequence, tokens) > self._tables.pool.available:
-                victim = roster.running[-1]
-                entries.pop(id(victim), None)
-                roster.preempt(victim)
                 admitting = False
+                victim = self._evictor.victim()
+                self._evict(victim, entries)
                 if victim is sequence:
                     break
             else:
                 copies = self._tables.grow(sequence, tokens)
                 entries[id(sequence)] = Entry(sequence, self._work(sequence, tokens), copies)
-        if not entries:
+        self._swap_ahead(entries, promised)
+        return self._finished(entries)
+
+    def _finished(self, entries: dict[int, Entry]) -> tuple[StepPlan, list[Sequence]] | None:
+        out, into = self._roster.tiers.copies()
+        if not entries and not out and not into:
             return None
         plan = StepPlan(
             tuple(entry.work for entry in entries.values()),
             tuple(copy for entry in entries.values() for copy in entry.copies),
+            out,
+            into,
         )
         return plan, [entry.sequence for entry in entries.values()]
 
-    def _candidates(self) -> Iterator[Sequence]:
-        """Those who wait, each with what the prefix cache would spare it now."""
-        for sequence in self._roster.queue:
-            keys = self._keys(sequence)
-            sequence.cached = len(self._tables.lookup(sequence, keys)) * self._tables.pool.block_size
+    def _candidates(self, promised: int) -> Iterator[Sequence]:
+        """Those who wait, as long as there is room, each with what the prefix cache would spare it now."""
+        roster, pool = self._roster, self._tables.pool
+        width = roster.width() + promised
+        spoken = 0
+        for sequence in roster.queue:
+            found: list[int] = []
+            if sequence.tier is Tier.DEVICE:
+                found = self._tables.lookup(sequence, self._keys(sequence))
+                sequence.cached = len(found) * pool.block_size
+            spoken += pool.blocks_for(len(sequence)) - len(found)
+            width += roster.live[sequence.request.id].width(sequence)
+            if width > self._max_sequences:
+                return
+            if not self._tables.room(found, spoken, alone=not roster.running):
+                missing = spoken + pool.idle(found) - pool.available
+                if missing > self._evictor.obtainable(sequence):
+                    return
             yield sequence
 
     def _keys(self, sequence: Sequence) -> list[bytes]:
@@ -83,21 +106,55 @@ class Planner:
         self._tables.extend_keys(sequence, keys, live.root, len(sequence))
         return keys
 
-    def _admit(self, sequence: Sequence, now: float, promised: int) -> bool:
+    def _admit(self, sequence: Sequence, now: float, promised: int, entries: dict[int, Entry]) -> bool:
         roster = self._roster
         live = roster.live[sequence.request.id]
         if roster.width() + promised + live.width(sequence) > self._max_sequences:
             return False
-        if not self._tables.admit(sequence, self._keys(sequence), alone=not roster.running):
-            return False
-        self.prefix_queries += len(sequence)
-        self.prefix_hits += sequence.cached
+        while not self._enter(sequence, now):
+            victim = self._evictor.next_behind(sequence)
+            if victim is None:
+                return False
+            self._evict(victim, entries)
+        return True
+
+    def _enter(self, sequence: Sequence, now: float) -> bool:
+        """From the queue to those who run, if there are blocks."""
+        roster = self._roster
+        alone = not roster.running
+        phase = Phase.PREFILL
+        if sequence.tier is Tier.HOST:
+            if not roster.bring_back(sequence, alone=alone):
+                return False
+            if sequence.output and sequence.remaining == 1:
+                phase = Phase.DECODE
+        else:
+            if not self._tables.admit(sequence, self._keys(sequence), alone=alone):
+                return False
+            self.prefix_queries += len(sequence)
+            self.prefix_hits += sequence.cached
+        live = roster.live[sequence.request.id]
         if live.started is None:
             live.started = now
             live.cached = min(sequence.cached, len(live.request.prompt))
         roster.queue.remove(sequence.key)
-        roster.run(sequence, Phase.PREFILL)
+        roster.run(sequence, phase)
+        self._evictor.joined()
         return True
+
+    def _evict(self, victim: Sequence, entries: dict[int, Entry]) -> None:
+        entry = entries.pop(id(victim), None)
+        self._evictor.evict(victim, whole=entry is None or not entry.copies)
+
+    def _swap_ahead(self, entries: dict[int, Entry], promised: int) -> None:
+        """What the step has time for besides: to make room for those to come, or bring those back."""
+        self._evictor.ahead(entry.sequence for entry in entries.values())
+        for sequence in self._evictor.returning():
+            width = self._roster.live[sequence.request.id].width(sequence)
+            if self._roster.width() + promised + width > self._max_sequences:
+                return
+            if not self._enter(sequence, 0.0):
+                return
 
     def _work(self, sequence: Sequence, tokens: int) -> Work:
         start = sequence.computed

@@ -7,9 +7,10 @@ from collections.abc import Sequence as SequenceOf
 from engine.batch import WaitingQueue
 from engine.live import Live
 from engine.outcome import Emitted, StepOutcome
-from engine.sequence import Phase, Sequence, SequenceKey
+from engine.sequence import Phase, Sequence, SequenceKey, Tier
 from engine.status import RequestStatus
 from engine.tables import BlockTables
+from engine.tiers import Tiers
 
 RUNS = frozenset({Phase.PREFILL, Phase.DECODE})
 
@@ -19,9 +20,10 @@ FURTHEST = (Phase.PAUSED, Phase.WAITING, Phase.PREFILL, Phase.DECODE)
 class Roster:
     """Moves sequences between queue, running list and pause, and keeps their blocks right as it does."""
 
-    def __init__(self, queue: WaitingQueue, tables: BlockTables) -> None:
+    def __init__(self, queue: WaitingQueue, tables: BlockTables, tiers: Tiers) -> None:
         self.queue = queue
         self.tables = tables
+        self.tiers = tiers
         self.live: dict[str, Live] = {}
         self.running: list[Sequence] = []
         self.paused: dict[SequenceKey, Sequence] = {}
@@ -80,9 +82,10 @@ class Roster:
             self.paused.pop(sequence.key, None)
 
     def pause(self, sequence: Sequence) -> None:
-        """Keep tokens and blocks, and compute nothing."""
+        """Keep tokens and blocks, and compute nothing. KV in host memory is given up: it cannot move."""
         if sequence.phase is not Phase.PAUSED:
             self._leave(sequence)
+            self._forget(sequence)
             sequence.become(Phase.PAUSED)
             self.paused[sequence.key] = sequence
 
@@ -96,19 +99,41 @@ class Roster:
         else:
             self.run(sequence, Phase.PREFILL)
 
-    def preempt(self, sequence: Sequence) -> None:
-        """Back to the head of the queue with all tokens and no blocks: they are computed again later."""
+    def preempt(self, sequence: Sequence, *, whole: bool = True) -> None:
+        """Back to the head of the queue with all tokens and no blocks.
+
+        They are computed again later, but for those whose KV finds room in host memory. Not `whole` are the
+        blocks of one whose copy on write has not been made.
+        """
         self._leave(sequence)
+        held = sequence.blocks[: self.tables.pool.blocks_for(sequence.computed)]
+        if whole and self.tiers.take(sequence, held):
+            sequence.tier = Tier.HOST
+        else:
+            sequence.computed = 0
         self.tables.close(sequence)
-        sequence.computed = 0
         sequence.preemptions += 1
         self.preemptions += 1
         self.wait(sequence, front=True)
         self.dropped[sequence.request.id] = None
 
+    def _forget(self, sequence: Sequence) -> None:
+        if sequence.tier is Tier.HOST:
+            self.tiers.forget(sequence.key)
+            sequence.tier, sequence.computed = Tier.DEVICE, 0
+
+    def bring_back(self, sequence: Sequence, *, alone: bool) -> bool:
+        """Blocks for one whose KV is in host memory, to be copied there in this step; False as in `admit`."""
+        if not self.tables.readmit(sequence, alone=alone):
+            return False
+        self.tiers.give(sequence, sequence.blocks)
+        sequence.tier = Tier.DEVICE
+        return True
+
     def end(self, sequence: Sequence, *, moved: bool = False) -> None:
         """The last of a sequence here: its blocks go back. `moved`: nobody has to be told."""
         self._leave(sequence)
+        self._forget(sequence)
         self.tables.close(sequence)
         sequence.become(Phase.FINISHED)
         request_id = sequence.request.id

@@ -61,6 +61,14 @@ class BlockTables:
         sequence.cached = sequence.computed = len(found) * self.pool.block_size
         return True
 
+    def readmit(self, sequence: Sequence, *, alone: bool) -> bool:
+        """Blocks for all known tokens of one whose KV comes back from another tier; False as in `admit`."""
+        need = self.pool.blocks_for(len(sequence))
+        if not self.room([], need, alone=alone):
+            return False
+        sequence.blocks = self.pool.allocate(need)
+        return True
+
     def room(self, found: list[int], fresh: int, *, alone: bool) -> bool:
         """Whether `found` cached blocks can be pinned and `fresh` ones allocated above the watermark."""
         spare = 0 if alone else self._spare

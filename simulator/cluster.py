@@ -131,8 +131,9 @@ class SimulatedCluster:
             policy=policy,
             limits=Limits(self.setup.max_length, pool.max_sequences, pool.queue_limit, pool.watermark),
             eos_token_ids=frozenset({EOS}),
+            tiers=pool.tiers,
         )
-        runner = SimulatedRunner(pool.cost, self._lengths, pool.overhead)
+        runner = SimulatedRunner(pool.cost, self._lengths, pool.overhead, pool.tiers.seconds)
         instance = SimulatedInstance(
             f"{pool.role}-{number}",
             pool.role,

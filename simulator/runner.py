@@ -27,17 +27,28 @@ class Decodes(Protocol):
 class SimulatedRunner:
     """Draws TOKEN until an answer is as long as `lengths` says for its request, and EOS then.
 
-    So nobody but the runner knows beforehand how long an answer becomes, as in life.
+    So nobody but the runner knows beforehand how long an answer becomes, as in life. `swap` is how many
+    seconds a block takes between device and host, one after the other in both directions.
     """
 
-    def __init__(self, cost: CostModel, lengths: dict[str, int], overhead: float) -> None:
+    def __init__(self, cost: CostModel, lengths: dict[str, int], overhead: float, swap: float = 0.0) -> None:
         self._cost = cost
         self._decodes = cost.decodes if isinstance(cost, Decodes) else None
         self._lengths = lengths
         self._overhead = overhead
+        self._swap = swap
 
     def seconds(self, plan: StepPlan) -> float:
-        return self._cost.seconds(batch_of(plan.works)) + self._overhead
+        """What the step waits for is swapped before it computes, everything else while it does."""
+        computing = self._cost.seconds(batch_of(plan.works)) if plan.works else 0.0
+        if not plan.out and not plan.into:
+            return computing + self._overhead
+        used = {block for work in plan.works for block in work.blocks}
+        filled = {block for _, block in plan.into}
+        first = sum(block in used for _, block in plan.into)
+        first += sum(block in used or block in filled for block, _ in plan.out)
+        rest = len(plan.out) + len(plan.into) - first
+        return max(computing, rest * self._swap) + first * self._swap + self._overhead
 
     def run(self, plan: StepPlan) -> StepResult:
         return StepResult(tuple(self._drawn(work) for work in plan.works))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from engine.batch import BatchPolicy, WaitingQueue
 from engine.cost_model import CostModel
 from engine.queues.fcfs import FCFSQueue
+from engine.tiers import TierSettings
 from global_scheduler.autoscaling import AutoscalingSettings
 from global_scheduler.journey import Patience
 from global_scheduler.placement import Placement
@@ -28,7 +29,7 @@ class PoolSetup:
 
     `blocks` of `block_size` tokens are the KV cache of one instance. `arrange` makes the queue and the
     batch policy of one instance. `overhead` is added to each step, `start_up` is how long a new one takes,
-    both in seconds.
+    both in seconds. `tiers` is its host memory.
     """
 
     role: str
@@ -44,6 +45,7 @@ class PoolSetup:
     gpus: float = 1.0
     overhead: float = 0.0
     start_up: float = 30.0
+    tiers: TierSettings = field(default_factory=TierSettings)
 
 
 @dataclass(frozen=True, slots=True)

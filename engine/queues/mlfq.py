@@ -13,7 +13,7 @@ of arrival at it, not round robin: taking turns would have everybody's KV reside
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
@@ -101,6 +101,44 @@ class MultiLevelQueue:
         self._at = now
         return shares
 
+    def before(self, first: Sequence, second: Sequence) -> bool:
+        return self._rank(first) < self._rank(second)
+
+    def latest(self, sequences: Iterable[Sequence], now: float) -> list[Sequence]:
+        """By the estimated next scheduled time, the latest first; equal ones by rank."""
+        mine = sorted(sequences, key=self._rank, reverse=True)
+        executed = self._executed()
+        return sorted(mine, key=lambda one: self._next_scheduled(one, executed, now), reverse=True)
+
+    def next_scheduled(self, sequence: Sequence, now: float) -> float:
+        """Seconds until it may get a step: FastServe's ENST.
+
+        The sooner of its promotion and of the time in which all at higher levels sink to its own, `batch` at
+        once: min(starvation - waited, Σ quanta they need / batch).
+        """
+        return self._next_scheduled(sequence, self._executed(), now)
+
+    def _next_scheduled(self, sequence: Sequence, executed: Mapping[int, float], now: float) -> float:
+        job = self._jobs[sequence.key]
+        waited = 0.0 if job.idle_since == math.inf else now - job.idle_since
+        promoted = max(0.0, self.levels.starvation - waited) if job.level else math.inf
+        return min(promoted, executed[job.level])
+
+    def _executed(self) -> dict[int, float]:
+        """Of each level with jobs: the seconds until all above have sunk to it."""
+        count: dict[int, int] = {}
+        served: dict[int, float] = {}
+        for job in self._jobs.values():
+            count[job.level] = count.get(job.level, 0) + 1
+            served[job.level] = served.get(job.level, 0.0) + job.served
+        times: dict[int, float] = {}
+        need, above, last = 0.0, 0, 0
+        for level in sorted(count):
+            need += above * (self._until(level) - self._until(last)) - (served[last] if above else 0.0)
+            times[level] = need / self.levels.batch
+            above, last = above + count[level], level
+        return times
+
     def level(self, key: SequenceKey) -> int:
         """Where a job is; for tests and for the operator."""
         return self._jobs[key].level
@@ -142,6 +180,10 @@ class MultiLevelQueue:
 
     def _quantum(self, level: int) -> float:
         return self.levels.quantum * math.pow(self.levels.ratio, level)
+
+    def _until(self, level: int) -> float:
+        """Seconds of service from level 0 until a job sinks to `level`."""
+        return sum(self._quantum(one) for one in range(level))
 
     def _next(self) -> int:
         self._orders += 1

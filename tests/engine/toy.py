@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from collections.abc import Sequence as SequenceOf
 
 from decode_pool.continuous_batching import ContinuousBatching
-from engine.batch import BatchPolicy, Limits, Share
+from engine.batch import BatchPolicy, Limits, Share, WaitingQueue
 from engine.blocks import BlockPool
 from engine.core import EngineCore
 from engine.outcome import Emitted, StepOutcome
@@ -15,6 +15,7 @@ from engine.plan import Drawn, StepPlan, StepResult
 from engine.queues.fcfs import FCFSQueue
 from engine.request import Request, Sampling
 from engine.sequence import FinishReason, Sequence
+from engine.tiers import TierSettings
 
 VOCABULARY = 50
 EOS = 0
@@ -48,8 +49,9 @@ class ToyRunner:
     So a wrong block, a wrong position or a block that somebody else wrote to gives a wrong token.
     """
 
-    def __init__(self, total: int, block_size: int) -> None:
+    def __init__(self, total: int, block_size: int, slots: int = 0) -> None:
         self.block_size = block_size
+        self.host: list[list[tuple[int, int]]] = [[(-2, -2)] * block_size for _ in range(slots)]
         self.store: list[list[tuple[int, int]]] = [[(-1, -1)] * block_size for _ in range(total)]
         self.plans: list[StepPlan] = []
         self.copies = 0
@@ -58,9 +60,13 @@ class ToyRunner:
         self.plans.append(plan)
         held = {block for work in plan.works for block in work.blocks}
         assert all(target in held for _, target in plan.copies), "a copy into a block of nobody's"
+        for block, slot in plan.out:
+            self.host[slot] = list(self.store[block])
         for source, target in plan.copies:
             self.store[target] = list(self.store[source])
             self.copies += 1
+        for slot, block in plan.into:
+            self.store[block], self.host[slot] = list(self.host[slot]), [(-3, -3)] * self.block_size
         for work in plan.works:
             assert work.tokens, "no token, no logits"
             for offset, token in enumerate(work.tokens):
@@ -129,15 +135,18 @@ class Bench:
         max_length: int = 10_000,
         max_sequences: int = 16,
         queue_limit: int = 1000,
+        queue: WaitingQueue | None = None,
+        tiers: TierSettings | None = None,
     ) -> None:
         self.core = EngineCore(
             pool=BlockPool(total, block_size, prefix_cache),
-            queue=FCFSQueue(),
+            queue=queue or FCFSQueue(),
             policy=policy or ContinuousBatching(budget),
             limits=Limits(max_length, max_sequences, queue_limit),
             eos_token_ids=frozenset({EOS}),
+            tiers=tiers,
         )
-        self.runner = ToyRunner(total, block_size)
+        self.runner = ToyRunner(total, block_size, tiers.slots if tiers else 0)
         self.outcomes: list[StepOutcome] = []
         self.now = 0.0
 
