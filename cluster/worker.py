@@ -19,8 +19,11 @@ from concurrent.futures import Future
 from typing import Any, Protocol
 
 from cluster import control_pb2 as pb
+from cluster import wall_clock
 from cluster.config import Config
+from cluster.installation import installed_version
 from cluster.migrations import names
+from cluster.settings_change import fingerprint
 from cluster.status_message import migration_message, request_list, status_message
 from cluster.step_watch import Present
 from cluster.termination import on_sigterm
@@ -182,8 +185,9 @@ class Worker:
         return request_list(found, self.name, self.role).SerializeToString()
 
     async def afflict(self, fault: str) -> None:
-        """Have what this instance sends to others fail: see migration/faulty.py. Raises InvalidParameter."""
-        self._serving().afflict(fault)
+        """Have what this instance sends to others fail: see migration/faulty.py. `clock=+3600s` among it has
+        its wall clock jump. Raises InvalidParameter."""
+        self._serving().afflict(wall_clock.take(fault))
 
     async def cordon(self, on: bool, generation: int | None = None) -> None:
         """Remember for the next controller that nothing new is to be placed here."""
@@ -263,6 +267,7 @@ class Worker:
         message.state = "draining" if self._draining else "ready"
         message.cordoned = self._cordoned
         message.pid, message.node, message.started = os.getpid(), platform.node(), self._started
+        message.version, message.settings = installed_version(), fingerprint(self._config)
         status = status_message(await self._latest(self._instance))
         status.instance, status.role = self.name, self.role
         message.status.CopyFrom(status)

@@ -1,22 +1,22 @@
-"""Does to a cluster what a scenario says: kills, stops, cuts links, takes memory, moves requests, restarts.
-
-Processes are ended by their ids, so the runner must be on the machine of the victim, and its user's.
-"""
+"""Does to a cluster what a scenario says: kills, stops, cuts links, fills disks, moves requests, restarts."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import os
-import platform
 import random
 import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import psutil
+
 from cluster import control_pb2 as pb
+from cluster.chaos import victims
 from cluster.chaos.scenario import Fault
+from cluster.chaos.victims import CONTROLLER, GATEWAY, Victim
 from cluster.control_client import ControlClient
 from engine.errors import TandemError
 
@@ -27,12 +27,14 @@ POLL = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A fault that was carried out, or why it was not. `time` is on the monotonic clock."""
+    """A fault that was carried out, or why it was not. `time` is on the monotonic clock; `role` the kind of
+    process that the victim was, "" where there was none."""
 
     time: float
     kind: str
     victim: str
     error: str = ""
+    role: str = ""
 
 
 class Injector:
@@ -56,71 +58,64 @@ class Injector:
                 await asyncio.sleep(fault.every)
             if fault.settled:
                 async with self._turn:
-                    await self._whole()
+                    await self._whole(fault.target)
+                    await asyncio.sleep(self._rng.uniform(0, fault.spread))
                     await self._inject(fault)
             else:
+                await asyncio.sleep(self._rng.uniform(0, fault.spread))
                 await self._inject(fault)
 
     async def _inject(self, fault: Fault) -> None:
-        victim = fault.target
+        victim = Victim(fault.target, "", 0, "")
         try:
             status = await asyncio.to_thread(self._control.status)
-            victim, pid = self._victim(fault.target, status)
-            self._say(f"{fault.kind} {victim}")
-            self.done.append(Done(time.monotonic(), fault.kind, victim))
-            await self._carry_out(fault, victim, pid)
-        except (TandemError, OSError, LookupError, TimeoutError) as error:
-            self.done.append(Done(time.monotonic(), fault.kind, victim, str(error)))
-            self._say(f"{fault.kind} {victim} failed: {error}")
+            victim = victims.pick(fault.target, status, self._rng)
+            self._say(f"{fault.kind} {victim.name}")
+            self.done.append(Done(time.monotonic(), fault.kind, victim.name, role=victim.kind))
+            await self._carry_out(fault, victim, status)
+        except (TandemError, OSError, LookupError, TimeoutError, psutil.Error) as error:
+            self.done.append(Done(time.monotonic(), fault.kind, victim.name, str(error)))
+            self._say(f"{fault.kind} {victim.name} failed: {error}")
 
-    def _victim(self, target: str, status: pb.ClusterStatus) -> tuple[str, int]:
-        """Name and process. Raises LookupError if there is none, or it is on another machine."""
-        if target == "controller":
-            found = [("controller", status.controller_pid, status.controller_node)]
-        elif target == "gateway":
-            found = [(one.name, one.pid, one.node) for one in status.gateways]
-        else:
-            ready = [one for one in status.instances if one.state == "ready" and not one.cordoned]
-            found = [
-                (one.name, one.pid, one.node) for one in ready if target in ("instance", one.role, one.name)
-            ]
-        if not found:
-            raise LookupError(f"there is no {target} that could be hit")
-        name, pid, node = self._rng.choice(found)
-        if node != platform.node():
-            raise LookupError(f"{name} is on {node}: run the scenario there")
-        return name, pid
-
-    async def _carry_out(self, fault: Fault, victim: str, pid: int) -> None:
+    async def _carry_out(self, fault: Fault, victim: Victim, status: pb.ClusterStatus) -> None:
         match fault.kind:
             case "kill":
-                os.kill(pid, signal.SIGKILL)
+                os.kill(victim.pid, signal.SIGKILL)
+            case "kill_node":
+                victims.kill_node(victim, status)
             case "terminate":
-                os.kill(pid, signal.SIGTERM)
+                os.kill(victim.pid, signal.SIGTERM)
             case "stop":
-                os.kill(pid, signal.SIGSTOP)
-                await asyncio.sleep(fault.lasting)
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGCONT)
+                await victims.stop(victim.pid, fault.lasting)
             case "link":
-                await asyncio.to_thread(self._control.afflict, victim, fault.link)
-                await asyncio.sleep(fault.lasting)
-                await asyncio.to_thread(self._control.afflict, victim, "")
+                await self._afflict(victim, fault.link, fault.lasting)
+            case "clock":
+                await self._afflict(victim, f"clock=+{fault.jump:g}s", fault.lasting)
+            case "disk":
+                await victims.fill_disk(victim.pid, fault.lasting)
             case "memory":
-                ballast = bytearray(fault.size)
-                ballast[::4096] = b"\1" * len(ballast[::4096])
-                await asyncio.sleep(fault.lasting)
-                del ballast
+                await victims.take_memory(fault.size, fault.lasting)
             case "migrate":
-                await asyncio.to_thread(self._migrate, victim)
+                await asyncio.to_thread(self._migrate, victim.name)
             case "drain":
-                await asyncio.to_thread(self._control.drain, victim)
-                await self._until(victim, lambda one: one.state != "draining")
-                await asyncio.to_thread(self._control.cordon, victim, on=False)
+                await asyncio.to_thread(self._control.drain, victim.name)
+                await self._until(victim.name, lambda one: one.state != "draining")
+                await asyncio.to_thread(self._control.cordon, victim.name, on=False)
             case "role":
-                await self._there_and_back(victim)
+                await self._there_and_back(victim.name)
             case "rolling_restart":
                 await self._restart_all()
+
+    async def _afflict(self, victim: Victim, fault: str, seconds: float) -> None:
+        """Something is wrong with an instance's links, or its clock, for a while."""
+        if victim.kind in (CONTROLLER, GATEWAY):
+            raise LookupError(f"links and clocks are those of instances, not of a {victim.kind}")
+        await asyncio.to_thread(self._control.afflict, victim.name, fault)
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            with contextlib.suppress(TandemError):  # it may have died meanwhile
+                await asyncio.to_thread(self._control.afflict, victim.name, "")
 
     def _migrate(self, victim: str) -> None:
         """Move one running request of the victim to another instance of its role."""
@@ -161,13 +156,14 @@ class Injector:
                 if time.monotonic() > end:
                     raise TimeoutError(f"{one.name} was not replaced in {SETTLED:g} s")
 
-    async def _whole(self) -> None:
-        """Both pools have all their instances. Returns when that takes too long, too."""
+    async def _whole(self, target: str) -> None:
+        """Both pools have all their instances, and there is a victim; or that takes too long."""
         end = time.monotonic() + SETTLED
         while time.monotonic() < end:
-            with contextlib.suppress(TandemError):
-                pools = (await asyncio.to_thread(self._control.status)).pools
-                if all(pool.ready == pool.target and not pool.draining for pool in pools):
+            with contextlib.suppress(TandemError, LookupError):
+                status = await asyncio.to_thread(self._control.status)
+                if all(pool.ready == pool.target and not pool.draining for pool in status.pools):
+                    victims.pick(target, status, random.Random(0))
                     return
             await asyncio.sleep(POLL)
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from cluster import control_pb2 as pb
 from cluster.chaos.client import Answer
 from cluster.chaos.faults import Injector
+from cluster.chaos.footprint import Footprint
 from cluster.chaos.load import drive
 from cluster.chaos.scenario import Scenario
-from cluster.chaos.verdict import Verdict, judge, ledger, moves
+from cluster.chaos.verdict import Aftermath, Verdict, judge, ledger, moves
+from cluster.chaos.victims import processes
 from cluster.control_client import ControlClient
 from engine.errors import TandemError, Unreachable
 
@@ -23,22 +25,20 @@ QUIET = 60.0
 """Seconds that the cluster may take to be whole and idle after the load."""
 
 
-class Gateways:
-    """The addresses of the gateways, as the controller knows them; the last known while it is away."""
+class Sight:
+    """What the controller said last; while it is away, what was known before stays."""
 
     def __init__(self, control: ControlClient, status: pb.ClusterStatus) -> None:
         self._control = control
-        self._urls = [one.url for one in status.gateways]
-
-    def __call__(self) -> Sequence[str]:
-        return self._urls
+        self.status = status
+        self.gateways = [one.url for one in status.gateways]
 
     async def watch(self) -> None:
         while True:
             await asyncio.sleep(LOOK)
             with contextlib.suppress(TandemError):
-                status = await asyncio.to_thread(self._control.status)
-                self._urls = [one.url for one in status.gateways] or self._urls
+                self.status = await asyncio.to_thread(self._control.status)
+                self.gateways = [one.url for one in self.status.gateways] or self.gateways
 
 
 async def run(scenario: Scenario, control: ControlClient, say: Callable[[str], None]) -> Verdict:
@@ -46,35 +46,40 @@ async def run(scenario: Scenario, control: ControlClient, say: Callable[[str], N
     status = await asyncio.to_thread(control.status)
     if not status.ready or not status.gateways:
         raise Unreachable("the cluster is not ready: see `tandem status`")
-    gateways = Gateways(control, status)
-    model = status.model.name
-    stamp = f"chaos-{int(time.time())}"
-    load = scenario.load
+    sight, footprint = Sight(control, status), Footprint()
+    stamp, model, load = f"chaos-{int(time.time())}", status.model.name, scenario.load
     say(f"{load.requests} requests undisturbed")
-    undisturbed = await drive(load, model, gateways, f"{stamp}-calm")
+    undisturbed = await drive(load, model, lambda: sight.gateways, f"{stamp}-calm")
 
-    def done(answer: Answer) -> None:
+    def told(answer: Answer) -> None:
         if not answer.whole:
             say(f"{answer.ask.name}: {answer.error or 'cut off'}")
 
     say("the same with faults")
     injector = Injector(control, load.seed, say)
-    watching = asyncio.create_task(gateways.watch())
     harm = asyncio.create_task(injector.run(scenario.faults))
+    watching = [
+        asyncio.create_task(sight.watch()),
+        asyncio.create_task(footprint.watch(lambda: processes(sight.status))),
+    ]
     try:
         end = time.monotonic() + load.duration
 
         def more() -> bool:
             return time.monotonic() < end if load.duration else not harm.done()
 
-        answers = await drive(load, model, gateways, f"{stamp}-harm", more=more, done=done)
+        answers = await drive(load, model, lambda: sight.gateways, f"{stamp}-harm", more=more, done=told)
         harm.cancel()
+        await asyncio.gather(harm, return_exceptions=True)
         books, after = await _quiet(control)
+        await asyncio.to_thread(footprint.look, processes(after))
+        left = await footprint.left(after)
     finally:
-        for task in (watching, harm):
+        for task in (*watching, harm):
             task.cancel()
-        await asyncio.gather(watching, harm, return_exceptions=True)
-    return judge(scenario, undisturbed, answers, injector.done, books, moves(status, after))
+        await asyncio.gather(*watching, harm, return_exceptions=True)
+    aftermath = Aftermath(books, tuple(left), tuple(footprint.growths()), moves(status, after))
+    return judge(scenario, undisturbed, answers, injector.done, aftermath)
 
 
 async def _quiet(control: ControlClient) -> tuple[str, pb.ClusterStatus]:

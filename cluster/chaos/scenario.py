@@ -10,7 +10,7 @@ from pydantic import Field
 
 from cluster.config_layers import file_layer, resolve
 from cluster.config_section import Count, Section
-from cluster.units import Duration
+from cluster.units import Duration, Quantity
 from engine.errors import ConfigError
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -40,18 +40,23 @@ class Fault(Section):
     """One thing that is done to the cluster, or that is done again and again."""
 
     kind: Literal[
-        "kill", "stop", "terminate", "link", "memory", "migrate", "drain", "role", "rolling_restart"
-    ]
+        "kill", "kill_node", "stop", "terminate", "link", "clock", "disk", "memory",
+        "migrate", "drain", "role", "rolling_restart",
+    ]  # fmt: skip
     target: str = Field(
         "decode",
-        description="`prefill`, `decode`, `instance`, `gateway`, `controller`, or an instance's name.",
+        description="`prefill`, `decode`, `instance`, `gateway`, `controller`, or the name of one.",
     )
     at: Duration = Field(1.0, ge=0, description="When, after the load began.")
     every: Duration = Field(0.0, ge=0, description="How long until it is done again; 0: once.")
     count: Count = Field(1, description="How often it is done, if `every` is given.")
+    spread: Duration = Field(0.0, ge=0, description="Each time up to so much later, drawn by lot.")
     settled: bool = Field(False, description="Wait each time until both pools are whole.")
     lasting: Duration = Field(
-        2.0, ge=0, description="When a stop or a bad link ends, or memory is given back."
+        2.0, ge=0, description="When a stop, a bad link, a wrong clock or a full disk ends."
+    )
+    jump: Duration = Field(
+        3600.0, ge=0, description="How far a wall clock jumps: ahead, and back at the end."
     )
     link: str = Field(
         "", description='What a link suffers, such as "delay=20ms rate=10Mi damage=0.05 cut=0.01".'
@@ -66,7 +71,20 @@ class Expect(Section):
     duplicated: int = Field(0, ge=0, description="Requests that were sent tokens twice.")
     changed: int = Field(0, ge=0, description="Requests with other tokens than undisturbed.")
     resume: Duration = Field(
+        0.0,
+        ge=0,
+        description="The longest that a stream which a fault hit may stand still; 0: not looked at.",
+    )
+    pause: Duration = Field(
         0.0, ge=0, description="The longest that any stream may stand still; 0: not looked at."
+    )
+    growth: Quantity = Field(
+        0,
+        ge=0,
+        description="Bytes an hour by which the memory of processes of one kind may grow; 0: not looked at.",
+    )
+    handles: int = Field(
+        64, ge=0, description="By how many open files and sockets a process may end with more than it began."
     )
 
 

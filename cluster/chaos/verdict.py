@@ -2,23 +2,52 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from statistics import median
 
 from cluster import control_pb2 as pb
 from cluster.chaos.client import Answer
 from cluster.chaos.faults import Done
+from cluster.chaos.footprint import Growth
 from cluster.chaos.scenario import Expect, Scenario
 
-AFTERMATH = 15.0
+ENDING = ("kill", "kill_node", "stop", "terminate")
+
+LATER = 15.0
 """Seconds after a fault in which the longest pause of a stream that it hit is taken for its resume time."""
 
 
 @dataclass(frozen=True, slots=True)
+class Aftermath:
+    """What was found at the end. `ledger` says what is wrong with the instances' books, `left` what of the
+    cluster should not be there any more; both empty if nothing is."""
+
+    ledger: str = ""
+    left: tuple[str, ...] = ()
+    growth: tuple[Growth, ...] = ()
+    moves: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """How long the streams stood still that one kind of fault hit, in seconds."""
+
+    fault: str
+    streams: int
+    p50: float
+    p90: float
+    max: float
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
-    """Figures of one run. Times in seconds; `failures` says why it did not pass, () if it did."""
+    """Figures of one run. Times in seconds; `failures` says why it did not pass, () if it did.
+
+    `resumes` and `injected` are by fault: "kill decode" and so on.
+    """
 
     scenario: str
     sent: int
@@ -31,13 +60,17 @@ class Verdict:
     reconnected: int
     faults: int
     faults_failed: int
+    injected: Mapping[str, int]
     resume_p50: float | None
     resume_max: float | None
+    resumes: tuple[Resume, ...]
     longest_pause: float
     itl_p99: float
     itl_p99_undisturbed: float
     ledger: str
-    moves: Mapping[str, int] = field(default_factory=dict)
+    left: tuple[str, ...]
+    moves: Mapping[str, int]
+    growth: tuple[Growth, ...]
     failures: tuple[str, ...] = ()
 
     @property
@@ -50,77 +83,101 @@ def judge(
     undisturbed: Sequence[Answer],
     answers: Sequence[Answer],
     faults: Sequence[Done],
-    ledger: str,
-    moves: Mapping[str, int],
+    aftermath: Aftermath = Aftermath(),
 ) -> Verdict:
-    """Compare each answer with the undisturbed one of its request. `ledger` says what is wrong with it."""
+    """Compare each answer with the undisturbed one of its request."""
     expected = {answer.ask.number: answer for answer in undisturbed}
     whole = [answer for answer in answers if answer.whole]
     exact = [answer for answer in whole if _same(answer, expected[answer.ask.number])]
-    resumes = sorted(resume_times(answers, [fault.time for fault in faults if not fault.error]))
-    figures = {
-        "lost": len(answers) - len(whole),
-        "duplicated": sum(answer.repeated > 0 for answer in answers),
-        "changed": len(whole) - len(exact),
-    }
-    longest = max((gap for answer in answers for _, gap in answer.gaps), default=0.0)
-    broken = [answer for answer in undisturbed if not answer.whole]
-    return Verdict(
+    carried_out = [fault for fault in faults if not fault.error]
+    hits = resume_times(answers, carried_out)
+    resumes = sorted(seconds for _, seconds in hits)
+    told = Verdict(
         scenario=scenario.name,
         sent=len(answers),
         finished=len(whole),
-        **figures,
+        lost=len(answers) - len(whole),
+        duplicated=sum(answer.repeated > 0 for answer in answers),
+        changed=len(whole) - len(exact),
         exact=len(exact),
         recovered=sum(answer.recoveries > 0 for answer in answers),
         reconnected=sum(answer.connections > 1 for answer in answers),
-        faults=sum(not fault.error for fault in faults),
-        faults_failed=sum(bool(fault.error) for fault in faults),
+        faults=len(carried_out),
+        faults_failed=len(faults) - len(carried_out),
+        injected=dict(Counter(map(_named, carried_out))),
         resume_p50=median(resumes) if resumes else None,
         resume_max=resumes[-1] if resumes else None,
-        longest_pause=longest,
+        resumes=_by_fault(hits),
+        longest_pause=max((gap for answer in answers for _, gap in answer.gaps), default=0.0),
         itl_p99=_p99(answers),
         itl_p99_undisturbed=_p99(undisturbed),
-        ledger=ledger,
-        moves=dict(moves),
-        failures=tuple(_failures(scenario.expect, figures, longest, ledger, broken, faults)),
+        ledger=aftermath.ledger,
+        left=aftermath.left,
+        moves=dict(aftermath.moves),
+        growth=aftermath.growth,
     )
+    return replace(told, failures=tuple(_failures(scenario.expect, told, undisturbed, faults)))
 
 
 def _failures(
-    expect: Expect,
-    figures: Mapping[str, int],
-    longest: float,
-    ledger: str,
-    broken: Sequence[Answer],
-    faults: Sequence[Done],
-) -> list[str]:
-    found = [
-        f"{name}: {count}, and not more than {getattr(expect, name)} were expected"
-        for name, count in figures.items()
-        if count > getattr(expect, name)
-    ]
-    if expect.resume and longest > expect.resume:
-        found.append(f"a stream stood still for {longest:.2f} s, more than {expect.resume:g} s")
-    if ledger:
-        found.append(f"the ledger: {ledger}")
+    expect: Expect, told: Verdict, undisturbed: Sequence[Answer], faults: Sequence[Done]
+) -> Iterator[str]:
+    for name in ("lost", "duplicated", "changed"):
+        count, most = getattr(told, name), getattr(expect, name)
+        if count > most:
+            yield f"{name}: {count}, and not more than {most} were expected"
+    if expect.resume and (told.resume_max or 0) > expect.resume:
+        yield f"a stream that was hit stood still for {told.resume_max:.2f} s, more than {expect.resume:g} s"
+    if expect.pause and told.longest_pause > expect.pause:
+        yield f"a stream stood still for {told.longest_pause:.2f} s, more than {expect.pause:g} s"
+    if told.ledger:
+        yield f"the ledger: {told.ledger}"
+    if told.left:
+        yield f"left behind: {', '.join(told.left)}"
+    for one in told.growth:
+        if expect.growth and (one.slope or 0) > expect.growth:
+            yield f"{one.kind} grows by {one.slope / 2**20:.0f} MiB an hour"  # type: ignore[operator]
+        if one.handles > expect.handles:
+            yield f"{one.kind} has {one.handles} more open files and sockets than at first"
+    broken = [answer for answer in undisturbed if not answer.whole]
     if broken:
-        found.append(f"{len(broken)} requests failed undisturbed: {broken[0].error}")
+        yield f"{len(broken)} requests failed undisturbed: {broken[0].error}"
     if faults and all(fault.error for fault in faults):
-        found.append(f"no fault could be carried out: {faults[0].error}")
-    return found
+        yield f"no fault could be carried out: {faults[0].error}"
 
 
-def resume_times(answers: Sequence[Answer], faults: Sequence[float]) -> list[float]:
-    """For each stream that was recovered or came back: its longest pause that a fault may have caused."""
+def resume_times(answers: Sequence[Answer], faults: Sequence[Done]) -> list[tuple[str, float]]:
+    """For each stream that was recovered or came back: the fault, and the longest pause that it may have
+    caused. Of several in one pause, it is the one that ends or stops processes."""
     found = []
     for answer in answers:
         if not answer.recoveries and answer.connections < 2:
             continue
-        hit = [gap for begun, gap in answer.gaps if any(begun - 1 <= at <= begun + gap for at in faults)]
-        late = [gap for begun, gap in answer.gaps if any(at <= begun <= at + AFTERMATH for at in faults)]
+        hit = [
+            (gap, fault) for begun, gap in answer.gaps for fault in faults
+            if begun - 1 <= fault.time <= begun + gap
+        ]  # fmt: skip
+        late = [
+            (gap, fault) for begun, gap in answer.gaps for fault in faults
+            if fault.time <= begun <= fault.time + LATER
+        ]  # fmt: skip
         if hit or late:
-            found.append(max(hit or late))
+            gap, fault = max(hit or late, key=lambda one: (one[0], one[1].kind in ENDING, one[1].time))
+            found.append((_named(fault), gap))
     return found
+
+
+def _named(fault: Done) -> str:
+    return f"{fault.kind} {fault.role or fault.victim}"
+
+
+def _by_fault(hits: Sequence[tuple[str, float]]) -> tuple[Resume, ...]:
+    found = []
+    for name in sorted({name for name, _ in hits}):
+        times = sorted(seconds for one, seconds in hits if one == name)
+        p90 = times[math.ceil(0.9 * len(times)) - 1]
+        found.append(Resume(name, len(times), median(times), p90, times[-1]))
+    return tuple(found)
 
 
 def moves(before: pb.ClusterStatus, after: pb.ClusterStatus) -> dict[str, int]:

@@ -59,9 +59,20 @@ def _show(verdict: Verdict) -> None:
         "ITL p99": f"{1000 * verdict.itl_p99:.1f} ms ({1000 * verdict.itl_p99_undisturbed:.1f} undisturbed)",
         "moves": ", ".join(f"{count} {outcome}" for outcome, count in verdict.moves.items()) or "none",
         "ledger": verdict.ledger or "balanced",
+        "left": ", ".join(verdict.left) or "nothing",
     }
     for key, value in lines.items():
         out().print(f"{key + ':':<10}{value}", markup=False)
+    for one in verdict.resumes:
+        spread = f"p50 {one.p50:.2f} s, p90 {one.p90:.2f} s, max {one.max:.2f} s"
+        out().print(f"          {one.fault}: {one.streams} streams, {spread}", markup=False)
+    for kind in verdict.growth:
+        slope = "-" if kind.slope is None else f"{kind.slope / 2**20:+.1f} MiB an hour"
+        out().print(
+            f"memory:   {kind.kind}: {slope}, {kind.memory / 2**20:.0f} MiB at most; "
+            f"{kind.processes} processes, {kind.seconds:.0f} s in all, {kind.handles:+d} handles",
+            markup=False,
+        )
     for failure in verdict.failures:
         out().print(f"FAILED: {failure}", markup=False)
     if verdict.passed:

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import platform
+import random
+import subprocess
+import time
 from dataclasses import replace
+from pathlib import Path
 
+import psutil
 import pytest
 from typer.testing import CliRunner
 
 from cluster import control_pb2 as pb
+from cluster import wall_clock
 from cluster.chaos.client import Answer, Ask, _event
 from cluster.chaos.faults import Done
+from cluster.chaos.footprint import Footprint, Growth, Held, Life, growth
 from cluster.chaos.load import requests
 from cluster.chaos.scenario import Expect, Load, Scenario, load, shipped
-from cluster.chaos.verdict import Verdict, judge, ledger, moves, resume_times
+from cluster.chaos.verdict import Aftermath, Verdict, judge, ledger, moves, resume_times
+from cluster.chaos.victims import Victim, fill_disk, pick
 from cluster.cli.main import build
-from engine.errors import ConfigError
+from engine.errors import ConfigError, InvalidParameter
 
-SCENARIO = Scenario(name="made-up", expect=Expect(resume=2.0))
+SCENARIO = Scenario(name="made-up", expect=Expect(resume=2.0, pause=2.2, growth=1 << 20, handles=8))
 
 
 def answer(number: int = 0, text: str = "abc", **fields: object) -> Answer:
@@ -25,9 +36,11 @@ def answer(number: int = 0, text: str = "abc", **fields: object) -> Answer:
     return replace(whole, **fields)  # type: ignore[arg-type]
 
 
-def verdict(answers: list[Answer], *, books: str = "", faults: tuple[Done, ...] = ()) -> Verdict:
+def verdict(
+    answers: list[Answer], *, faults: tuple[Done, ...] = (), aftermath: Aftermath = Aftermath()
+) -> Verdict:
     undisturbed = [answer(number) for number in range(3)]
-    return judge(SCENARIO, undisturbed, answers, faults, books, {})
+    return judge(SCENARIO, undisturbed, answers, faults, aftermath)
 
 
 def test_whole_answers_with_the_same_tokens_pass() -> None:
@@ -62,7 +75,112 @@ def test_a_stream_that_stands_still_too_long_fails_the_run() -> None:
 
 
 def test_a_ledger_that_does_not_balance_fails_the_run() -> None:
-    assert not verdict([answer()], books="decode-0 has 3 blocks in use, 0 reserved").passed
+    assert not verdict([answer()], aftermath=Aftermath("decode-0 has 3 blocks in use, 0 reserved")).passed
+
+
+def test_what_is_left_behind_fails_the_run() -> None:
+    told = verdict([answer()], aftermath=Aftermath(left=("the process of decode-3",)))
+    assert told.failures == ("left behind: the process of decode-3",)
+
+
+def test_a_stream_that_was_hit_and_stood_still_too_long_fails_the_run() -> None:
+    kill = Done(1.2, "kill", "decode-1", role="decode")
+    told = verdict([answer(times=[1.0, 1.1, 3.2], recoveries=1), answer(1)], faults=(kill,))
+    assert told.failures == ("a stream that was hit stood still for 2.10 s, more than 2 s",)
+    assert [(one.fault, one.streams) for one in told.resumes] == [("kill decode", 1)]
+    assert told.injected == {"kill decode": 1}
+
+
+def held(*memory: int, start: float = 0.0) -> Life:
+    every = [Held(start + 60.0 * number, size, 10 + number) for number, size in enumerate(memory)]
+    return Life("decode-0", "decode", psutil.Process(), every)
+
+
+def test_growth_is_the_slope_that_all_processes_of_a_kind_have_in_common() -> None:
+    one = growth("decode", [held(999, 1000, 2000, 3000, 4000), held(5, 50_000, 51_000, 52_000, start=900)])
+    assert (one.slope, one.seconds, one.processes) == (pytest.approx(60_000), 300, 2)
+    assert (one.memory, one.handles) == (52_000, 4)
+
+
+def test_too_little_was_seen_to_say_how_it_grows() -> None:
+    assert growth("decode", [held(1, 2, 3)]).slope is None
+
+
+def test_memory_that_grows_fails_the_run_and_so_do_handles() -> None:
+    grown = Growth("decode", 1, 600.0, 3 * 2.0**20, 9, 0)
+    leaky = Growth("gateway", 1, 600.0, -1.0, 9, 9)
+    told = verdict([answer()], aftermath=Aftermath(growth=(grown, leaky)))
+    assert told.failures == (
+        "decode grows by 3 MiB an hour",
+        "gateway has 9 more open files and sockets than at first",
+    )
+
+
+def test_a_footprint_notices_a_process_that_should_be_gone_and_a_file_that_nobody_has_open() -> None:
+    print_, place = Footprint(), Path("/dev/shm") / f"tandem-test-{os.getpid()}"
+    with subprocess.Popen(["sleep", "60"]) as process:
+        print_.look([Victim("decode-9", "decode", process.pid, platform.node())])
+        place.write_bytes(b"x")
+        try:
+            left = asyncio.run(print_.left(pb.ClusterStatus(), 0.1))
+        finally:
+            place.unlink()
+            process.kill()
+    assert left == ["the process of decode-9", str(place)]
+    assert print_.growths()[0].kind == "decode"
+    assert asyncio.run(print_.left(pb.ClusterStatus())) == []
+
+
+def test_a_victim_is_found_by_kind_or_by_name_and_no_dead_one() -> None:
+    here = {"node": platform.node(), "pid": os.getpid()}
+    status = pb.ClusterStatus(
+        controller_pid=os.getpid(),
+        controller_node=platform.node(),
+        gateways=[pb.Gateway(name="gateway-a", node=platform.node(), pid=2**22 + 1)],
+        instances=[
+            pb.Instance(name="prefill-0", role="prefill", state="ready", **here),
+            pb.Instance(name="decode-0", role="decode", state="draining", **here),
+            pb.Instance(name="decode-1", role="decode", state="ready", **here),
+        ],
+    )
+    rng = random.Random(1)
+    for target, name in {"decode": "decode-1", "prefill-0": "prefill-0", "controller": "controller"}.items():
+        assert pick(target, status, rng).name == name
+    assert {pick("instance", status, rng).name for _ in range(20)} == {"prefill-0", "decode-1"}
+    for target in ("gateway", "decode-0", "nobody"):
+        with pytest.raises(LookupError, match=f"no {target}"):
+            pick(target, status, rng)
+
+
+def test_on_a_full_disk_no_file_grows_and_afterwards_they_do(tmp_path: Path) -> None:
+    file = tmp_path / "log"
+
+    async def written() -> list[bool]:
+        full = asyncio.create_task(fill_disk(os.getpid(), 0.2))
+        await asyncio.sleep(0)
+        tries = []
+        for _ in range(2):
+            try:
+                file.write_bytes(b"x")
+                tries.append(True)
+            except OSError:
+                tries.append(False)
+            await full
+        return tries
+
+    assert asyncio.run(written()) == [False, True]
+
+
+def test_a_wall_clock_jumps_and_is_set_right() -> None:
+    before = time.time()
+    assert wall_clock.take("delay=1ms clock=+3600s") == "delay=1ms"
+    ahead = time.time() - before
+    assert wall_clock.take("") == ""
+    assert 3599 < ahead < 3700
+    assert 0 <= time.time() - before < 100
+    for wrong in ("clock=soon", "clock=1s clock=2s", "clock=1h"):
+        with pytest.raises(InvalidParameter, match="clock"):
+            wall_clock.take(wrong)
 
 
 def test_a_run_whose_faults_all_failed_proves_nothing() -> None:
@@ -70,14 +188,15 @@ def test_a_run_whose_faults_all_failed_proves_nothing() -> None:
 
 
 def test_an_undisturbed_run_that_failed_is_no_measure() -> None:
-    told = judge(SCENARIO, [answer(error="no model")], [], [], "", {})
+    told = judge(SCENARIO, [answer(error="no model")], [], [])
     assert "undisturbed: no model" in told.failures[0]
 
 
 def test_the_resume_time_is_the_pause_around_the_fault_of_a_stream_that_was_hit() -> None:
     hit = answer(times=[1.0, 1.5, 2.4, 2.5], recoveries=1)
     calm = answer(times=[1.0, 2.9])
-    assert resume_times([hit, calm], [1.6]) == [pytest.approx(0.9)]
+    kill, move = Done(1.6, "kill", "d", role="decode"), Done(1.7, "migrate", "d", role="decode")
+    assert resume_times([hit, calm], [kill, move]) == [("kill decode", pytest.approx(0.9))]
 
 
 def test_an_event_behind_the_last_position_is_a_repetition() -> None:
@@ -118,7 +237,7 @@ def test_the_same_seed_asks_the_same() -> None:
 
 
 def test_every_shipped_scenario_can_be_read_and_says_what_it_shows() -> None:
-    assert {"tiny", "mixed", "long", "rolling-restart", "kill-gateway"} <= set(shipped())
+    assert {"tiny", "mixed", "long", "rolling-restart", "kill-gateway", "kill-node"} <= set(shipped())
     for name in shipped():
         scenario = load(name)
         assert scenario.name == name
