@@ -51,12 +51,16 @@ class StepPlan:
 
     `out` are (block, slot of host memory), `copies` (source, target) blocks, `into` (slot, block), each in
     order. What is swapped stays swapped even where the works cannot be computed.
+
+    `fed` is of a step that is planned while the one before computes: the only token of work i is what work
+    fed[i] of that step draws, and stands as 0 in its `tokens`. Empty where all tokens are known.
     """
 
     works: tuple[Work, ...]
     copies: tuple[tuple[int, int], ...] = ()
     out: tuple[tuple[int, int], ...] = ()
     into: tuple[tuple[int, int], ...] = ()
+    fed: tuple[int, ...] = ()
 
     @property
     def tokens(self) -> int:

@@ -21,7 +21,7 @@ class Kernels:
 
     `attention(spans, kv_heads, scale, mask)` prepares what the layers of one step share and returns the
     function that each of them calls: prefill_attention on the rows of chunks, paged_attention on the rest.
-    `mask` is that of prefill_attention.
+    `mask` is that of prefill_attention. `paged_attention` itself is for steps whose tables stay in place.
     """
 
     linear: Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -30,6 +30,7 @@ class Kernels:
     silu_mul: Callable[[Tensor], Tensor]
     rotary_store: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
     attention: Callable[[Spans, int, float, Tensor | None], Attention]
+    paged_attention: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, float], Tensor]
     gather_blocks: Callable[[Tensor, Tensor, Tensor], None]
     scatter_blocks: Callable[[Tensor, Tensor, Tensor], None]
     copy_blocks: Callable[[Tensor, Tensor, Tensor], None]
@@ -49,6 +50,7 @@ def _cpu() -> Kernels:
         silu_mul=cpu.silu_mul,
         rotary_store=cpu.rotary_store,
         attention=cpu_attention.Attention(),
+        paged_attention=reference.paged_attention,
         gather_blocks=cpu.gather_blocks,
         scatter_blocks=cpu.scatter_blocks,
         copy_blocks=cpu.copy_blocks,
@@ -65,6 +67,7 @@ def plain(device: torch.device) -> Kernels:
         silu_mul=reference.silu_mul,
         rotary_store=reference.rotary_store,
         attention=_TensorAttention(device, reference.paged_attention, reference.prefill_attention),
+        paged_attention=reference.paged_attention,
         gather_blocks=reference.gather_blocks,
         scatter_blocks=reference.scatter_blocks,
         copy_blocks=reference.copy_blocks,
@@ -85,6 +88,7 @@ def _triton(device: torch.device) -> Kernels:
         attention=_TensorAttention(
             device, paged_attention.paged_attention, prefill_attention.prefill_attention
         ),
+        paged_attention=paged_attention.paged_attention,
         gather_blocks=kv_copy.gather_blocks,
         scatter_blocks=kv_copy.scatter_blocks,
         copy_blocks=kv_copy.copy_blocks,

@@ -71,13 +71,24 @@ def rotary_store(
 
     q: [tokens, heads, dim]; k, v: [tokens, kv_heads, dim], all three may be column slices of one fused
     projection (only the last dimension is contiguous); cos, sin: [tokens, dim/2] float32;
-    keys, values: [blocks, block_size, kv_heads, dim], written in place; slots: [tokens] int64, distinct.
+    keys, values: [blocks, block_size, kv_heads, dim], written in place, float8 too (values beyond its range
+    saturate); slots: [tokens] int64, distinct but for −1, which writes nowhere: rows that pad a batch.
     Returns [tokens, heads, dim], contiguous.
     """
-    kv_heads, dim = k.shape[1:]
-    keys.view(-1, kv_heads, dim).index_copy_(0, slots, rotate(k, cos, sin).to(keys.dtype))
-    values.view(-1, kv_heads, dim).index_copy_(0, slots, v.to(values.dtype))
+    place(keys, slots, rotate(k, cos, sin))
+    place(values, slots, v)
     return rotate(q, cos, sin)
+
+
+def place(cache: Tensor, slots: Tensor, rows: Tensor) -> None:
+    """Write rows [tokens, kv_heads, dim] to their slots of `keys` or `values`, in the cache's dtype."""
+    kept = slots >= 0
+    flat, rows, slots = cache.view(-1, *cache.shape[2:]), rows[kept], slots[kept]
+    if cache.element_size() == 1:
+        # torch neither saturates nor has index_copy_ for float8: values are cut and bytes placed.
+        most = torch.finfo(cache.dtype).max
+        flat, rows = flat.view(torch.uint8), rows.clamp(-most, most).to(cache.dtype).view(torch.uint8)
+    flat.index_copy_(0, slots, rows.to(flat.dtype))
 
 
 def attend(q: Tensor, keys: Tensor, values: Tensor, visible: Tensor, scale: float) -> Tensor:
@@ -106,7 +117,8 @@ def paged_attention(
 
     q: [batch, heads, dim], contiguous; keys, values: [blocks, block_size, kv_heads, dim];
     block_table: [batch, most blocks] int32, entries beyond a row's length are ignored (any value within
-    the pool); lengths: [batch] int32, ≥ 1; scale: float, usually dim ** -0.5. Returns q's shape and dtype.
+    the pool); lengths: [batch] int32, 0 gives zeros; scale: float, usually dim ** -0.5.
+    Returns q's shape and dtype.
     """
     out = torch.empty_like(q)
     size = keys.shape[1]

@@ -60,16 +60,18 @@ def _rotary_store(
         )  # fmt: skip
     else:
         slot = tl.load(slots_ptr + token)
-        key = keys_ptr + slot // BLOCK * keys_block + slot % BLOCK * keys_slot
-        value = values_ptr + slot // BLOCK * values_block + slot % BLOCK * values_slot
-        _turn_heads(
-            k_ptr + token * k_row, key, cos, sin,
-            KV_HEADS, HALF, k_head, keys_head, KV_TILE, WIDTH, True,
-        )  # fmt: skip
-        _turn_heads(
-            v_ptr + token * v_row, value, cos, sin,
-            KV_HEADS, HALF, v_head, values_head, KV_TILE, WIDTH, False,
-        )  # fmt: skip
+        # Rows that pad a captured batch are written nowhere.
+        if slot >= 0:
+            key = keys_ptr + slot // BLOCK * keys_block + slot % BLOCK * keys_slot
+            value = values_ptr + slot // BLOCK * values_block + slot % BLOCK * values_slot
+            _turn_heads(
+                k_ptr + token * k_row, key, cos, sin,
+                KV_HEADS, HALF, k_head, keys_head, KV_TILE, WIDTH, True,
+            )  # fmt: skip
+            _turn_heads(
+                v_ptr + token * v_row, value, cos, sin,
+                KV_HEADS, HALF, v_head, values_head, KV_TILE, WIDTH, False,
+            )  # fmt: skip
 
 
 def rotary_store(
@@ -87,7 +89,8 @@ def rotary_store(
     q: [tokens, heads, dim]; k, v: [tokens, kv_heads, dim], float32, float16 or bfloat16, any strides with
     the last dimension contiguous; cos, sin: [tokens, dim/2] float32, last dimension contiguous;
     keys, values: [blocks, block_size, kv_heads, dim], last dimension contiguous, q's dtype or a float8 one
-    (values beyond its range saturate), written in place; slots: [tokens] int64, contiguous, distinct.
+    (values beyond its range saturate), written in place; slots: [tokens] int64, contiguous, distinct but for
+    −1, which writes nowhere.
     Returns a new contiguous [tokens, heads, dim] of q's dtype. Grid: (tokens, 2).
     """
     tokens, heads, dim = q.shape

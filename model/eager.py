@@ -26,7 +26,7 @@ class EagerDecoder:
         self._kernels = kernels
         self._cache = cache
         self._device = cache.pool.device
-        self._transformer = Transformer(config, weights, kernels)
+        self.transformer = Transformer(config, weights, kernels)
 
     def logits(self, works: Sequence[Work], wanted: Sequence[int]) -> Tensor:
         """Compute works; the logits of the last wanted[i] positions of each, [their sum, vocabulary]."""
@@ -34,7 +34,7 @@ class EagerDecoder:
         rows = [row for end, count in zip(ends, wanted, strict=True) for row in range(end - count, end)]
         if rows != list(range(len(hidden))):
             hidden = hidden.index_select(0, self._integers(rows))
-        return self._transformer.logits(hidden)
+        return self.transformer.logits(hidden)
 
     def _forward(self, works: Sequence[Work]) -> tuple[Tensor, list[int]]:
         """Hidden states of all rows, and where each work's rows end: chunks come before decodes."""
@@ -62,7 +62,7 @@ class EagerDecoder:
         )
         scale = self._config.head_dim**-0.5
         attention = self._kernels.attention(spans, self._config.kv_heads, scale, None)
-        hidden = self._transformer.forward(
+        hidden = self.transformer.forward(
             self._integers(tokens), self._integers(positions), self._integers(slots), attention, self._cache
         )
         return hidden, ends

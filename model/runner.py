@@ -18,6 +18,7 @@ from model.kv_cache import DTYPES, KVCache, KVLayout
 from model.memory import keep_freed_memory
 from model.packed_cache import Progress
 from model.sampler import draw
+from model.transformer import Transformer
 from model.weights import WEIGHTS, load
 
 
@@ -61,18 +62,19 @@ class ModelRunner:
             raise ConfigError(f"dtype is {' or '.join(DTYPES)}, not {dtype!r}", param="dtype")
         if weights not in WEIGHTS:
             raise ConfigError(f"weights is {' or '.join(WEIGHTS)}, not {weights!r}", param="weights")
-        self._device = _device(device)
-        if dtype == "float64" and self._device.type == "cuda":
+        self.device = _device(device)
+        if dtype == "float64" and self.device.type == "cuda":
             raise ConfigError("the GPU kernels compute in float32 or bfloat16, not float64", param="dtype")
-        if self._device.type == "cpu":
+        if self.device.type == "cpu":
             torch.set_num_threads(threads)
             keep_freed_memory()
         progress("reading the model", 0.0)
         self.assets: Assets = load_assets(model, cache)
         progress("reading the model", 1.0)
         self.config = self.assets.config
-        self._kernels = kernels = dispatch.choose(self._device)
-        on_cpu = self._device.type == "cpu"
+        self.dtype = DTYPES[dtype]
+        self.kernels = kernels = dispatch.choose(self.device)
+        on_cpu = self.device.type == "cpu"
         reason = compiled.obstacle(self.config, DTYPES[dtype]) if on_cpu else "they are for the CPU"
         self.obstacle = reason if use_compiled else "they are switched off"
         served = self.obstacle is None
@@ -84,13 +86,19 @@ class ModelRunner:
         self.weights = loaded.tensors
         self.weights_format = loaded.format
         layout = KVLayout(self.config.layers, block_size, self.config.kv_heads, self.config.head_dim, dtype)
-        self.kv = KVCache(layout, _block_count(layout, blocks, kv_bytes), self._device, kernels)
+        self.kv = KVCache(layout, _block_count(layout, blocks, kv_bytes), self.device, kernels)
         self._decoder: EagerDecoder | compiled.CompiledDecoder
         if served:
             self._decoder = compiled.CompiledDecoder(self.config, loaded.tensors, self.kv, threads)
         else:
-            tensors = {name: tensor.to(self._device) for name, tensor in loaded.tensors.items()}
+            tensors = {name: tensor.to(self.device) for name, tensor in loaded.tensors.items()}
             self._decoder = EagerDecoder(self.config, tensors, kernels, self.kv)
+
+    @property
+    def transformer(self) -> Transformer:
+        """The model as torch operations, which the compiled kernels don't have."""
+        assert isinstance(self._decoder, EagerDecoder), "the compiled kernels serve this model"
+        return self._decoder.transformer
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -112,7 +120,7 @@ class ModelRunner:
             results: list[tuple[Drawn, ...]] = [()] * len(plan.works)
             if drawing:
                 draws = [work.draw for work in plan.works if work.draw is not None]
-                for index, drawn in zip(drawing, draw(logits, draws, self._kernels), strict=True):
+                for index, drawn in zip(drawing, draw(logits, draws, self.kernels), strict=True):
                     results[index] = drawn
             return StepResult(tuple(results))
 

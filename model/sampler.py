@@ -42,19 +42,26 @@ def draw(logits: Tensor, draws: Sequence[Draw], kernels: Kernels) -> list[tuple[
 def finite(logits: Tensor) -> Tensor:
     """Logits whose rows all have a finite maximum; the same tensor if nothing is wrong with it."""
     sound = logits.amax(-1).isfinite()
-    if bool(sound.all()):
-        return logits
-    cleaned = torch.nan_to_num(
+    return logits if bool(sound.all()) else cleaned(logits)
+
+
+def cleaned(logits: Tensor) -> Tensor:
+    """`finite` without a look at the values, so that a GPU need not be waited for: always a new tensor."""
+    tidy = torch.nan_to_num(
         logits, nan=float("-inf"), posinf=torch.finfo(logits.dtype).max, neginf=float("-inf")
     )
-    hopeless = cleaned.amax(-1, keepdim=True) == float("-inf")
-    return torch.where(hopeless, 0.0, cleaned)
+    hopeless = tidy.amax(-1, keepdim=True) == float("-inf")
+    return torch.where(hopeless, 0.0, tidy)
+
+
+def is_simple(item: Draw) -> bool:
+    """Whether a token drawn from the model's own logits is all that is asked for."""
+    return item.sampling.logprobs is None and not _is_adjusted(item)
 
 
 def _is_plain(item: Draw) -> bool:
     """Whether the likeliest token is all that is asked for."""
-    sampling = item.sampling
-    return sampling.temperature == 0 and sampling.logprobs is None and not _is_adjusted(item)
+    return item.sampling.temperature == 0 and is_simple(item)
 
 
 def _is_adjusted(item: Draw) -> bool:

@@ -20,7 +20,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "rotary-gqa": ("rotary_store", ROTARY),
     "rotary-half-40": ("rotary_store", {**ROTARY, "dim": 80, "dtype": "float32", "slots": [7]}),
     "rotary-heads-9-3": ("rotary_store", {**ROTARY, "heads": 9, "kv_heads": 3, "dtype": "bfloat16"}),
+    "rotary-padded": ("rotary_store", {**ROTARY, "slots": [3, -1, 8, -1]}),
     "rotary-fp8": ("rotary_store", {**ROTARY, "storage": "float8_e4m3fn"}),
+    "rotary-fp8-e5m2-128": (
+        "rotary_store",
+        {**ROTARY, "dim": 128, "dtype": "bfloat16", "slots": [2, -1, 7], "storage": "float8_e5m2"},
+    ),
     "decode-gqa": ("paged_attention", PAGED),
     "decode-one-kv-head-split": (
         "paged_attention",

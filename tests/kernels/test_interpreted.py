@@ -60,6 +60,10 @@ MUTANTS: dict[str, tuple[str, str, str, str, dict[str, Any]]] = {
     "turns-the-other-way": (
         "rotary", "high * cos + low * sin", "high * cos - low * sin", "rotary_store", ROTARY,
     ),
+    "writes-what-pads-the-batch": (
+        "rotary", "slot = tl.load(slots_ptr + token)", "slot = tl.maximum(tl.load(slots_ptr + token), 0)",
+        *CASES["rotary-padded"],
+    ),
     "gates-the-wrong-half": (
         "activation", "tl.sigmoid(gate)", "tl.sigmoid(up)", *CASES["silu-odd-width"],
     ),
