@@ -16,7 +16,7 @@ from simulator.cluster import SimulatedCluster
 from simulator.records import Record
 
 SCHEMA = "tandem.simulation/1"
-QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
+QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 
 
 def distribution(values: Iterable[float], weights: Iterable[float] | None = None) -> dict[str, float]:

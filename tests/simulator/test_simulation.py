@@ -117,5 +117,5 @@ def test_a_tenants_counter_is_one_over_all_instances_and_phases() -> None:
 
 def test_quantiles_count_each_value_by_its_weight() -> None:
     assert distribution([1.0, 2.0, 3.0], [98, 1, 1]) == {
-        "mean": pytest.approx(1.03), "p50": 1.0, "p90": 1.0, "p99": 2.0, "max": 3.0,
+        "mean": pytest.approx(1.03), "p50": 1.0, "p90": 1.0, "p95": 1.0, "p99": 2.0, "max": 3.0,
     }  # fmt: skip
