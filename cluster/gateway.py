@@ -34,6 +34,7 @@ from cluster.openai_answers import ModelCard
 from cluster.request_driver import RequestDriver
 from cluster.rpc import reachable
 from cluster.scheduler_client import SchedulerClient
+from cluster.timelines import Timelines
 from cluster.tls import cluster_tls, http_tls
 from cluster.token_stream import HomeService
 from cluster.token_streams import TokenStreams
@@ -69,7 +70,8 @@ class Gateway:
         tokenizer, model = await asyncio.to_thread(_load, self._config)
         streams = TokenStreams()
         self._grpc = rpc.server(token)
-        control_pb2_grpc.add_HomeServicer_to_server(HomeService(streams), self._grpc)
+        timelines = Timelines(self._config.observe.finished)
+        control_pb2_grpc.add_HomeServicer_to_server(HomeService(streams, timelines), self._grpc)
         home = rpc.listen(self._grpc, self._config.control.host, 0, setting="control.host", tls=inside)
         await self._grpc.start()
         self._itself = pb.Gateway(
@@ -79,6 +81,7 @@ class Gateway:
             pid=os.getpid(),
             node=platform.node(),
         )
+        timelines.gateway = self._itself.name
         patience = Patience(attempts=settings.retries + 1, place_timeout=self._config.scheduler.place_timeout)
         timeout = self._config.control.call_timeout
         self._scheduler = SchedulerClient(lambda: address_of(controller), token, timeout=timeout, tls=inside)
@@ -88,6 +91,7 @@ class Gateway:
             self._scheduler,
             lambda name: InstanceHandle(name, timeout=timeout),
             patience,
+            timelines,
         )
         facts = ClusterFacts(lambda: self._scheduler.join(self._present()))
         self._service = GatewayService(
@@ -136,7 +140,9 @@ class Gateway:
     async def _beat(self, facts: ClusterFacts) -> None:
         while True:
             status = await facts.refresh()
-            self._service.access.limits.hear(one for one in status.gateways if one.name != self._itself.name)
+            if facts.fresh:
+                others = [one for one in status.gateways if one.name != self._itself.name]
+                self._service.access.limits.hear(others)
             await asyncio.sleep(BEAT)
 
 

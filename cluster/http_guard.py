@@ -17,6 +17,10 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 
+LINGER = 1.0
+"""Seconds that a refused client has to read why; what it sends meanwhile is thrown away."""
+
+
 @dataclass(frozen=True, slots=True)
 class Bounds:
     """`headers` in bytes, request line included; `arrival` in seconds; `connections` of one server."""
@@ -31,6 +35,7 @@ def guarded(bounds: Bounds) -> type[asyncio.Protocol]:
 
     class Guarded(HttpToolsProtocol):
         _arriving = 0
+        _refused = False
         _timer: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -41,7 +46,7 @@ def guarded(bounds: Bounds) -> type[asyncio.Protocol]:
             self._expect()
 
         def data_received(self, data: bytes) -> None:
-            if self.transport.is_closing():
+            if self._over():
                 return
             self._arriving += len(data)
             super().data_received(data)
@@ -57,17 +62,17 @@ def guarded(bounds: Bounds) -> type[asyncio.Protocol]:
             super().on_headers_complete()
 
         def on_body(self, body: bytes) -> None:
-            if not self.transport.is_closing():
+            if not self._over():
                 super().on_body(body)
 
         def on_message_complete(self) -> None:
-            if not self.transport.is_closing():
+            if not self._over():
                 super().on_message_complete()
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
             # The next request of a pipeline may be here already.
-            if self.cycle.response_complete and not self.transport.is_closing():
+            if self.cycle.response_complete and not self._over():
                 self._expect()
 
         def connection_lost(self, exc: Exception | None) -> None:
@@ -106,6 +111,15 @@ def guarded(bounds: Bounds) -> type[asyncio.Protocol]:
                 f"content-length: {len(body)}\r\n{retry}connection: close\r\n\r\n"
             )
             self.transport.write(head.encode() + body)
-            self.transport.close()
+            self._refused = True
+            if not self.transport.can_write_eof():
+                self.transport.close()
+                return
+            # Closed while something is unread, the connection would be reset and the answer lost.
+            self.transport.write_eof()
+            self._timer = self.loop.call_later(LINGER, self.transport.close)
+
+        def _over(self) -> bool:
+            return self._refused or self.transport.is_closing()
 
     return Guarded

@@ -23,6 +23,8 @@ from engine.errors import RateLimited
 
 MINUTE = 60.0
 EVERYBODY_ELSE = "*"
+REMEMBERED = 65_536
+"""Pairs of gateway and tenant of which the last report is known."""
 
 
 class Bucket:
@@ -105,6 +107,7 @@ class Limits:
         self._clock = clock
         self._accounts: dict[str, _Account] = {}
         self._heard: dict[tuple[str, str], tuple[int, int]] = {}
+        self._begun = False
 
     def check(self, tenant: str, prompt: int = 1) -> None:
         """Whether a request would be let in. Raises RateLimited, which says when to try again."""
@@ -159,21 +162,27 @@ class Limits:
         ]
 
     def hear(self, others: Iterable[pb.Gateway]) -> None:
-        """Count what the other gateways have let in since they were heard last."""
+        """Count what the other gateways have let in since they were heard last.
+
+        What they had before this one began is the past: nobody knows when it was.
+        """
         now = self._clock()
         elsewhere: dict[str, int] = {}
-        heard: dict[tuple[str, str], tuple[int, int]] = {}
         for gateway in others:
             for use in gateway.tenants:
                 account, key = self._account(use.tenant), (gateway.name, use.tenant)
-                requests, tokens = self._heard.get(key, (use.requests, use.tokens))
+                past = (0, 0) if self._begun else (use.requests, use.tokens)
+                requests, tokens = self._heard.pop(key, past)
                 if account.requests is not None:
                     account.requests.take(use.requests - requests, now)
                 if account.tokens is not None:
                     account.tokens.take(use.tokens - tokens, now)
-                heard[key] = use.requests, use.tokens
+                self._heard[key] = use.requests, use.tokens
                 elsewhere[use.tenant] = elsewhere.get(use.tenant, 0) + use.running
-        self._heard = heard
+        self._begun = True
+        # Of those that are gone too, for they may only be out of sight while a controller starts.
+        while len(self._heard) > REMEMBERED:
+            del self._heard[next(iter(self._heard))]
         for tenant, account in self._accounts.items():
             account.elsewhere = elsewhere.get(tenant, 0)
 

@@ -15,10 +15,13 @@ from starlette.types import ASGIApp
 
 from cluster import control_pb2 as pb
 from cluster import control_pb2_grpc, rpc
+from cluster.access import Access
 from cluster.cluster_facts import ClusterFacts
 from cluster.config import GatewayConfig
+from cluster.config_security import TenantLimits
 from cluster.gateway_api import build_api
 from cluster.gateway_service import GatewayService, Tokenizer
+from cluster.http_guard import Bounds
 from cluster.http_listener import Listener
 from cluster.metrics import Metrics
 from cluster.migrations import names
@@ -26,6 +29,7 @@ from cluster.openai_answers import ModelCard
 from cluster.request_driver import RequestDriver
 from cluster.status_message import status_message
 from cluster.stream_text import Detokenizer
+from cluster.tls import Tls
 from cluster.token_stream import HomeService, TokenPusher
 from cluster.token_streams import TokenStreams
 from decode_pool.continuous_batching import ContinuousBatching
@@ -156,6 +160,8 @@ class LocalCluster:
         self.service: GatewayService
         self.driver: RequestDriver
         self.app: ASGIApp
+        self.tls: Tls | None = None
+        self.bounds = Bounds()
 
     async def place(self, request: pb.PlaceRequest) -> pb.Placement:
         self.placed.append(request)
@@ -184,7 +190,7 @@ class LocalCluster:
     @asynccontextmanager
     async def serve(self) -> AsyncIterator[str]:
         """Listen as a gateway does; gives the URL."""
-        listener = Listener("127.0.0.1", 0, others=False)
+        listener = Listener("127.0.0.1", 0, others=False, tls=self.tls, bounds=self.bounds)
         listener.serve(self.app)
         try:
             yield listener.url
@@ -221,6 +227,7 @@ async def local_gateway(
     detokenizer: Callable[[Request], Detokenizer] = lambda _: ByteDetokenizer(),
     max_length: int = 200,
     config: GatewayConfig | None = None,
+    tenants: TenantLimits = TenantLimits(),
     patience: Patience | None = None,
 ) -> AsyncIterator[LocalGateway]:
     """One more gateway in front of the cluster's instances."""
@@ -246,6 +253,7 @@ async def local_gateway(
         metrics=Metrics("tiny", lambda: facts.status),
         config=config or GatewayConfig(),
         version="0.0",
+        access=Access(config or GatewayConfig(), tenants),
     )
     try:
         yield LocalGateway(driver, service)
@@ -266,11 +274,15 @@ async def local_cluster(
     block_size: int = 4,
     max_length: int = 200,
     config: GatewayConfig | None = None,
+    tenants: TenantLimits = TenantLimits(),
+    tls: Tls | None = None,
+    bounds: Bounds = Bounds(),
     queue_limit: int = 256,
     patience: Patience | None = None,
 ) -> AsyncIterator[LocalCluster]:
     """Runs while the context is open; at its end nothing may be in use any more."""
     cluster = LocalCluster()
+    cluster.tls, cluster.bounds = tls, bounds
     for number in range(instances):
         name = f"instance-{number}"
         cluster.instances[name] = LocalInstance(
@@ -289,6 +301,7 @@ async def local_cluster(
             detokenizer=detokenizer,
             max_length=max_length,
             config=config,
+            tenants=tenants,
             patience=patience,
         ) as gateway:
             cluster.driver, cluster.service, cluster.app = gateway.driver, gateway.service, gateway.app
