@@ -81,8 +81,7 @@ class Placer:
 
         Raises NoPrefillInstance or NoDecodeInstance when neither pool has an instance that takes requests.
         """
-        pools = _usable(view.loads(now), summary)
-        prefill, decode = pools[PREFILL], pools[DECODE]
+        prefill, decode = (_usable(view, role, summary, now) for role in (PREFILL, DECODE))
         if not prefill and not decode:
             raise _nowhere([load for load in view.loads(now) if fits(load, summary)])
         suit = self._suit(summary)
@@ -154,27 +153,20 @@ def _rank(forecast: Forecast, slo: SLO) -> tuple[float, float]:
     return (0.0, forecast.ttft) if strain <= 1.0 else (strain, forecast.ttft)
 
 
-def _usable(loads: list[Load], summary: Summary) -> dict[str, list[Load]]:
-    """By role, of those that are not cordoned and large enough: those not excluded and not stale.
+def _usable(view: ClusterView, role: str, summary: Summary, now: float) -> list[Load]:
+    """Those of a role that are not cordoned and large enough: those not excluded and not stale.
 
     Failing that those not excluded; failing that all.
     """
-    choices: dict[str, tuple[list[Load], list[Load], list[Load]]] = {
-        PREFILL: ([], [], []),
-        DECODE: ([], [], []),
-    }
     stored, excluded = summary.longest - 1, summary.exclude
-    for load in loads:
-        if load.cordoned or stored > load.blocks * load.block_size:
-            continue
-        good, stale, rest = choices[load.role]
-        if load.instance in excluded:
-            rest.append(load)
-        elif load.stale:
-            stale.append(load)
-        else:
-            good.append(load)
-    return {role: good or stale or rest for role, (good, stale, rest) in choices.items()}
+    good = [load for load in view.open(role, now) if load.blocks * load.block_size >= stored]
+    if excluded:
+        good = [load for load in good if load.instance not in excluded]
+    if good:
+        return good
+    every = [load for load in view.loads(now) if load.role == role and not load.cordoned]
+    rest = [load for load in every if load.blocks * load.block_size >= stored]
+    return [load for load in rest if load.instance not in excluded] or rest
 
 
 def _nowhere(loads: list[Load]) -> CapacityError:

@@ -42,10 +42,17 @@ class Suit:
         missing = self.summary.adapter and load.instance not in self.adapted
         return tokens + (self.adapter_tokens if missing else 0)
 
+    def saved(self) -> dict[str, int]:
+        """Prompt tokens that each instance need not compute which others must; only those that have any."""
+        most = self.summary.prompt_tokens - 1
+        saved = {instance: min(tokens, most) for instance, tokens in self.cached.items()}
+        for instance in self.adapted:
+            saved[instance] = saved.get(instance, 0) + self.adapter_tokens
+        return saved
+
     def freeness(self, load: Load) -> float:
-        """Blocks for each request once this one has joined, what it shares with the cache left out."""
-        cached = min(self.cached.get(load.instance, 0), self.summary.prompt_tokens - 1)
-        return freeness(load, hold=self.summary.prompt_tokens - cached, headroom=self.headroom)
+        """Blocks for each request once this one has joined, all of its prompt counted."""
+        return freeness(load, hold=self.summary.prompt_tokens, headroom=self.headroom)
 
 
 class Ranking(Protocol):
@@ -60,12 +67,13 @@ class ByFreeness:
     """The shortest prefill queue; the freest decode instance. Looks at no cache."""
 
     def prefill(self, loads: Sequence[Load], suit: Suit) -> tuple[Load, str]:
-        bare = Suit(suit.summary, headroom=suit.headroom)
-        there = min(loads, key=lambda load: (backlog(load), -bare.freeness(load)))
+        least = min([load.queued_tokens for load in loads])
+        shortest = [load for load in loads if load.queued_tokens == least]
+        there = _most_free(shortest, suit)
         return there, _queued(there)
 
     def decode(self, loads: Sequence[Load], suit: Suit) -> tuple[Load, str]:
-        there = max(loads, key=Suit(suit.summary, headroom=suit.headroom).freeness)
+        there = _most_free(loads, suit)
         return there, _freest(there)
 
 
@@ -77,16 +85,21 @@ class ByAffinity:
     """
 
     def prefill(self, loads: Sequence[Load], suit: Suit) -> tuple[Load, str]:
-        there = min(loads, key=lambda load: (backlog(load) + suit.compute(load), -suit.freeness(load)))
+        saved = suit.saved()
+        costs = [load.queued_tokens - saved.get(load.instance, 0) for load in loads]
+        least = min(costs)
+        best = [load for load, cost in zip(loads, costs, strict=True) if cost == least]
+        there = _most_free(best, suit)
         return there, _queued(there) + _cached(there, suit)
 
     def decode(self, loads: Sequence[Load], suit: Suit) -> tuple[Load, str]:
-        there = max(loads, key=suit.freeness)
+        there = _most_free(loads, suit)
+        saved = suit.saved()
+        if not saved:
+            return there, _freest(there)
         enough = suit.freeness(there) / 2
-        holders = [load for load in loads if load.instance in suit.cached or load.instance in suit.adapted]
-        near = min(
-            (load for load in holders if suit.freeness(load) >= enough), key=suit.compute, default=there
-        )
+        holders = [load for load in loads if load.instance in saved and suit.freeness(load) >= enough]
+        near = min(holders, key=suit.compute, default=there)
         if suit.compute(near) < suit.compute(there):
             return near, f"{near.instance} is free enough ({freeness(near):.1f}){_cached(near, suit)}"
         return there, _freest(there) + _cached(there, suit)
@@ -103,22 +116,22 @@ class ByExpertChoice:
         self._capacity = max(1.0, capacity)
 
     def prefill(self, loads: Sequence[Load], suit: Suit) -> tuple[Load, str]:
-        return self._pull(loads, suit, lambda load: load.queued, suit.compute)
+        return self._pull(loads, suit, [load.queued for load in loads])
 
     def decode(self, loads: Sequence[Load], suit: Suit) -> tuple[Load, str]:
-        return self._pull(loads, suit, lambda load: load.requests, suit.compute)
+        return self._pull(loads, suit, [load.requests for load in loads])
 
-    def _pull(
-        self,
-        loads: Sequence[Load],
-        suit: Suit,
-        has: Callable[[Load], int],
-        cost: Callable[[Load], int],
-    ) -> tuple[Load, str]:
-        share = math.ceil(self._capacity * (sum(map(has, loads)) + 1) / len(loads))
-        choosing = [load for load in loads if has(load) < share]
-        there = min(choosing, key=lambda load: (cost(load), has(load), -suit.freeness(load)))
-        why = f"{there.instance} takes it as number {has(there) + 1} of {share} at most"
+    def _pull(self, loads: Sequence[Load], suit: Suit, counts: list[int]) -> tuple[Load, str]:
+        """`counts` are the requests that each has already."""
+        share = math.ceil(self._capacity * (sum(counts) + 1) / len(loads))
+        saved = suit.saved()
+        choosing = [
+            (-saved.get(load.instance, 0), count, -suit.freeness(load), at)
+            for at, (load, count) in enumerate(zip(loads, counts, strict=True))
+            if count < share
+        ]
+        there = loads[min(choosing)[-1]]
+        why = f"{there.instance} takes it as number {counts[min(choosing)[-1]] + 1} of {share} at most"
         return there, why + _cached(there, suit)
 
 
@@ -156,6 +169,17 @@ RANKINGS: dict[str, Callable[[], Ranking]] = {
     "least_kv": ByLeastKV,
     "round_robin": InTurn,
 }
+
+
+def _most_free(loads: Sequence[Load], suit: Suit) -> Load:
+    """The first of the freest: `suit.freeness`, written out because it is asked of every instance."""
+    hold, headroom = suit.summary.prompt_tokens, suit.headroom
+    values = [
+        (load.blocks - load.demand - (headroom if load.urgent else 0) - -(-hold // load.block_size))
+        / (load.requests + 1)
+        for load in loads
+    ]
+    return loads[values.index(max(values))]
 
 
 def _queued(load: Load) -> str:

@@ -9,8 +9,9 @@ forgotten after `settle` seconds.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from itertools import islice
 
 from engine.request import SLO
@@ -121,58 +122,76 @@ class _Sent:
 
 @dataclass(slots=True)
 class _Known:
+    """`due` is when its load must be looked at again although nothing was heard: see `_renew`."""
+
     status: InstanceStatus
     taken: float
     cordoned: bool = False
     sent: _Sent = field(default_factory=_Sent)
-    load: Load | None = None
-    until: float = 0.0
+    due: float = math.inf
 
 
 class ClusterView:
-    """Statuses in, loads out. Times are seconds on one clock, the controller's."""
+    """Statuses in, loads out. Times are seconds on one clock, the controller's.
+
+    Only the loads that have changed are made anew, so a look at a thousand instances costs what changed.
+    """
 
     def __init__(self, *, settle: float = 10.0, stale: float = 3.0) -> None:
         self.settle = settle
         self.stale = stale
         self._known: dict[str, _Known] = {}
         self._sent: dict[str, tuple[str, ...]] = {}
+        self._loads: dict[str, Load] = {}
+        self._open: dict[str, dict[str, Load]] = {}
+        self._changed: set[str] = set()
+        self._due: list[tuple[float, str]] = []
 
     def __contains__(self, instance: str) -> bool:
         return instance in self._known
 
     def observe(self, status: InstanceStatus, taken: float) -> None:
         """Take in a status. `taken` is when it was asked for; one that is older than the last is dropped."""
-        known = self._known.get(status.instance)
+        name = status.instance
+        known = self._known.get(name)
         if known is None:
-            self._known[status.instance] = _Known(status, taken)
+            self._known[name] = known = _Known(status, taken)
+            self._loads[name] = _load(name, known, stale=False)
+        elif taken < known.taken:
             return
-        if taken < known.taken:
-            return
-        arrived = status.arrivals - known.status.arrivals
-        known.sent.drop_oldest(len(known.sent.entries) if arrived < 0 else arrived)
-        known.status, known.taken, known.load = status, taken, None
+        else:
+            arrived = status.arrivals - known.status.arrivals
+            known.sent.drop_oldest(len(known.sent.entries) if arrived < 0 else arrived)
+            known.status, known.taken = status, taken
+        self._changed.add(name)
 
     def cordon(self, instance: str, *, on: bool = True) -> None:
         """Nothing more is placed on a cordoned instance."""
         known = self._known.get(instance)
         if known is not None:
-            known.cordoned, known.load = on, None
+            known.cordoned = on
+            self._changed.add(instance)
 
     def forget(self, instance: str) -> None:
         """The instance is dead or stopped."""
-        self._known.pop(instance, None)
+        if self._known.pop(instance, None) is not None:
+            self._close(self._loads.pop(instance))
+            self._changed.discard(instance)
 
     def send(self, request_id: str, shares: Mapping[str, Share], now: float) -> None:
-        """A request was placed: it asks `shares` of the instances. An earlier placement of it is void."""
+        """A request was placed: it asks `shares` of the instances. An earlier placement of it is void.
+
+        An instance that died meanwhile is left out.
+        """
         for instance in self._sent.pop(request_id, ()):
             if instance in self._known:
                 self._known[instance].sent.drop(request_id)
-                self._known[instance].load = None
+                self._changed.add(instance)
         for instance, share in shares.items():
-            known = self._known[instance]
-            known.sent.add(request_id, now, share, known.status.block_size)
-            known.load = None
+            known = self._known.get(instance)
+            if known is not None:
+                known.sent.add(request_id, now, share, known.status.block_size)
+                self._changed.add(instance)
         self._sent[request_id] = tuple(shares)
         if len(self._sent) > MOST_SENT:
             del self._sent[next(iter(self._sent))]
@@ -184,32 +203,70 @@ class ClusterView:
 
     def loads(self, now: float) -> list[Load]:
         """All instances, in the order in which they became known."""
-        return [
-            known.load if known.load is not None and now < known.until else self._load(name, known, now)
-            for name, known in self._known.items()
-        ]
+        self._renew(now)
+        return list(self._loads.values())
 
-    def _load(self, name: str, known: _Known, now: float) -> Load:
-        status, sent = known.status, known.sent
-        sent.drop_before(now - self.settle)
-        queued_blocks = -(-status.waiting_tokens // status.block_size)
-        oldest = next((entry[0] for entry in sent.entries.values()), math.inf)
-        stale = known.taken + self.stale < now
-        known.until = min(oldest + self.settle, math.inf if stale else known.taken + self.stale)
-        known.load = Load(
-            instance=name,
-            role=status.role,
-            blocks=status.blocks_total,
-            block_size=status.block_size,
-            demand=status.blocks_used + status.blocks_reserved + queued_blocks + sent.blocks,
-            queued_tokens=status.waiting_tokens + sent.tokens,
-            queued=status.waiting + sent.queued,
-            requests=status.running + status.waiting + len(sent.entries),
-            cordoned=known.cordoned,
-            stale=stale,
-            held=status.blocks_used + status.blocks_reserved,
-            head=-(-status.head_tokens // status.block_size),
-            running=status.running,
-            urgent=status.urgent,
-        )
-        return known.load
+    def open(self, role: str, now: float) -> Iterable[Load]:
+        """Those of a role that are neither cordoned nor stale."""
+        self._renew(now)
+        return self._open.get(role, {}).values()
+
+    def _renew(self, now: float) -> None:
+        """Make the loads anew of whom something was heard or sent, and where time itself changes them."""
+        while self._due and self._due[0][0] <= now:
+            due, name = heappop(self._due)
+            known = self._known.get(name)
+            if known is not None and known.due == due:
+                known.due = math.inf
+                self._changed.add(name)
+        # In any order: what each becomes depends on itself alone, but the order among the open ones does not.
+        for name in sorted(self._changed):
+            known = self._known[name]
+            known.sent.drop_before(now - self.settle)
+            stale = known.taken + self.stale < now
+            load = _load(name, known, stale=stale)
+            if load.role != self._loads[name].role:
+                self._close(self._loads[name])
+            self._loads[name] = load
+            if load.cordoned or stale:
+                self._close(load)
+            else:
+                self._open.setdefault(load.role, {})[name] = load
+            self._remind(name, known, now)
+        self._changed.clear()
+
+    def _remind(self, name: str, known: _Known, now: float) -> None:
+        """Look again when it turns stale, or what was sent there is no longer expected to arrive."""
+        turns = known.taken + self.stale
+        oldest = next((entry[0] for entry in known.sent.entries.values()), math.inf)
+        due = min(oldest + self.settle, math.inf if turns < now else turns)
+        # A comparison with `<` lets the moment itself pass: remind just after it.
+        due = math.nextafter(due, math.inf)
+        if due < known.due:
+            known.due = due
+            heappush(self._due, (due, name))
+
+    def _close(self, load: Load) -> None:
+        self._open.get(load.role, {}).pop(load.instance, None)
+
+
+def _load(name: str, known: _Known, *, stale: bool) -> Load:
+    status, sent = known.status, known.sent
+    size = status.block_size
+    held = status.blocks_used + status.blocks_reserved
+    return Load(
+        instance=name,
+        role=status.role,
+        blocks=status.blocks_total,
+        block_size=size,
+        demand=held + -(-status.waiting_tokens // size) + sent.blocks,
+        queued_tokens=status.waiting_tokens + sent.tokens,
+        queued=status.waiting + sent.queued,
+        requests=status.running + status.waiting + len(sent.entries),
+        cordoned=known.cordoned,
+        stale=stale,
+        held=held,
+        head=-(-status.head_tokens // size),
+        running=status.running,
+        urgent=status.urgent,
+    )
