@@ -17,6 +17,7 @@ from ray.serve import Application, Deployment
 from ray.serve.handle import DeploymentHandle
 
 from cluster import embedded, exposure
+from cluster.admin_server import AdminServer
 from cluster.applying import declare
 from cluster.config import Config, read
 from cluster.control import serve_control
@@ -47,7 +48,9 @@ class ControllerReplica:
         self._controller = Controller(config, RayFleet(config), version=installed_version())
         self._server: grpc.aio.Server
         self._server, self._address = await serve_control(self._controller)
+        self._admin = AdminServer(self._controller)
         await self._controller.start()
+        self._admin.start()
 
     async def address(self) -> str:
         """host:port of the gRPC services."""
@@ -65,6 +68,7 @@ class ControllerReplica:
         self._controller.check()
 
     async def __del__(self) -> None:
+        await self._admin.close()
         await self._controller.close()
         await self._server.stop(None)
 
@@ -137,4 +141,7 @@ def _settled(config: Config) -> Config:
     model = embedded.settled(model, config.cache_directory, lambda done, of: None)
     if control.token is None:
         control = control.model_copy(update={"token": secrets.token_urlsafe(24)})
-    return config.model_copy(update={"model": model, "control": control})
+    admin = config.admin
+    if admin.token is None:
+        admin = admin.model_copy(update={"token": secrets.token_urlsafe(24)})
+    return config.model_copy(update={"model": model, "control": control, "admin": admin})

@@ -189,6 +189,13 @@ class ControlConfig(Section):
     beat: Duration = Field(
         0.25, gt=0, description="How often each instance is asked for a sign of life and its status."
     )
+    surge: int = Field(
+        1,
+        ge=0,
+        le=1,
+        description="How many instances more than its target a pool may have while instances are replaced; "
+        "with 0 the old one goes first.",
+    )
     start_timeout: Duration = Field(120.0, gt=0, description="How long an instance may take to start.")
     drain_timeout: Duration = Field(
         60.0, gt=0, description="How long an instance that is taken away may go on."

@@ -81,6 +81,9 @@ class ControlService(control_pb2_grpc.ControlServicer):
         except TandemError as error:
             await abort(context, error)
 
+    async def GetTimelines(self, request: pb.TimelinesRequest, context: Context) -> pb.TimelineList:
+        return pb.TimelineList(timelines=await self._controller.timelines.find(request.id, request.most))
+
     async def Close(self, request: pb.CloseRequest, context: Context) -> pb.ClusterStatus:
         return self._controller.end()
 

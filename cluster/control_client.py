@@ -75,6 +75,10 @@ class ControlClient:
             self._call(self._stub.GetMigrations, pb.MigrationsRequest(request_id=request_id)).migrations
         )
 
+    def timelines(self, wanted: str = "", most: int = 0) -> list[pb.Timeline]:
+        """Where the time of requests went, of those that run and those that ended lately; newest first."""
+        return list(self._call(self._stub.GetTimelines, pb.TimelinesRequest(id=wanted, most=most)).timelines)
+
     def scale(self, pool: str, replicas: int, *, dry_run: bool = False) -> pb.ScaleReply:
         """Set a pool's target. Raises NotFound (no such pool) and RefusedError (out of bounds)."""
         return self._call(self._stub.Scale, pb.ScaleRequest(pool=pool, replicas=replicas, dry_run=dry_run))

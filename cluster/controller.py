@@ -10,29 +10,34 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import difflib
-import hashlib
-import json
 import logging
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from cluster import control_pb2 as pb
 from cluster.config import Config
 from cluster.events import Events
 from cluster.member import Handle, Member, State
+from cluster.members import Members
+from cluster.memo import Memo
 from cluster.migrations import Migrations
 from cluster.mover import Mover
 from cluster.operations import Operations
+from cluster.policies import scheduler_settings
 from cluster.pool import Authority, Pool
 from cluster.rebalance import Rebalancer
+from cluster.rollout import Rollout
 from cluster.rpc import error_message
+from cluster.settings_change import base_digest, fingerprint, with_settings
+from cluster.timelines import TimelineFinder
+from cluster.tls import cluster_tls
 from engine.errors import NotFound, RefusedError, TandemError
-from global_scheduler.placement import DECODE, PREFILL, PlacementSettings
-from global_scheduler.scheduler import Scheduler, SchedulerSettings
+from engine.request import SLO
+from global_scheduler.placement import DECODE, PREFILL
+from global_scheduler.scheduler import Scheduler
 from global_scheduler.view import Summary
 
 logger = logging.getLogger("tandem.controller")
@@ -54,54 +59,49 @@ class Fleet(Protocol):
 
     async def existing(self) -> Sequence[FoundHandle]: ...
 
-
-@dataclass(frozen=True, slots=True)
-class Memo:
-    """What a controller leaves with its instances for the next one."""
-
-    generation: int = 0
-    fingerprint: str = ""
-    targets: tuple[tuple[str, int], ...] = ()
-    names: tuple[tuple[str, int], ...] = ()
-
-    def to_bytes(self) -> bytes:
-        return json.dumps([self.generation, self.fingerprint, self.targets, self.names]).encode()
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> Memo:
-        generation, fingerprint, targets, names = json.loads(data)
-        return cls(generation, fingerprint, tuple(map(tuple, targets)), tuple(map(tuple, names)))
+    def renewed(self, config: Config) -> Fleet: ...
 
 
 class Controller:
     """Lives in one event loop: `start`, then any method, then `close`."""
 
     def __init__(self, config: Config, fleet: Fleet, *, version: str) -> None:
-        self.config = config
+        """`config` is what the application was deployed with; `config` of the object what is in force."""
+        self.deployed = config
+        self._base = base_digest(config)
         self.events = Events(config.control.events)
+        self.migrations = Migrations(config.control.events)
         self.generation = 1
         self.fenced = ""
-        self.scheduler = Scheduler(
-            SchedulerSettings(
-                placement=PlacementSettings(config.scheduler.local_prefill_tokens),
-                queue_limit=config.engine.queue_limit,
-                settle=config.scheduler.place_timeout,
-                stale=max(3.0, 8 * config.control.beat),
-            )
-        )
+        self.draining = False
         self._fleet = fleet
         self._version = version
-        self._fingerprint = fingerprint(config)
         self._begun = time.monotonic()
         self._kicked = asyncio.Event()
         self._gateways: dict[str, tuple[float, pb.Gateway]] = {}
-        self._reconciler: asyncio.Task[None] | None = None
+        self.admin = ""
+        self.timelines = TimelineFinder(
+            lambda: [gateway for _, gateway in self._gateways.values()],
+            config.control.token or "",
+            cluster_tls(config.security.cluster_tls),
+        )
+        self._changes: dict[str, object] = {}
+        self.declared = ""
+        self._door = asyncio.Lock()
+        self._loops: list[asyncio.Task[None]] = []
+        self._assemble(config)
+
+    def _assemble(self, config: Config) -> None:
+        """Everything that is built from the settings; the pools are empty."""
+        self.config = config
+        self.scheduler = Scheduler(scheduler_settings(config))
         self.pools: dict[str, Pool] = {}
-        self.draining = False
-        members = _Members(self.pools)
-        self.mover = Mover(config, self.scheduler, Migrations(config.control.events), members)
+        members = Members(self.pools)
+        self.mover = Mover(config, self.scheduler, self.migrations, members)
         self._rebalancer = Rebalancer(config.scheduler, self.scheduler, self.mover, members)
-        self._rebalancing: asyncio.Task[None] | None = None
+        self.rollout = Rollout(
+            config.control, self.pools, self.events, version=self._version, settings=fingerprint(config)
+        )
         self.operations = Operations(
             config,
             self.pools,
@@ -116,25 +116,37 @@ class Controller:
         """Adopt what is there, then keep the pools at their targets. Returns before instances are ready."""
         found = await self._memos()
         latest = max((memo for _, memo, _ in found), key=lambda memo: memo.generation, default=Memo())
-        self.generation = latest.generation + 1
-        targets = {PREFILL: self.config.pools.prefill.replicas, DECODE: self.config.pools.decode.replicas}
-        if latest.fingerprint == self._fingerprint:
-            targets |= dict(latest.targets)
-        for role, target in targets.items():
-            self.pools[role] = self._pool(role, target)
-            self.pools[role].next = dict(latest.names).get(role, 0)
-        for handle, memo, role in found:
-            self._adopt(handle, memo, role)
-        self._reconciler = asyncio.create_task(self._reconcile(), name="reconcile")
-        self._rebalancing = asyncio.create_task(self._rebalancer.run(), name="rebalance")
+        if latest.base == self._base:
+            self.declared = latest.declared
+            if latest.changes:
+                self._changes = dict(latest.changes)
+                config = with_settings(self.deployed, self._changes)
+                self._fleet = self._fleet.renewed(config)
+                self._assemble(config)
+        self._take_up(found, latest)
+
+    async def renew(self, changes: Mapping[str, object]) -> None:
+        """Begin anew with other settings, by dotted path. Instances go on and are adopted again.
+
+        Raises ConfigError, and changes nothing then.
+        """
+        async with self._door:
+            wanted = self._changes | changes
+            config = with_settings(self.deployed, wanted)
+            memo, found = self._memo(), await self._memos()
+            await self.close()
+            self._changes, self._fleet = dict(wanted), self._fleet.renewed(config)
+            self._assemble(config)
+            self._take_up(found, memo)
 
     async def close(self) -> None:
         """Stop controlling. Instances go on until they are adopted, or have been orphans too long."""
-        loops = [task for task in (self._reconciler, self._rebalancing) if task is not None]
+        loops, self._loops = self._loops, []
         for task in loops:
             task.cancel()
         await asyncio.gather(*loops, return_exceptions=True)
         await self.operations.close()
+        await self.timelines.close()
         for pool in self.pools.values():
             await pool.close()
 
@@ -142,9 +154,22 @@ class Controller:
         """Raise if this controller should be replaced: it was fenced, or its loop has ended."""
         if self.fenced:
             raise TandemError(f"fenced: {self.fenced}")
-        for task in (self._reconciler, self._rebalancing):
-            if task is not None and task.done():
+        for task in self._loops:
+            if task.done():
                 raise TandemError(f"the loop {task.get_name()!r} ended: {task.exception()}")
+
+    def restart(self, what: str, *, dry_run: bool = False) -> pb.RestartReply:
+        """Have instances replaced one after the other: a pool's, one, or "all". Raises NotFound."""
+        names = [name for pool in self.pools.values() if what in (pool.role, "all") for name in pool.members]
+        if what in (known := Members(self.pools)):
+            names = [what]
+        if not names:
+            raise NotFound(
+                f"there is no instance or pool {what!r}: {', '.join([*self.pools, *known])}", param="what"
+            )
+        for name in () if dry_run else names:
+            self.rollout.mark(name)
+        return pb.RestartReply(instances=names)
 
     def place(self, request: pb.PlaceRequest) -> pb.Placement:
         """Decide where a request runs; an error is part of the answer."""
@@ -157,6 +182,9 @@ class Controller:
             priority=request.priority,
             attempt=request.attempt,
             exclude=frozenset(request.exclude),
+            adapter=request.adapter,
+            prefix=tuple(request.prefix),
+            slo=SLO(request.slo_ttft or None, request.slo_tpot or None),
         )
         try:
             placement = self.scheduler.place(summary, time.monotonic())
@@ -220,8 +248,9 @@ class Controller:
                     draining=pool.count(State.DRAINING),
                 )
             )
-            status.instances.extend(member.message() for member in pool.members.values())
+            status.instances.extend(self._described(member) for member in pool.members.values())
         status.gateways.extend(gateway for _, gateway in self._gateways.values())
+        status.admin = self.admin
         known = [instance.model for instance in status.instances if instance.model.name]
         if known:
             status.model.CopyFrom(known[0])
@@ -232,6 +261,16 @@ class Controller:
         )
         status.migrations.CopyFrom(self.mover.migrations.totals())
         return status
+
+    def _described(self, member: Member) -> pb.Instance:
+        message = member.message()
+        message.outdated = self.rollout.outdated(member)
+        return message
+
+    def sized(self) -> Config:
+        """The settings in force, with the pools as large as they are to be now."""
+        sizes = {f"pools.{role}.replicas": pool.target for role, pool in self.pools.items()}
+        return with_settings(self.config, sizes)
 
     def _instance(self, name: str) -> pb.Instance:
         return next(pool.members[name].instance for pool in self.pools.values() if name in pool.members)
@@ -250,16 +289,23 @@ class Controller:
         )
 
     def _authority(self) -> Authority:
-        return Authority(self.generation, self._memo, self._be_fenced)
+        return Authority(self.generation, lambda: self._memo().to_bytes(), self._be_fenced)
 
     def _spawn(self, name: str, role: str) -> Handle:
         instances = sum(pool.target for pool in self.pools.values())
-        return self._fleet.spawn(name, role, self.generation, self._memo(), instances)
+        return self._fleet.spawn(name, role, self.generation, self._memo().to_bytes(), instances)
 
-    def _memo(self) -> bytes:
-        targets = tuple((role, pool.target) for role, pool in self.pools.items())
-        names = tuple((role, pool.next) for role, pool in self.pools.items())
-        return Memo(self.generation, self._fingerprint, targets, names).to_bytes()
+    def _memo(self) -> Memo:
+        return Memo(
+            generation=self.generation,
+            base=self._base,
+            changes=self._changes,
+            declared=self.declared,
+            sizes=_sizes(self.config),
+            targets={role: pool.target for role, pool in self.pools.items()},
+            names={role: pool.next for role, pool in self.pools.items()},
+            marked=tuple(sorted(self.rollout.marked)),
+        )
 
     async def _memos(self) -> list[tuple[FoundHandle, Memo, str]]:
         """Instances of an earlier controller, each with its memo and role; one that gives none is killed."""
@@ -276,12 +322,19 @@ class Controller:
         answers = await asyncio.gather(*(ask(handle) for handle in await self._fleet.existing()))
         return [answer for answer in answers if answer is not None]
 
-    def _adopt(self, handle: FoundHandle, memo: Memo, role: str) -> None:
-        first, _, number = handle.name.rpartition("-")
-        self.pools[first].next = max(self.pools[first].next, int(number) + 1)
-        same = memo.fingerprint == self._fingerprint
-        stale = "" if same else "it was started with another configuration"
-        self.pools[role].adopt(handle.name, handle, stale=stale)
+    def _take_up(self, found: Sequence[tuple[FoundHandle, Memo, str]], latest: Memo) -> None:
+        """Fill the pools with the instances that were found, and begin the loops."""
+        self.generation = latest.generation + 1
+        for role, target in latest.targets_for(_sizes(self.config)).items():
+            self.pools[role] = self._pool(role, target)
+            self.pools[role].next = latest.names.get(role, 0)
+        for handle, _, role in found:
+            first, _, number = handle.name.rpartition("-")
+            self.pools[first].next = max(self.pools[first].next, int(number) + 1)
+            self.pools[role].adopt(handle.name, handle)
+        self.rollout.marked |= set(latest.marked)
+        loops = {"reconcile": self._reconcile, "rebalance": self._rebalancer.run, "rollout": self.rollout.run}
+        self._loops = [asyncio.create_task(run(), name=name) for name, run in loops.items()]
 
     def _be_fenced(self, reason: str) -> None:
         self.fenced = reason
@@ -301,28 +354,6 @@ class Controller:
             self._kicked.clear()
 
 
-class _Members(Mapping[str, Member]):
-    """The instances of all pools by name."""
-
-    def __init__(self, pools: Mapping[str, Pool]) -> None:
-        self._pools = pools
-
-    def __getitem__(self, name: str) -> Member:
-        for pool in self._pools.values():
-            if name in pool.members:
-                return pool.members[name]
-        raise KeyError(name)
-
-    def __iter__(self) -> Iterator[str]:
-        for pool in self._pools.values():
-            yield from pool.members
-
-    def __len__(self) -> int:
-        return sum(len(pool.members) for pool in self._pools.values())
-
-
-def fingerprint(config: Config) -> str:
-    """Tells whether instances run what this controller would start: all settings but sizes and limits."""
-    apart = {"pools", "gateway", "scheduler", "log", "admin", "observe"}
-    relevant = config.model_dump(mode="json", exclude=apart)
-    return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:16]
+def _sizes(config: Config) -> dict[str, int]:
+    """The start size of each pool."""
+    return {PREFILL: config.pools.prefill.replicas, DECODE: config.pools.decode.replicas}

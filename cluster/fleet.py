@@ -41,6 +41,10 @@ class RayFleet:
         names = await asyncio.to_thread(existing)
         return [InstanceHandle(name, timeout=self._config.control.call_timeout) for name in names]
 
+    def renewed(self, config: Config) -> RayFleet:
+        """The same Ray cluster, with other settings for the instances to come."""
+        return RayFleet(config)
+
     def _resources(self, role: str, instances: int) -> dict[str, float]:
         """What the config says; GPUs, where there are any, are shared out among all instances."""
         pools = self._config.pools

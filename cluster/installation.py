@@ -5,7 +5,7 @@ Uses the standard library only, so that it runs before anything of ours is impor
 
 from __future__ import annotations
 
-from importlib.metadata import packages_distributions
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,6 +14,14 @@ PACKAGES = (
     "prefill_pool",
 )  # fmt: skip
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def installed_version() -> str:
+    """tandem's version, as its installation says."""
+    try:
+        return version("tandem-serving")
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def faults(packages: tuple[str, ...] = PACKAGES, root: Path = ROOT) -> list[str]:

@@ -64,22 +64,23 @@ class Pool:
         self.target = target
         self.members: dict[str, Member] = {}
         self.next = 0
+        self.surge = 0
+        self.failures = 0
+        self.kick = kick
         self._config = config
         self._authority = authority
         self._spawn = spawn
         self._scheduler = scheduler
         self._mover = mover
         self._events = events
-        self._kick = kick
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._failures = 0
         self._not_before = 0.0
 
     def scale(self, target: int) -> None:
         """Aim for `target` instances; an operator's wish also ends a pause after failed starts."""
         self.target = target
-        self._failures, self._not_before = 0, 0.0
-        self._kick()
+        self.failures, self._not_before = 0, 0.0
+        self.kick()
 
     def count(self, state: State) -> int:
         return sum(member.state is state for member in self.members.values())
@@ -87,21 +88,21 @@ class Pool:
     def reconcile(self) -> None:
         """Start what is missing, unless the last starts failed a moment ago; drain what is too much."""
         wanted = [member for member in self.members.values() if member.state is not State.DRAINING]
-        missing = self.target - len(wanted)
+        missing = self.target + self.surge - len(wanted)
         if missing > 0 and time.monotonic() >= self._not_before:
             for _ in range(missing):
                 self._start()
         if missing < 0:
             wanted.sort(key=_dear)
             for member in wanted[:-missing]:
-                self._begin_drain(member, f"{self.role} is scaled to {self.target}", "scale_down")
+                self.drain(member, f"{self.role} is scaled to {self.target}", "scale_down")
 
-    def adopt(self, name: str, handle: Handle, *, stale: str = "") -> None:
-        """Take over an earlier controller's instance; a reason in `stale` drains it."""
+    def adopt(self, name: str, handle: Handle) -> None:
+        """Take over an earlier controller's instance."""
         member = Member(name, handle, time.time())
         self.members[name] = member
         self._events.add("adopted", name, "found by name when the controller started")
-        member.life = self._task(self._live(member, stale))
+        member.life = self._task(self._live(member))
 
     def hand_over(self, member: Member, other: Pool) -> None:
         """The instance has changed its role: it belongs to the other pool, and both targets follow."""
@@ -114,7 +115,7 @@ class Pool:
         member.instance.role = other.role
         self._scheduler.forget(member.name)
         member.life = other._task(other._stay(member))
-        self._kick()
+        self.kick()
 
     async def close(self) -> None:
         """Stop looking after the instances; they go on."""
@@ -134,7 +135,7 @@ class Pool:
         self._events.add("spawned", name, f"{self.role} has a target of {self.target}")
         self.members[name].life = self._task(self._live(self.members[name]))
 
-    async def _live(self, member: Member, stale: str = "") -> None:
+    async def _live(self, member: Member) -> None:
         """One instance from its start to its death."""
         begun = time.monotonic()
         try:
@@ -148,19 +149,17 @@ class Pool:
             return
         if member.state is State.STARTING:
             member.state = State.READY
-        self._failures = 0
+        self.failures = 0
         self._events.add(
             "ready", member.name, f"after {time.monotonic() - begun:.1f} s, pid {member.instance.pid}"
         )
-        if stale:
-            self._begin_drain(member, stale, "scale_down")
-        self._kick()
+        self.kick()
         await self._stay(member)
 
     async def _stay(self, member: Member) -> None:
         await self._watch(member)
         self._remove(member)
-        self._kick()
+        self.kick()
 
     async def _watch(self, member: Member) -> None:
         """Until the instance dies, or is killed because it hangs."""
@@ -208,12 +207,13 @@ class Pool:
         if member.state is State.STARTING:
             member.cordoned = member.instance.cordoned
         if member.instance.state == State.DRAINING.value and member.emptying is None:
-            self._begin_drain(member, "it was told to end (SIGTERM)", "shutdown")
+            self.drain(member, "it was told to end (SIGTERM)", "shutdown")
         if member.state is State.DRAINING or member.cordoned:
             self._scheduler.cordon(member.name)
         member.polled.set()
 
-    def _begin_drain(self, member: Member, reason: str, cause: str) -> None:
+    def drain(self, member: Member, reason: str, cause: str) -> None:
+        """Have an instance give its requests away and end; nothing if that is under way."""
         if member.state is State.DRAINING:
             return
         if member.emptying is not None:
@@ -223,7 +223,7 @@ class Pool:
         self._scheduler.cordon(member.name)
         self._events.add("draining", member.name, reason)
         self._task(self._drain(member, reason, cause) if ready else member.handle.kill())
-        self._kick()
+        self.kick()
 
     async def _drain(self, member: Member, reason: str, cause: str) -> None:
         """Move its requests away and wait for the rest, bounded; what is left then the gateways recover."""
@@ -253,8 +253,8 @@ class Pool:
             self._authority.fenced(error.message)
 
     def _failed(self, name: str, error: TandemError) -> None:
-        pause = min(self._config.longest_pause, FIRST_PAUSE * 2.0**self._failures)
-        self._failures += 1
+        pause = min(self._config.longest_pause, FIRST_PAUSE * 2.0**self.failures)
+        self.failures += 1
         self._not_before = time.monotonic() + pause
         self._events.add("start_failed", name, f"{error.message}; the next try is in {pause:.1f} s")
 

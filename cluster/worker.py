@@ -96,6 +96,8 @@ class Worker:
         instances: int,
     ) -> None:
         self._config = Config.model_validate_json(config)
+        # Looked up now: an upgrade changes what is installed under a running process.
+        self._version, self._settings = installed_version(), fingerprint(self._config)
         self.name = name
         self.role = role
         self._assemble = assemble
@@ -267,7 +269,7 @@ class Worker:
         message.state = "draining" if self._draining else "ready"
         message.cordoned = self._cordoned
         message.pid, message.node, message.started = os.getpid(), platform.node(), self._started
-        message.version, message.settings = installed_version(), fingerprint(self._config)
+        message.version, message.settings = self._version, self._settings
         status = status_message(await self._latest(self._instance))
         status.instance, status.role = self.name, self.role
         message.status.CopyFrom(status)

@@ -127,7 +127,10 @@ def apply(
 @commands.command()
 def operator(
     context: typer.Context,
-    namespace: Annotated[str, typer.Option(help="The namespace of the Pools.")] = "tandem",
+    namespace: Annotated[
+        str | None,
+        typer.Option(help="The namespace of the Pools. Default: that of --namespace before the verb."),
+    ] = None,
     cluster: Annotated[
         str, typer.Option(help="The RayService or RayCluster that they belong to.")
     ] = "tandem",
@@ -141,7 +144,7 @@ def operator(
     address = address or flags.address
     if address is None:
         raise Failure(Exit.USAGE, "usage", "which controller? name it with --address HOST:PORT")
-    run(namespace, cluster, address, flags.token, once=once)
+    run(namespace or flags.namespace, cluster, address, flags.token, once=once)
 
 
 @commands.command(hidden=True)

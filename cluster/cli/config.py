@@ -1,4 +1,4 @@
-"""tandem config: check a file, show what is in force and why, print the schema."""
+"""tandem config: check a file, show what is in force and why, compare with a cluster, print the schema."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from typing import Annotated, Any
 import typer
 import yaml
 
+from cluster.cli.apply import diff
 from cluster.cli.failures import Exit, Failure
 from cluster.cli.options import ConfigFile, Format, Output, Settings, overrides
 from cluster.cli.output import out, print_json, table
 from cluster.config import Config, read
 from cluster.config_layers import Resolved
-from cluster.config_schema import is_secret, json_schema, markdown
+from cluster.config_schema import json_schema, markdown
 from cluster.config_yaml import Mark, Problem, leaves
+from cluster.settings_change import masked
 
 commands = typer.Typer(no_args_is_help=True, help="Check and show the configuration.")
+commands.command(name="diff")(diff)
 
 
 class ShowFormat(StrEnum):
@@ -59,7 +62,7 @@ def show(
 ) -> None:
     """Print the configuration in force. Secrets are masked."""
     resolved = read(file, overrides(settings))
-    data = _masked(_require(resolved))
+    data = masked(_require(resolved))
     if origin:
         _show_origins(data, resolved, output)
     elif output is ShowFormat.JSON:
@@ -99,17 +102,6 @@ def _problem(problem: Problem) -> dict[str, object]:
         else {"source": at}
     )
     return {"at": place, "path": ".".join(problem.path), "message": problem.message}
-
-
-def _masked(config: Config) -> dict[str, Any]:
-    data: dict[str, Any] = config.model_dump(mode="json")
-    for path, value in list(leaves(data)):
-        if value and is_secret(Config, path):
-            holder = data
-            for step in path[:-1]:
-                holder = holder[step]
-            holder[path[-1]] = "…"
-    return data
 
 
 def _show_origins(data: dict[str, Any], resolved: Resolved[Config], output: ShowFormat) -> None:

@@ -1,4 +1,4 @@
-"""tandem describe: all that is known of one instance or one request."""
+"""tandem describe: all that is known of one pool, one instance or one request."""
 
 from __future__ import annotations
 
@@ -11,39 +11,68 @@ from google.protobuf.message import Message
 from cluster import control_pb2 as pb
 from cluster.cli.connect import control
 from cluster.cli.failures import Exit, Failure
-from cluster.cli.get import Form
-from cluster.cli.listing import EVENTS, MIGRATIONS, REQUESTS, Listing, clock, show, state, used
-from cluster.cli.options import ControlAddress, ControlToken
+from cluster.cli.listing import EVENTS, INSTANCES, MIGRATIONS, REQUESTS, clock, show, state, used
+from cluster.cli.options import ControlAddress, ControlToken, Form, Listing
 from cluster.cli.output import out, plain, print_json
 from cluster.control_client import ControlClient
 from cluster.migrations import names
 
 
 class Kind(StrEnum):
+    POOL = "pool"
     INSTANCE = "instance"
     REQUEST = "request"
 
 
 def command(
     context: typer.Context,
-    kind: Annotated[str, typer.Argument(metavar="KIND", help="instance or request, or KIND/NAME.")],
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="pool, instance or request, or KIND/NAME.")],
     name: Annotated[
-        str | None, typer.Argument(help="The name of the instance, the id of the request.")
+        str | None, typer.Argument(help="The name of the pool or instance, the id of the request.")
     ] = None,
     address: ControlAddress = None,
     token: ControlToken = None,
     output: Form = Listing.TABLE,
 ) -> None:
-    """Show all that is known of an instance or a request."""
+    """Show all that is known of a pool, an instance or a request."""
     first, _, rest = kind.partition("/")
     wanted = name or rest
     if first not in set(Kind) or not wanted:
-        raise Failure(Exit.USAGE, "usage", f"expected instance/NAME or request/ID, got {kind!r}")
+        raise Failure(Exit.USAGE, "usage", f"expected pool/NAME, instance/NAME or request/ID, got {kind!r}")
     with control(context, address, token) as client:
-        if first == Kind.INSTANCE:
+        if first == Kind.POOL:
+            _pool(client, wanted, output)
+        elif first == Kind.INSTANCE:
             _instance(client, wanted, output)
         else:
             _request(client, wanted, output)
+
+
+def _pool(client: ControlClient, name: str, form: Listing) -> None:
+    status = client.status()
+    one = next((one for one in status.pools if one.name == name), None)
+    if one is None:
+        raise Failure(Exit.NOT_FOUND, "not_found", f"there is no pool {name!r}", "see `tandem get pools`")
+    members = [instance for instance in status.instances if instance.role == name]
+    subjects = {name, *(instance.name for instance in members)}
+    events = [event for event in client.events() if event.subject in subjects]
+    if form is not Listing.TABLE and form is not Listing.WIDE:
+        _data("Pool", one, {"members": members, "events": events})
+        return
+    total = sum(instance.status.blocks_total for instance in members)
+    busy = sum(instance.status.blocks_used + instance.status.blocks_reserved for instance in members)
+    running, waiting = (sum(getattr(i.status, what) for i in members) for what in ("running", "waiting"))
+    lines = {
+        "pool": one.name,
+        "target": f"{one.target}, within {one.least} and {one.most}" if one.most else str(one.target),
+        "set by": f"autoscaling: {one.opinion}" if one.autoscale else "hand",
+        "instances": f"{one.ready} ready, {one.starting} starting, {one.draining} draining",
+        "KV": f"{busy} of {total} blocks" if total else "-",
+        "requests": f"{running} running, {waiting} waiting",
+    }
+    _lines(lines)
+    _section("instances", INSTANCES, members)
+    _section("events", EVENTS, events)
 
 
 def _instance(client: ControlClient, name: str, form: Listing) -> None:

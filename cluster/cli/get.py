@@ -1,4 +1,4 @@
-"""tandem get: pools, instances, requests, migrations and events, as tables or as data."""
+"""tandem get: pools, instances, requests, migrations, adapters and events, as tables or as data."""
 
 from __future__ import annotations
 
@@ -11,8 +11,17 @@ import typer
 
 from cluster.cli.connect import control
 from cluster.cli.failures import Exit, Failure
-from cluster.cli.listing import EVENTS, INSTANCES, MIGRATIONS, POOLS, REQUESTS, Columns, Listing, show
-from cluster.cli.options import ControlAddress, ControlToken, root
+from cluster.cli.listing import (
+    ADAPTERS,
+    EVENTS,
+    INSTANCES,
+    MIGRATIONS,
+    POOLS,
+    REQUESTS,
+    Columns,
+    show,
+)
+from cluster.cli.options import ControlAddress, ControlToken, Form, Headers, Listing, root
 from cluster.control_client import ControlClient
 from cluster.migrations import names
 
@@ -24,16 +33,8 @@ class Kind(StrEnum):
     INSTANCES = "instances"
     REQUESTS = "requests"
     MIGRATIONS = "migrations"
+    ADAPTERS = "adapters"
     EVENTS = "events"
-
-
-def _remember(context: typer.Context, value: Listing) -> Listing:
-    root(context).as_json = value is Listing.JSON
-    return value
-
-
-Form = Annotated[Listing, typer.Option("--output", "-o", help="How to print data.", callback=_remember)]
-Headers = Annotated[bool, typer.Option("--headers/--no-headers", help="Whether tables have titles.")]
 
 
 def command(
@@ -41,13 +42,14 @@ def command(
     kind: Annotated[Kind, typer.Argument(help="What to list.")],
     name: Annotated[str | None, typer.Argument(help="Only what has that name.")] = None,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Again each second, until Ctrl-C.")] = False,
-    headers: Headers = True,
+    headers: Headers = None,
     address: ControlAddress = None,
     token: ControlToken = None,
     output: Form = Listing.TABLE,
 ) -> None:
-    """List pools, instances, requests, migrations or events."""
+    """List pools, instances, requests, migrations, adapters or events."""
     columns, fetch, called = KINDS[kind]
+    titles = root(context).headers if headers is None else headers
     with control(context, address, token) as client:
         while True:
             found = [item for item in fetch(client) if name is None or called(item, name)]
@@ -55,7 +57,7 @@ def command(
                 singular = kind.value.removesuffix("s")
                 hint = f"see `tandem get {kind.value}`"
                 raise Failure(Exit.NOT_FOUND, "not_found", f"there is no {singular} {name!r}", hint)
-            show(columns, found, output, headers=headers)
+            show(columns, found, output, headers=titles)
             if not watch:
                 return
             time.sleep(REFRESH)
@@ -73,5 +75,7 @@ KINDS: dict[Kind, tuple[Columns, Fetch, Called]] = {
         lambda client: client.migrations(),
         lambda one, name: names(one.request_id, name) or name in (one.source, one.destination, str(one.id)),
     ),
+    # No adapter can be served yet.
+    Kind.ADAPTERS: (ADAPTERS, lambda client: client.status() and [], lambda one, name: False),
     Kind.EVENTS: (EVENTS, lambda client: list(client.events()), lambda one, name: one.subject == name),
 }

@@ -7,22 +7,14 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
 from typing import Any
 
 import yaml
 from google.protobuf.message import Message
 
 from cluster import control_pb2 as pb
+from cluster.cli.options import Listing
 from cluster.cli.output import API_VERSION, out, plain, print_json, table
-
-
-class Listing(StrEnum):
-    TABLE = "table"
-    WIDE = "wide"
-    JSON = "json"
-    YAML = "yaml"
-    NAME = "name"
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +137,12 @@ MIGRATIONS = Columns(
         "REASON": lambda one: one.reason,
         "DETAIL": lambda one: one.detail,
     },
+)
+ADAPTERS = Columns(
+    "AdapterList",
+    lambda one: f"adapter/{one}",
+    {"ADAPTER": str},
+    {},
 )
 EVENTS = Columns(
     "EventList",

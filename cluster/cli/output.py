@@ -6,14 +6,13 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
 
-from google.protobuf.message import Message
 from rich.console import Console
 from rich.table import Table
 
-API_VERSION = "tandem.dev/v1"
+from cluster.message_json import API_VERSION, plain
 
+__all__ = ["API_VERSION", "messages", "out", "plain", "print_json", "table"]
 
 WIDE = 400
 """Columns of what is piped: nothing is cut off for want of a terminal."""
@@ -36,17 +35,3 @@ def print_json(kind: str, items: Sequence[object]) -> None:
 
 def table(*columns: str) -> Table:
     return Table(*columns, box=None, pad_edge=False, header_style="bold")
-
-
-def plain(message: Message) -> dict[str, Any]:
-    """A protobuf message as plain data, with every field, and 64-bit numbers as numbers."""
-    data: dict[str, Any] = {}
-    for field in message.DESCRIPTOR.fields:
-        value = getattr(message, field.name)
-        if field.is_repeated:
-            data[field.name] = [plain(item) if isinstance(item, Message) else item for item in value]
-        elif isinstance(value, Message):
-            data[field.name] = plain(value) if message.HasField(field.name) else None
-        else:
-            data[field.name] = value
-    return data

@@ -1,4 +1,4 @@
-"""tandem status: model, pools, instances and gateways on one screen."""
+"""tandem status and tandem top: model, pools, instances and gateways on one screen, once or live."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ import time
 from typing import Annotated
 
 import typer
-from rich.console import Group, RenderableType
 from rich.live import Live
 
-from cluster import control_pb2 as pb
 from cluster.cli.connect import control
-from cluster.cli.listing import state as shown_state
-from cluster.cli.options import ControlAddress, ControlToken, Format, Output
-from cluster.cli.output import out, plain, print_json, table
+from cluster.cli.options import ControlAddress, ControlToken, Format, Output, seconds
+from cluster.cli.output import out, plain, print_json
+from cluster.cli.screen import Screen
 
 REFRESH = 1.0
+
+Interval = Annotated[
+    float, typer.Option("--interval", metavar="DURATION", parser=seconds, help="Time between two looks.")
+]
 
 
 def command(
@@ -27,12 +29,29 @@ def command(
     output: Output = Format.TABLE,
 ) -> None:
     """Show the cluster: its model, pools, instances and gateways."""
+    _show(context, address, token, output, REFRESH if watch else None)
+
+
+def top(
+    context: typer.Context,
+    interval: Interval = "1s",  # type: ignore[assignment]
+    address: ControlAddress = None,
+    token: ControlToken = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Show the cluster as it is now, again and again until Ctrl-C; plain screens when piped."""
+    _show(context, address, token, output, max(0.1, interval))
+
+
+def _show(
+    context: typer.Context, address: str | None, token: str | None, output: Format, interval: float | None
+) -> None:
+    screen, console = Screen(), out()
     with control(context, address, token) as client:
-        console = out()
-        if watch and output is Format.TABLE and console.is_terminal:
-            with Live(screen(client.status()), console=console, auto_refresh=False) as live:
+        if interval is not None and output is Format.TABLE and console.is_terminal:
+            with Live(screen(client.status()), console=console, auto_refresh=False, screen=True) as live:
                 while True:
-                    time.sleep(REFRESH)
+                    time.sleep(interval)
                     live.update(screen(client.status()), refresh=True)
         while True:
             if output is Format.JSON:
@@ -40,39 +59,6 @@ def command(
             else:
                 console.print(screen(client.status()))
             sys.stdout.flush()
-            if not watch:
+            if interval is None:
                 return
-            time.sleep(REFRESH)
-
-
-def screen(status: pb.ClusterStatus) -> RenderableType:
-    state = "ready" if status.ready else "not ready"
-    head = (
-        f"tandem {status.version} · {status.model.name} · {status.model.dtype} · {state} · "
-        f"up {duration(status.uptime)}"
-    )
-    pools = table("POOL", "TARGET", "READY", "STARTING", "DRAINING")
-    for pool in status.pools:
-        pools.add_row(pool.name, str(pool.target), str(pool.ready), str(pool.starting), str(pool.draining))
-    instances = table("INSTANCE", "ROLE", "STATE", "PID", "RUNNING", "WAITING", "KV USED", "TOKENS OUT")
-    for one in status.instances:
-        live = one.status
-        used = f"{100 * live.blocks_used / live.blocks_total:.0f} %" if live.blocks_total else "-"
-        instances.add_row(
-            one.name, one.role, shown_state(one), str(one.pid or "-"),
-            str(live.running), str(live.waiting), used, str(live.output_tokens),
-        )  # fmt: skip
-    gateways = table("GATEWAY", "ADDRESS")
-    for gateway in status.gateways:
-        gateways.add_row(gateway.name, gateway.url)
-    return Group(head, "", pools, "", instances, "", gateways)
-
-
-def duration(seconds: float) -> str:
-    """A rough span for people: 42 s, 5 m 3 s, 2 h 10 m."""
-    whole = int(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} m {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} m"
+            time.sleep(interval)

@@ -17,7 +17,7 @@ from cluster.cli.greeting import ask_sample, print_addresses
 from cluster.cli.options import ConfigFile, Settings, Wait, overrides, root
 from cluster.cli.output import messages
 from cluster.cli.progress import Steps
-from cluster.config import load
+from cluster.config import Config, load
 from cluster.local import LocalCluster, settle, sweep
 from cluster.local_state import only_one, read_state
 
@@ -59,6 +59,19 @@ def command(
     if detach:
         print_addresses(start_detached(wait), config)
         return
+    run(context, config, wait, address=address, sample=sample, log=log)
+
+
+def run(
+    context: typer.Context,
+    config: Config,
+    wait: float,
+    *,
+    address: str | None = None,
+    sample: bool = False,
+    log: str | None = None,
+) -> None:
+    """Start, print the addresses, and stay until a signal comes."""
     with only_one(), signals() as interrupt:
         steps = Steps(messages(quiet=root(context).quiet))
         left = read_state()

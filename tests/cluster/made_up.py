@@ -8,8 +8,10 @@ from contextlib import asynccontextmanager
 
 from cluster import control_pb2 as pb
 from cluster.config import Config, ControlConfig, DecodePool, PoolsConfig, PrefillPool
-from cluster.controller import Controller, Memo
-from engine.errors import Conflict, Fenced, InstanceDied, TandemError
+from cluster.controller import Controller
+from cluster.memo import Memo
+from cluster.settings_change import fingerprint
+from engine.errors import Conflict, Fenced, InstanceDied, Overloaded, TandemError
 
 CONTROL = ControlConfig(
     token="secret", beat=0.01, drain_timeout=5.0, silence_timeout=5.0, call_timeout=1.0, longest_pause=0.02
@@ -36,6 +38,7 @@ class MadeUp:
             instance=name, role=role, blocks_total=100, blocks_free=100, block_size=16
         )
         self.state = "ready"
+        self.version, self.settings = fleet.version, fleet.settings
         self.loaded = asyncio.Event()
         self.loaded.set()
         self.dead = asyncio.Event()
@@ -71,12 +74,17 @@ class MadeUp:
             state=self.state,
             status=self.status_message,
             cordoned=self.cordoned,
+            version=self.version,
+            settings=self.settings,
         )
         instance.address.tcp, instance.address.instance = f"host-of-{self.name}:1", self.name
         return instance.SerializeToString()
 
     async def ready(self, within: float) -> bytes:
-        await asyncio.wait_for(self.loaded.wait(), within)
+        try:
+            await asyncio.wait_for(self.loaded.wait(), within)
+        except TimeoutError:
+            raise Overloaded(f"instance {self.name} did not answer ready in time") from None
         return self.answer()
 
     async def memo(self) -> tuple[bytes, str]:
@@ -156,6 +164,7 @@ class Fleet:
 
     def __init__(self) -> None:
         self.made: dict[str, MadeUp] = {}
+        self.version, self.settings = "test", fingerprint(CONFIG)
         self.prepare: Callable[[MadeUp], None] = lambda one: None
 
     def __getitem__(self, name: str) -> MadeUp:
@@ -172,6 +181,10 @@ class Fleet:
         self.made[name] = one
         return one
 
+    def renewed(self, config: Config) -> Fleet:
+        self.settings = fingerprint(config)
+        return self
+
     async def existing(self) -> list[MadeUp]:
         return [self.made[name] for name in self.alive]
 
@@ -185,7 +198,8 @@ def run(test: Awaitable[None]) -> None:
 
 @asynccontextmanager
 async def controlling(fleet: Fleet, config: Config = CONFIG) -> AsyncIterator[Controller]:
-    controller = Controller(config, fleet, version="test")
+    fleet.settings = fingerprint(config)
+    controller = Controller(config, fleet, version=fleet.version)
     await controller.start()
     try:
         yield controller

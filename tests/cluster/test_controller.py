@@ -263,7 +263,7 @@ def test_instances_of_another_configuration_are_drained_and_replaced() -> None:
         async with controlling(fleet, other) as second:
             await seen(second, "drained", 3)
             await seen(second, "ready", subject="decode-3")
-            assert "another configuration" in (await seen(second, "draining")).reason
+            assert "other settings" in (await seen(second, "draining")).reason
 
     run(test())
 

@@ -1,0 +1,298 @@
+"""Why something does not work: looks at the usual causes, each with what to do about it.
+
+Each check is a function that yields findings; other packages add theirs in the entry-point group GROUP.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from importlib.metadata import PackageNotFoundError, entry_points, requires, version
+from pathlib import Path
+
+import httpx
+
+from cluster import control_pb2 as pb
+from cluster import installation, preflight
+from cluster.config import Config
+from cluster.units import format_quantity
+from engine.errors import SetupError
+from model.installation import kernels_obstacle
+
+GROUP = "tandem.checks"
+OK, WARN, FAIL = "ok", "warn", "fail"
+
+SKEW = 2.0
+"""Seconds by which the clocks of two machines may differ: beyond, times in logs and certificates mislead."""
+
+FILES = 4096
+PYTHON = (3, 11)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line: what was looked at, how it is, and the remedy where it is not ok."""
+
+    subject: str
+    state: str
+    text: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What is looked at: the config, the running cluster if there is one, and the environment."""
+
+    config: Config
+    status: pb.ClusterStatus | None
+    environment: Mapping[str, str]
+
+
+Check = Callable[[Surroundings], Iterable[Finding]]
+
+
+def examine(around: Surroundings) -> Iterator[Finding]:
+    """All findings, in a fixed order. A check that fails itself is a finding too."""
+    checks: list[Check] = [packages, versions, cluster, authentication, ports, memory, clock, devices, limits]
+    for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
+        with suppress(ImportError, AttributeError):
+            checks.append(point.load())
+    for check in checks:
+        try:
+            yield from check(around)
+        except Exception as error:
+            yield Finding(check.__name__, WARN, f"could not be looked at: {type(error).__name__}: {error}")
+
+
+def packages(around: Surroundings) -> Iterator[Finding]:
+    """Whether another package shadows ours."""
+    found = installation.faults()
+    for fault in found:
+        what, _, remedy = fault.partition(": ")
+        yield Finding("packages", FAIL, what, remedy)
+    if not found:
+        yield Finding("packages", OK, f"tandem's own, in {installation.ROOT}")
+
+
+def versions(around: Surroundings) -> Iterator[Finding]:
+    """Whether what tandem stands on is installed in a version that it works with."""
+    python = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info[:2] < PYTHON:
+        yield Finding("python", FAIL, f"{python} is too old", "use Python 3.11 or newer")
+    wrong = list(_unmet(requires("tandem-serving") or []))
+    for name, wanted, present in wrong:
+        text = f"{name} {present}, {wanted} is needed" if present else f"{name} is not installed"
+        yield Finding("versions", FAIL, text, f'pip install "{name}{wanted}"')
+    if not wrong:
+        shown = [f"{name} {_version(name)}" for name in ("ray", "torch", "grpcio", "protobuf")]
+        yield Finding("versions", OK, f"tandem {installation.installed_version()}, {', '.join(shown)}")
+
+
+def cluster(around: Surroundings) -> Iterator[Finding]:
+    """Whether a cluster answers, whole and of this version."""
+    status = around.status
+    if status is None:
+        yield Finding(
+            "cluster", WARN, "none answers", "start one with `tandem up`, or name one with --address"
+        )
+        return
+    ours = installation.installed_version()
+    if status.version != ours:
+        text = f"the controller is of version {status.version}, this command of {ours}"
+        yield Finding("cluster", WARN, text, "upgrade the older one: docs/upgrades.md")
+    outdated = [one.name for one in status.instances if one.outdated]
+    if outdated:
+        text = f"{', '.join(outdated)} wait to be replaced"
+        yield Finding("cluster", WARN, text, "see `tandem status` and `tandem events`")
+    if status.ready:
+        ready = ", ".join(f"{pool.ready} of {pool.target} in {pool.name}" for pool in status.pools)
+        yield Finding("cluster", OK, f"ready: {ready}")
+    else:
+        yield Finding(
+            "cluster",
+            FAIL,
+            "it is not ready: a pool has no instance",
+            "see `tandem events` and `tandem logs`",
+        )
+    if not status.gateways:
+        yield Finding("gateways", FAIL, "no gateway beats", "see `tandem logs gateway`")
+
+
+def authentication(around: Surroundings) -> Iterator[Finding]:
+    """Whether this shell could join a Ray that asks for a token."""
+    mode = around.environment.get("RAY_AUTH_MODE", "")
+    if mode not in ("", "token", "disabled"):
+        yield Finding(
+            "ray auth", FAIL, f"RAY_AUTH_MODE is {mode!r}", "set it to token or disabled, everywhere alike"
+        )
+        return
+    home = around.environment.get("HOME", "~")
+    file = Path(around.environment.get("RAY_AUTH_TOKEN_PATH") or f"{home}/.ray/auth_token").expanduser()
+    has = bool(around.environment.get("RAY_AUTH_TOKEN")) or file.is_file()
+    if mode == "token" and not has:
+        remedy = "set RAY_AUTH_TOKEN, or write it with `ray get-auth-token --generate`"
+        yield Finding("ray auth", FAIL, "token authentication is on and there is no token", remedy)
+    else:
+        found = "a token is there" if has else "no token: `tandem up` draws one for a Ray of its own"
+        yield Finding("ray auth", OK, f"mode {mode or 'of Ray (token)'}; {found}")
+
+
+def ports(around: Surroundings) -> Iterator[Finding]:
+    """Whether the ports are free, or held by the cluster itself."""
+    ours = {url.rpartition(":")[2].strip("/") for url in (one.url for one in _gateways(around))}
+    config = around.config
+    wanted = (
+        (config.gateway.host, config.gateway.port, "gateway.port"),
+        (config.control.host, config.control.port, "control.port"),
+    )
+    for host, port, setting in wanted:
+        if str(port) in ours:
+            yield Finding("ports", OK, f"{host}:{port} is this cluster's")
+            continue
+        try:
+            preflight.check_port(host, port, setting)
+        except SetupError as error:
+            what, _, remedy = error.message.partition("; ")
+            yield Finding("ports", FAIL, what, remedy)
+        else:
+            yield Finding("ports", OK, f"{setting}: {host}:{port or 'any free one'}")
+    proxy = next(
+        (name for name in ("http_proxy", "HTTP_PROXY", "all_proxy") if around.environment.get(name)), None
+    )
+    if proxy and "127.0.0.1" not in around.environment.get(
+        "no_proxy", around.environment.get("NO_PROXY", "")
+    ):
+        text = f"{proxy} sends clients' calls to 127.0.0.1 to a proxy"
+        yield Finding("ports", WARN, text, "set no_proxy=127.0.0.1,localhost")
+
+
+def memory(around: Surroundings) -> Iterator[Finding]:
+    """Memory, disk and shared memory for the config; those of a running cluster are in use already."""
+    free = format_quantity(preflight.available_memory() // 2**20 * 2**20)
+    looks: list[Callable[[], None]] = [
+        lambda: preflight.check_disk(around.config.cache_directory.absolute(), 0),
+    ]
+    if around.status is None:
+        looks.append(lambda: preflight.check_memory(around.config, 0))
+    bad = False
+    for look in looks:
+        try:
+            look()
+        except SetupError as error:
+            bad = True
+            what, _, remedy = error.message.rpartition("; ")
+            yield Finding("memory", FAIL, what, remedy)
+    if not bad:
+        yield Finding("memory", OK, f"{free} available, {around.config.cache_directory} can be written to")
+
+
+def clock(around: Surroundings) -> Iterator[Finding]:
+    """Whether this machine's clock and a gateway's agree."""
+    for gateway in _gateways(around)[:1]:
+        with httpx.Client(trust_env=False, timeout=2.0) as client:
+            answer = client.get(f"{gateway.url}/health")
+        told = parsedate_to_datetime(answer.headers["date"]).timestamp()
+        # A date has whole seconds: the middle of the second is the best guess.
+        skew = time.time() - (told + 0.5)
+        if abs(skew) > SKEW:
+            text = f"this machine is {skew:+.0f} s from {gateway.name}"
+            yield Finding(
+                "clock", WARN, text, "have both follow the same time server (chrony, systemd-timesyncd)"
+            )
+            return
+        yield Finding("clock", OK, f"within {SKEW:g} s of {gateway.name}")
+        return
+    yield Finding("clock", OK, "no gateway to compare with")
+
+
+def devices(around: Surroundings) -> Iterator[Finding]:
+    """GPUs and NCCL, or the compiled CPU kernels."""
+    import torch
+
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+        yield Finding("gpu", OK, f"{len(names)} × {names[0]}, CUDA {torch.version.cuda}")
+        if torch.distributed.is_nccl_available():
+            yield Finding("nccl", OK, ".".join(map(str, torch.cuda.nccl.version())))
+        else:
+            yield Finding("nccl", WARN, "this torch has no NCCL", "install torch's CUDA build")
+        return
+    if preflight.GPU.exists():
+        text = f"there is an NVIDIA driver, but torch {torch.__version__} cannot use it"
+        yield Finding("gpu", FAIL, text, "install torch's CUDA build, of a CUDA that the driver knows")
+    elif around.config.engine.device == "cuda":
+        yield Finding("gpu", FAIL, "engine.device is cuda and there is no GPU", "set engine.device to auto")
+    else:
+        yield Finding("gpu", OK, "none; instances compute on the CPU")
+    obstacle = kernels_obstacle()
+    if obstacle is None:
+        yield Finding("kernels", OK, "the compiled ones run here")
+    else:
+        yield Finding(
+            "kernels",
+            WARN,
+            f"torch's slower ones are used: {obstacle}",
+            "install g++ and tandem-serving again",
+        )
+
+
+def limits(around: Surroundings) -> Iterator[Finding]:
+    """How many files a process may have open: connections of clients count."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < FILES:
+        yield Finding("limits", WARN, f"{soft} open files a process", f"raise it: ulimit -n {FILES}")
+    else:
+        yield Finding("limits", OK, f"{soft} open files a process")
+
+
+def _gateways(around: Surroundings) -> list[pb.Gateway]:
+    return list(around.status.gateways) if around.status is not None else []
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
+
+
+def _unmet(requirements: Iterable[str]) -> Iterator[tuple[str, str, str]]:
+    """Of requirements as an installation writes them: name, bounds and version of those that are not met."""
+    for requirement in requirements:
+        text, _, marker = requirement.partition(";")
+        match = re.match(r"\s*([A-Za-z0-9._-]+)(?:\[[^\]]*\])?\s*(.*)", text)
+        if match is None or "extra" in marker or "platform" in marker or "python_version" in marker:
+            continue
+        name, wanted = match[1], match[2].strip(" ()")
+        present = _version(name)
+        if not present or not all(
+            _fits(present, bound.strip()) for bound in wanted.split(",") if bound.strip()
+        ):
+            yield name, wanted, present
+
+
+def _fits(present: str, bound: str) -> bool:
+    """Whether a version keeps a bound such as >=2.1; bounds of other kinds count as kept."""
+    match = re.match(r"(>=|<=|==|!=|<|>)\s*([0-9.]+)", bound)
+    if match is None:
+        return True
+    mine, other = _numbers(present), _numbers(match[2])
+    length = max(len(mine), len(other))
+    a, b = mine + (0,) * (length - len(mine)), other + (0,) * (length - len(other))
+    return {">=": a >= b, "<=": a <= b, "==": a == b, "!=": a != b, "<": a < b, ">": a > b}[match[1]]
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    found = re.match(r"[0-9]+(?:\.[0-9]+)*", text)
+    return tuple(map(int, found[0].split("."))) if found else ()
+
+
+def surroundings(config: Config, status: pb.ClusterStatus | None) -> Surroundings:
+    return Surroundings(config, status, os.environ)

@@ -1,0 +1,69 @@
+"""tandem restart: replace instances one after the other, without losing a request."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+
+from cluster.cli.connect import control
+from cluster.cli.failures import Exit, Failure
+from cluster.cli.options import ControlAddress, ControlToken, Format, Output, Timeout, confirm, root
+from cluster.cli.output import messages, out, print_json
+from cluster.cli.progress import Advance, Steps
+from cluster.control_client import ControlClient
+
+POLL = 0.25
+
+
+def command(
+    context: typer.Context,
+    what: Annotated[
+        str, typer.Argument(metavar="POOL|INSTANCE|all", help="What to replace; all: both pools.")
+    ] = "all",
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Return when all are replaced.")] = True,
+    timeout: Timeout = "30m",  # type: ignore[assignment]
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be replaced.")] = False,
+    address: ControlAddress = None,
+    token: ControlToken = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Replace instances one after the other: a new one is ready before the old one is drained."""
+    with control(context, address, token) as client:
+        names = client.restart(what, dry_run=True)
+        if not dry_run:
+            confirm(context, f"Replace {len(names)} instances, one after the other?")
+            after = max((event.id for event in client.events()), default=0)
+            client.restart(what)
+            if wait:
+                with Steps(messages(quiet=root(context).quiet)).step(
+                    f"replacing {', '.join(names)}"
+                ) as advance:
+                    watch(client, names, after, timeout, advance)
+    if output is Format.JSON:
+        print_json(
+            "RestartResult", [{"instances": names, "dry_run": dry_run, "replaced": wait and not dry_run}]
+        )
+    else:
+        verb = "would be" if dry_run else "are" if wait else "will be"
+        out().print(f"{', '.join(names)} {verb} replaced")
+
+
+def watch(client: ControlClient, names: list[str], after: int, timeout: float, advance: Advance) -> None:
+    """Until none of the instances is there and the pools are at their targets. Raises Failure."""
+    end = time.monotonic() + timeout
+    while True:
+        status = client.status()
+        left = [one.name for one in status.instances if one.name in names]
+        settled = all(pool.ready == pool.target and not pool.starting for pool in status.pools)
+        advance(len(names) - len(left), len(names))
+        if not left and settled:
+            return
+        stuck = [event.reason for event in client.events(after=after) if event.kind == "unreplaced"]
+        if stuck:
+            raise Failure(Exit.FAILED, "not_replaced", stuck[-1], "see `tandem events`")
+        if time.monotonic() > end:
+            message = f"{', '.join(left) or 'an instance'} not replaced after {timeout:g} s"
+            raise Failure(Exit.TIMEOUT, "timeout", message, "it goes on; see `tandem status`")
+        time.sleep(POLL)

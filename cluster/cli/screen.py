@@ -1,0 +1,152 @@
+"""The cluster on one screen: what `status` prints once and `top` keeps up to date."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from cluster import control_pb2 as pb
+from cluster.cli.listing import milliseconds
+from cluster.cli.listing import state as shown_state
+from cluster.cli.output import table
+from cluster.status_message import status_from
+from global_scheduler.freeness import freeness
+from global_scheduler.view import ClusterView
+
+BAR = 10
+FULL, TIGHT = 0.9, 0.7
+
+
+@dataclass
+class Screen:
+    """Renders statuses; from the second on it knows rates."""
+
+    before: pb.ClusterStatus | None = None
+    taken: float = 0.0
+    rates: dict[str, float] = field(default_factory=dict)
+
+    def __call__(self, status: pb.ClusterStatus, now: float | None = None) -> RenderableType:
+        now = time.monotonic() if now is None else now
+        self._measure(status, now)
+        return Group(
+            _head(status), "", self._pools(status), "", self._instances(status), "", _gateways(status), "",
+            _foot(status),
+        )  # fmt: skip
+
+    def _measure(self, status: pb.ClusterStatus, now: float) -> None:
+        """Tokens a second of each instance since the last status; one that is new has no rate yet."""
+        if self.before is not None and now > self.taken:
+            known = {one.name: one.status.output_tokens for one in self.before.instances}
+            span = now - self.taken
+            self.rates = {
+                one.name: max(0, one.status.output_tokens - known[one.name]) / span
+                for one in status.instances
+                if one.name in known
+            }
+        self.before, self.taken = status, now
+
+    def _rate(self, names: list[str]) -> str:
+        known = [self.rates[name] for name in names if name in self.rates]
+        return f"{sum(known):.0f}" if known else "-"
+
+    def _pools(self, status: pb.ClusterStatus) -> Table:
+        rows = table(
+            "POOL", "TARGET", "READY", "STARTING", "DRAINING", "KV USED", "RUNNING", "WAITING", "TOKENS/S"
+        )
+        for pool in status.pools:
+            members = [one for one in status.instances if one.role == pool.name]
+            total = sum(one.status.blocks_total for one in members)
+            busy = sum(one.status.blocks_used + one.status.blocks_reserved for one in members)
+            rows.add_row(
+                pool.name,
+                f"{pool.target} auto" if pool.autoscale else str(pool.target),
+                str(pool.ready), str(pool.starting), str(pool.draining),
+                f"{100 * busy / total:.0f} %" if total else "-",
+                str(sum(one.status.running for one in members)),
+                str(sum(one.status.waiting for one in members)),
+                self._rate([one.name for one in members]),
+            )  # fmt: skip
+        return rows
+
+    def _instances(self, status: pb.ClusterStatus) -> Table:
+        rows = table(
+            "INSTANCE", "ROLE", "STATE", "PID", "RUNNING", "WAITING", "KV USED", "FREENESS", "TOKENS/S",
+            "TOKENS OUT",
+        )  # fmt: skip
+        free = free_blocks(status)
+        for one in status.instances:
+            live = one.status
+            rows.add_row(
+                one.name, one.role, shown_state(one), str(one.pid or "-"), str(live.running),
+                str(live.waiting), _bar(one), free.get(one.name, "-"), self._rate([one.name]),
+                str(live.output_tokens),
+            )  # fmt: skip
+        return rows
+
+
+def free_blocks(status: pb.ClusterStatus) -> dict[str, str]:
+    """The freeness of every instance that has a status: blocks left per request."""
+    view = ClusterView(settle=1.0, stale=math.inf)
+    for one in status.instances:
+        if one.status.blocks_total:
+            view.observe(status_from(one.status), 0.0)
+    return {load.instance: f"{freeness(load):.1f}" for load in view.loads(0.0)}
+
+
+def duration(seconds: float) -> str:
+    """A rough span for people: 42 s, 5 m 3 s, 2 h 10 m."""
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} m {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} m"
+
+
+def _head(status: pb.ClusterStatus) -> Text:
+    state = "draining" if status.draining else "ready" if status.ready else "not ready"
+    head = Text(f"tandem {status.version} · {status.model.name} · {status.model.dtype} · ")
+    head.append(state, "green" if state == "ready" else "bold yellow")
+    head.append(f" · up {duration(status.uptime)}")
+    return head
+
+
+def _bar(one: pb.Instance) -> Text:
+    """KV in use: a bar with its number."""
+    total = one.status.blocks_total
+    if not total:
+        return Text("-")
+    share = (one.status.blocks_used + one.status.blocks_reserved) / total
+    style = "red" if share >= FULL else "yellow" if share >= TIGHT else "green"
+    filled = min(BAR, math.ceil(share * BAR))
+    bar = Text("█" * filled, style)
+    bar.append("░" * (BAR - filled), "dim")
+    bar.append(f" {100 * share:.0f} %")
+    return bar
+
+
+def _gateways(status: pb.ClusterStatus) -> Table:
+    rows = table("GATEWAY", "ADDRESS", "REQUESTS", "TTFT", "TPOT", "SLO ATTAINMENT")
+    for gateway in status.gateways:
+        lately = gateway.lately
+        told = [milliseconds(lately.ttft), milliseconds(lately.tpot), f"{100 * lately.attainment:.0f} %"]
+        rows.add_row(
+            gateway.name, gateway.url, str(gateway.requests), *(told if lately.requests else ["-"] * 3)
+        )
+    return rows
+
+
+def _foot(status: pb.ClusterStatus) -> str:
+    """Moves by outcome, and instances that wait to be replaced."""
+    outcomes: dict[str, int] = {}
+    for one in status.migrations.counts:
+        outcomes[one.outcome] = outcomes.get(one.outcome, 0) + one.count
+    told = ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items())) or "none"
+    lines = [f"migrations: {told}"]
+    lines += [f"{one.name} will be replaced: {one.outdated}" for one in status.instances if one.outdated]
+    return "\n".join(lines)

@@ -1,0 +1,42 @@
+"""What a controller leaves with every instance for the next controller, which may be of another version."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+
+
+@dataclass(frozen=True, slots=True)
+class Memo:
+    """`generation` fences older controllers. `base` is the digest of the settings that the application was
+    deployed with, `changes` what was applied since, by dotted path, `declared` the digest of Serve's last
+    `user_config`. `sizes` are the pools' start sizes, `targets` those asked for since, `names` the next
+    number of each pool. `marked` are the instances that are to be replaced.
+    """
+
+    generation: int = 0
+    base: str = ""
+    changes: Mapping[str, object] = field(default_factory=dict)
+    declared: str = ""
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    targets: Mapping[str, int] = field(default_factory=dict)
+    names: Mapping[str, int] = field(default_factory=dict)
+    marked: tuple[str, ...] = ()
+
+    def to_bytes(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Memo:
+        """What this version knows of it. Raises ValueError for what is no memo."""
+        found = json.loads(data)
+        if not isinstance(found, dict):
+            raise ValueError("not a memo")
+        known = {each.name: found[each.name] for each in fields(cls) if each.name in found}
+        return cls(**known | {"marked": tuple(known.get("marked", ()))})
+
+    def targets_for(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        """The targets to go on with: a pool whose start size was changed since begins with that."""
+        kept = {role: target for role, target in self.targets.items() if self.sizes.get(role) == sizes[role]}
+        return {**sizes, **kept}
