@@ -16,7 +16,6 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-
 LINGER = 1.0
 """Seconds that a refused client has to read why; what it sends meanwhile is thrown away."""
 

@@ -15,9 +15,11 @@ from pathlib import Path
 from cluster import control_pb2 as pb
 from cluster import control_pb2_grpc, rpc
 from cluster.config import Config, ControlConfig, EngineConfig, ModelConfig, TransferConfig
+from cluster.config_security import SecurityConfig
 from cluster.instance import EngineInstance
 from cluster.request_driver import RequestDriver
 from cluster.stream_order import Piece
+from cluster.tls import cluster_tls
 from cluster.token_stream import HomeService
 from cluster.token_streams import TokenStreams
 from engine.plan import StepPlan, StepResult
@@ -47,7 +49,7 @@ class PooledInstance:
     def __init__(self, config: Config, name: str, role: str, blocks: int) -> None:
         self.name = name
         self.runner = WatchedRunner(
-            None, dtype=config.model.dtype, cache=config.cache_directory, blocks=blocks
+            config.model.path, dtype=config.model.dtype, cache=config.cache_directory, blocks=blocks
         )
         self.instance = EngineInstance(config, name, role, self.runner, "cpu")
 
@@ -136,10 +138,16 @@ async def pools(
     blocks: int = 1024,
     dtype: str = "float32",
     decodes: int = 1,
+    model: Path | None = None,
+    security: SecurityConfig = SecurityConfig(),
 ) -> AsyncIterator[Pools]:
-    """Runs while the context is open; at its end no request may be known anywhere."""
+    """Runs while the context is open; at its end no request may be known anywhere.
+
+    `model` is that of the instances, the embedded one if it is None.
+    """
     config = Config(
-        model=ModelConfig(dtype=dtype),  # type: ignore[arg-type]
+        model=ModelConfig(path=None if model is None else str(model), dtype=dtype),  # type: ignore[arg-type]
+        security=security,
         engine=EngineConfig(token_budget=budget),
         transfer=TransferConfig(transport=transport, max_moves=32),  # type: ignore[arg-type]
         control=ControlConfig(token=TOKEN),
@@ -148,7 +156,7 @@ async def pools(
     streams = TokenStreams()
     server = rpc.server(TOKEN)
     control_pb2_grpc.add_HomeServicer_to_server(HomeService(streams), server)
-    home = rpc.listen(server, "127.0.0.1", 0, setting="none")
+    home = rpc.listen(server, "127.0.0.1", 0, setting="none", tls=cluster_tls(security.cluster_tls))
     await server.start()
     first = PooledInstance(config, "prefill-0", "prefill", blocks) if prefill else None
     both = Pools(
