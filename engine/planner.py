@@ -43,6 +43,12 @@ class Planner:
 
         `promised` counts choices that are on their way here and have a place among the running.
         """
+        planned = self._plan(now, promised)
+        while planned is None and self._evictor.evicted:
+            planned = self._plan(now, promised)  # all who had a share gave way, and others may go on now
+        return planned
+
+    def _plan(self, now: float, promised: int) -> tuple[StepPlan, list[Sequence]] | None:
         self._evictor.begin(now)
         shares = self._policy.share(self._roster.running, self._candidates(promised), now)
         entries: dict[int, Entry] = {}

@@ -37,7 +37,10 @@ class Sink(Protocol):
 
 
 class SimulatedInstance:
-    """`coasting` takes steps many at once where it makes no difference."""
+    """`coasting` takes steps many at once where it makes no difference.
+
+    `busy` sums the seconds of its steps, `ended` is when the last one did.
+    """
 
     def __init__(
         self,
@@ -53,7 +56,7 @@ class SimulatedInstance:
         self.name = name
         self.role = role
         self.core = core
-        self.busy = 0.0
+        self.busy = self.ended = 0.0
         self.born = clock.now()
         self._runner = runner
         self._clock = clock
@@ -136,7 +139,7 @@ class SimulatedInstance:
         self._clock.at(time, wake)
 
     def _end(self, plan: StepPlan | None) -> None:
-        now = self._clock.now()
+        now = self.ended = self._clock.now()
         self._stepping = False
         if plan is None:
             assert self._coast is not None

@@ -77,7 +77,7 @@ def test_requests_start_in_the_order_of_their_arrival() -> None:
 
 def test_skipping_who_does_not_fit_would_break_that_order(monkeypatch: pytest.MonkeyPatch) -> None:
     mutate(monkeypatch, Planner, "_candidates", "if missing > ", "if False and missing > ")
-    mutate(monkeypatch, Planner, "plan", "admitting = admitting and ", "admitting = ")
+    mutate(monkeypatch, Planner, "_plan", "admitting = admitting and ", "admitting = ")
     starts = crowd(Bench(total=16, budget=64))
     assert starts != sorted(starts)
 
