@@ -31,7 +31,20 @@ class ControlService(control_pb2_grpc.ControlServicer):
 
     async def Scale(self, request: pb.ScaleRequest, context: Context) -> pb.ScaleReply:
         try:
-            return self._controller.scale(request.pool, request.replicas, dry_run=request.dry_run)
+            return self._controller.scale(
+                request.pool,
+                request.replicas if request.HasField("replicas") else None,
+                least=request.least if request.HasField("least") else None,
+                most=request.most if request.HasField("most") else None,
+                automatic=request.auto,
+                dry_run=request.dry_run,
+            )
+        except TandemError as error:
+            await abort(context, error)
+
+    async def Explain(self, request: pb.ExplainRequest, context: Context) -> pb.ExplanationList:
+        try:
+            return self._controller.explain(request.subject)
         except TandemError as error:
             await abort(context, error)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import time
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -24,6 +26,8 @@ from engine.errors import (
 )
 
 T = TypeVar("T")
+
+logger = logging.getLogger("tandem.control")
 
 _ERRORS: dict[grpc.StatusCode, type[TandemError]] = {
     grpc.StatusCode.UNAVAILABLE: Unreachable,
@@ -79,9 +83,25 @@ class ControlClient:
         """Where the time of requests went, of those that run and those that ended lately; newest first."""
         return list(self._call(self._stub.GetTimelines, pb.TimelinesRequest(id=wanted, most=most)).timelines)
 
-    def scale(self, pool: str, replicas: int, *, dry_run: bool = False) -> pb.ScaleReply:
-        """Set a pool's target. Raises NotFound (no such pool) and RefusedError (out of bounds)."""
-        return self._call(self._stub.Scale, pb.ScaleRequest(pool=pool, replicas=replicas, dry_run=dry_run))
+    def scale(
+        self,
+        pool: str,
+        replicas: int | None = None,
+        *,
+        least: int | None = None,
+        most: int | None = None,
+        automatic: bool = False,
+        dry_run: bool = False,
+    ) -> pb.ScaleReply:
+        """Set a pool's target or bounds. Raises NotFound (no such pool) and RefusedError (out of bounds)."""
+        request = pb.ScaleRequest(
+            pool=pool, replicas=replicas, least=least, most=most, auto=automatic, dry_run=dry_run
+        )
+        return self._call(self._stub.Scale, request)
+
+    def explain(self, subject: str) -> list[pb.Explanation]:
+        """Why a request, a pool or an event's subject came to be as it is. Raises NotFound."""
+        return list(self._call(self._stub.Explain, pb.ExplainRequest(subject=subject)).explanations)
 
     def migrate(
         self, request: str, to: str, *, wait: bool = True, within: float | None = None
@@ -137,10 +157,15 @@ class ControlClient:
             raise self._mended(error) from None
 
     def _call(self, method: Callable[..., T], request: Message, within: float | None = None) -> T:
+        begun = time.monotonic()
         try:
             return method(request, timeout=within or self.timeout, metadata=self._metadata)
         except grpc.RpcError as error:
             raise self._mended(error) from None
+        finally:
+            name = type(request).__name__.removesuffix("Request")
+            took = 1000 * (time.monotonic() - begun)
+            logger.debug("%s at %s took %.0f ms", name, self.address, took)
 
     def _mended(self, error: grpc.RpcError) -> TandemError:
         sent = carried(error.trailing_metadata())

@@ -15,11 +15,14 @@ import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from cluster import control_pb2 as pb
+from cluster.autoscaler import PoolScaler
 from cluster.config import Config
 from cluster.events import Events
+from cluster.explanations import Explanations, explain
 from cluster.member import Handle, Member, State
 from cluster.members import Members
 from cluster.memo import Memo
@@ -29,12 +32,13 @@ from cluster.operations import Operations
 from cluster.policies import scheduler_settings
 from cluster.pool import Authority, Pool
 from cluster.rebalance import Rebalancer
+from cluster.recording import Recorder
 from cluster.rollout import Rollout
 from cluster.rpc import error_message
 from cluster.settings_change import base_digest, fingerprint, with_settings
 from cluster.timelines import TimelineFinder
 from cluster.tls import cluster_tls
-from engine.errors import NotFound, RefusedError, TandemError
+from engine.errors import NotFound, TandemError
 from engine.request import SLO
 from global_scheduler.placement import DECODE, PREFILL
 from global_scheduler.scheduler import Scheduler
@@ -71,6 +75,7 @@ class Controller:
         self._base = base_digest(config)
         self.events = Events(config.control.events)
         self.migrations = Migrations(config.control.events)
+        self.explanations = Explanations(config.scheduler.decisions)
         self.generation = 1
         self.fenced = ""
         self.draining = False
@@ -95,6 +100,8 @@ class Controller:
         """Everything that is built from the settings; the pools are empty."""
         self.config = config
         self.scheduler = Scheduler(scheduler_settings(config))
+        if config.scheduler.record is not None:
+            self.scheduler.tape = Recorder(Path(config.scheduler.record))
         self.pools: dict[str, Pool] = {}
         members = Members(self.pools)
         self.mover = Mover(config, self.scheduler, self.migrations, members)
@@ -110,6 +117,15 @@ class Controller:
             scheduler=self.scheduler,
             events=self.events,
             authority=self._authority,
+        )
+        self.scaler = PoolScaler(
+            config,
+            self.pools,
+            scheduler=self.scheduler,
+            events=self.events,
+            explanations=self.explanations,
+            change_role=self.operations.change_role,
+            gateways=lambda: [gateway for _, gateway in self._gateways.values()],
         )
 
     async def start(self) -> None:
@@ -189,37 +205,42 @@ class Controller:
         try:
             placement = self.scheduler.place(summary, time.monotonic())
         except TandemError as error:
+            self.explanations.add("refusal", summary.id, error.code, error.message)
             return pb.Placement(error=error_message(error))
+        self.explanations.add(
+            "placement", summary.id, f"{placement.prefill} → {placement.decode}", placement.reason
+        )
         answer = pb.Placement(prefill=placement.prefill, decode=placement.decode, reason=placement.reason)
         if not placement.local:
             answer.decode_address.CopyFrom(self._instance(placement.decode).address)
         return answer
 
-    def scale(self, name: str, replicas: int, *, dry_run: bool = False) -> pb.ScaleReply:
-        """Set a pool's target. Raises NotFound, or RefusedError for a target that no pool may have."""
+    def scale(
+        self,
+        name: str,
+        replicas: int | None = None,
+        *,
+        least: int | None = None,
+        most: int | None = None,
+        automatic: bool = False,
+        dry_run: bool = False,
+    ) -> pb.ScaleReply:
+        """Set a pool's target or bounds, or let the controller set the target.
+
+        Raises NotFound, or RefusedError for what no pool may have.
+        """
         pool = self.pools.get(name)
         if pool is None:
             near = difflib.get_close_matches(name, self.pools, n=1, cutoff=0.3)
             hint = f"did you mean {near[0]}?" if near else f"there are {' and '.join(self.pools)}"
             raise NotFound(f"no pool named {name!r}: {hint}", param="pool")
-        if replicas == 0:
-            raise RefusedError(
-                f"{name} cannot be scaled to 0, the model would vanish: scale it to 1, "
-                "or end everything with `tandem down`",
-                param="replicas",
-            )
-        bounds = self.config.pools.prefill if name == PREFILL else self.config.pools.decode
-        if not bounds.min_replicas <= replicas <= bounds.max_replicas:
-            raise RefusedError(
-                f"{name} may have {bounds.min_replicas} to {bounds.max_replicas} instances, not {replicas}: "
-                f"change pools.{name}.min_replicas or max_replicas",
-                param="replicas",
-            )
-        previous = pool.target
-        if not dry_run and replicas != previous:
-            self.events.add("scaled", name, f"from {previous} to {replicas}, by request")
-            pool.scale(replicas)
-        return pb.ScaleReply(previous=previous, target=replicas)
+        return self.scaler.set(
+            name, replicas=replicas, least=least, most=most, automatic=automatic, dry_run=dry_run
+        )
+
+    def explain(self, subject: str) -> pb.ExplanationList:
+        """Why a request went where it did, a pool has its size, an event came. Raises NotFound."""
+        return explain(subject, self.explanations, self.migrations, self.events, self.scaler.opinions())
 
     def end(self) -> pb.ClusterStatus:
         """The cluster is about to end: the gateways take no new requests any more."""
@@ -248,6 +269,7 @@ class Controller:
                     draining=pool.count(State.DRAINING),
                 )
             )
+            self.scaler.describe(status.pools[-1])
             status.instances.extend(self._described(member) for member in pool.members.values())
         status.gateways.extend(gateway for _, gateway in self._gateways.values())
         status.admin = self.admin
@@ -304,6 +326,7 @@ class Controller:
             sizes=_sizes(self.config),
             targets={role: pool.target for role, pool in self.pools.items()},
             names={role: pool.next for role, pool in self.pools.items()},
+            scaling=self.scaler.memo(),
             marked=tuple(sorted(self.rollout.marked)),
         )
 
@@ -325,6 +348,7 @@ class Controller:
     def _take_up(self, found: Sequence[tuple[FoundHandle, Memo, str]], latest: Memo) -> None:
         """Fill the pools with the instances that were found, and begin the loops."""
         self.generation = latest.generation + 1
+        self.scaler.restore(latest.scaling)
         for role, target in latest.targets_for(_sizes(self.config)).items():
             self.pools[role] = self._pool(role, target)
             self.pools[role].next = latest.names.get(role, 0)
@@ -334,6 +358,7 @@ class Controller:
             self.pools[role].adopt(handle.name, handle)
         self.rollout.marked |= set(latest.marked)
         loops = {"reconcile": self._reconcile, "rebalance": self._rebalancer.run, "rollout": self.rollout.run}
+        loops["autoscale"] = self.scaler.run
         self._loops = [asyncio.create_task(run(), name=name) for name, run in loops.items()]
 
     def _be_fenced(self, reason: str) -> None:

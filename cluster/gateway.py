@@ -14,7 +14,6 @@ import uuid
 from typing import Any
 
 from fastapi import FastAPI
-from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from cluster import control_pb2 as pb
@@ -34,6 +33,7 @@ from cluster.openai_answers import ModelCard
 from cluster.request_driver import RequestDriver
 from cluster.rpc import reachable
 from cluster.scheduler_client import SchedulerClient
+from cluster.standby import Place
 from cluster.timelines import Timelines
 from cluster.tls import cluster_tls, http_tls
 from cluster.token_stream import HomeService
@@ -66,7 +66,8 @@ class Gateway:
             cluster_tls(security.cluster_tls),
         )
         bounds = Bounds(int(settings.header_limit), settings.arrival_timeout, settings.connections)
-        self._http = Listener(settings.host, settings.port, others=_local_rank() > 0, tls=tls, bounds=bounds)
+        place = Place(f"{token} {settings.host}:{settings.port}")
+        self._http = Listener(settings.host, settings.port, place=place, tls=tls, bounds=bounds)
         tokenizer, model = await asyncio.to_thread(_load, self._config)
         streams = TokenStreams()
         self._grpc = rpc.server(token)
@@ -119,6 +120,7 @@ class Gateway:
         """Serve asks; raises if this replica should be replaced."""
         if self._beating.done():
             raise SetupError(f"the gateway's beat ended: {self._beating.exception()}")
+        self._http.check()
 
     async def close(self) -> None:
         """Stop listening, drop what runs, leave the cluster."""
@@ -133,6 +135,7 @@ class Gateway:
         """This gateway as it is now, for the controller."""
         self._itself.requests = len(self._driver.runs)
         self._itself.draining = self._service.leaving
+        self._itself.standby = self._http.standby
         del self._itself.tenants[:]
         self._itself.tenants.extend(self._service.access.limits.report())
         return self._itself
@@ -144,11 +147,6 @@ class Gateway:
                 others = [one for one in status.gateways if one.name != self._itself.name]
                 self._service.access.limits.hear(others)
             await asyncio.sleep(BEAT)
-
-
-def _local_rank() -> int:
-    """This replica's number on its machine."""
-    return int(serve.get_replica_context().rank.local_rank)
 
 
 def _load(config: Config) -> tuple[Tokenizer, ModelCard]:

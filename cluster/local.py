@@ -67,6 +67,12 @@ def settle(config: Config, step: Step) -> Config:
                     "token": config.control.token or secrets.token_urlsafe(24),
                 }
             ),
+            "admin": config.admin.model_copy(
+                update={
+                    "port": config.admin.port or _free_port(config.admin.host),
+                    "token": config.admin.token or secrets.token_urlsafe(24),
+                }
+            ),
         }
     )
     with step(f"reading the model {model.name}"):
@@ -135,8 +141,10 @@ class LocalCluster:
         self._state = replace(
             self._state,
             control=self._control,
-            gateways=[gateway.url for gateway in status.gateways],
+            gateways=list(dict.fromkeys(gateway.url for gateway in status.gateways)),
             model=status.model.name,
+            admin=status.admin,
+            admin_token=self.config.admin.token,
             ready=True,
         )
         write_state(self._state)
@@ -232,7 +240,7 @@ class LocalCluster:
                 with suppress(Unreachable, DeadlineExceeded):
                     status = client.status()
                     advance(sum(pool.ready for pool in status.pools), wanted)
-                    if status.ready and status.gateways:
+                    if status.ready and any(not one.standby for one in status.gateways):
                         return status
                 failures = _failures(client)
                 if len(failures) >= HOPELESS:

@@ -31,6 +31,8 @@ class LocalState:
     certificate: str | None = None
     gateways: list[str] = field(default_factory=list)
     model: str | None = None
+    admin: str | None = None
+    admin_token: str | None = field(default=None, repr=False)
     ready: bool = False
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Annotated, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, Protocol, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -174,7 +174,17 @@ class DetokenizeBody(BaseModel):
         """Every field speaks for itself."""
 
 
-AnyBody = TypeVar("AnyBody", CompletionBody, ChatBody, TokenizeBody, DetokenizeBody)
+class Body(Protocol):
+    """What a body is read into."""
+
+    @classmethod
+    def model_validate(cls, obj: Any) -> Self: ...
+
+    def check(self) -> None:
+        """Raises InvalidParameter or UnsupportedParameter for fields that don't go together."""
+
+
+AnyBody = TypeVar("AnyBody", bound=Body)
 
 
 def parse(kind: type[AnyBody], content_type: str, body: bytes) -> AnyBody:

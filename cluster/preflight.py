@@ -31,6 +31,7 @@ def check_ports(config: Config) -> None:
     """Raises SetupError naming the process that holds a port."""
     check_port(config.gateway.host, config.gateway.port, "gateway.port (--port)")
     check_port(config.control.host, config.control.port, "control.port")
+    check_port(config.admin.host, config.admin.port, "admin.port")
 
 
 def check_port(host: str, port: int, setting: str) -> None:

@@ -16,11 +16,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from cluster import control_pb2 as pb
+from cluster.arrival import ARRIVAL, Arrival
 from cluster.instance_watch import Instance, Instances
 from cluster.openai_errors import as_tandem
 from cluster.run_progress import RunProgress
 from cluster.settled import settled
 from cluster.stream_order import Piece
+from cluster.timeline import Timeline
+from cluster.timelines import Timelines
 from cluster.token_streams import TokenStreams
 from engine.errors import Overloaded, TandemError
 from engine.request import Request
@@ -87,12 +90,14 @@ class RequestDriver:
         scheduler: Scheduler,
         instances: Connect,
         patience: way.Patience,
+        timelines: Timelines | None = None,
     ) -> None:
         self.home = home
         self.streams = streams
         self.scheduler = scheduler
         self.instances = Instances(instances, self._lost)
         self.patience = patience
+        self.timelines = timelines or Timelines()
         self.runs: dict[str, Run] = {}
         self.last_token = float("-inf")
         self._background: set[asyncio.Task[None]] = set()
@@ -188,6 +193,8 @@ class Run:
         self._driver = driver
         self._changed = changed
         self._journey = way.Journey(request, driver.patience)
+        self.timeline = _timeline(request)
+        driver.timelines.open(self.timeline)
         self._order = driver.streams.open(request, self)
         self._placements: dict[str, pb.Placement] = {}
         self._timers: set[asyncio.Task[None]] = set()
@@ -202,6 +209,7 @@ class Run:
         self._pieces += before.pieces
         self._order.continued({choice: len(tokens) for choice, tokens in taken.outputs.items()})
         self.progress.placed(taken.instance, taken.instance, now)
+        self.timeline.resumed(taken.instance, now)
         self._step_all(self._journey.go_on(taken.instance, taken.outputs, now))
 
     def take(self) -> list[Piece]:
@@ -220,11 +228,13 @@ class Run:
     def abandon(self) -> None:
         """This gateway ends: the request goes on where it is, for another one to take."""
         self._driver.runs.pop(self.request.id, None)
+        self._driver.timelines.close(self.timeline)
         for timer in self._timers:
             timer.cancel()
 
     def lost(self, name: str, reason: str) -> None:
         """An instance died."""
+        self.timeline.trouble(f"{name}: {reason}")
         self._step(way.Lost(name, reason))
         if not self.ended and self._order.gaps():
             self._timer(self._mend(name))
@@ -234,6 +244,8 @@ class Run:
     def tokens(self, instance: str, pieces: list[Piece], message: pb.Tokens) -> None:
         now = self._driver.last_token = time.monotonic()
         self.progress.take(instance, self._order.owner or instance, pieces, message, now)
+        drawn = sum(piece.token is not None for piece in pieces)
+        self.timeline.tokens(instance, message, drawn, now)
         self._pieces.extend(pieces)
         for piece in pieces:
             token = () if piece.token is None else (piece.token,)
@@ -242,9 +254,11 @@ class Run:
 
     def moved(self, instance: str, epoch: Epoch) -> None:
         self._driver.instances.get(instance)
+        self.timeline.moved(instance, time.monotonic())
         self._step(way.Moved(instance, epoch))
 
     def failed(self, instance: str, error: TandemError) -> None:
+        self.timeline.trouble(f"{instance}: {error.message}")
         self._step(way.Refused(error, instance))
 
     # What the journey wants done
@@ -264,6 +278,7 @@ class Run:
             case way.Cancel(instance):
                 self._driver.spawn(self._driver.cancel(instance, self.request.id))
             case way.Place():
+                self.timeline.placing(time.monotonic())
                 self._timer(self._place(action))
             case way.Start():
                 self._driver.spawn(self._start(action))
@@ -276,6 +291,11 @@ class Run:
 
     def _end(self, error: TandemError | None) -> None:
         self.error = error
+        finishes = " ".join(sorted(set(self.progress.finishes)))
+        self.timeline.tpot = self.progress.tpot
+        outcome, detail = (finishes or "cancelled", "") if error is None else (error.code, error.message)
+        self.timeline.finish(outcome, detail, time.monotonic())
+        self._driver.timelines.close(self.timeline)
         self._driver.streams.close(self.request.id)
         self._driver.runs.pop(self.request.id, None)
         for timer in self._timers:
@@ -309,6 +329,7 @@ class Run:
             self._step(way.Refused(as_tandem(error)))
             return
         self.progress.placed(found.prefill, found.decode, time.monotonic())
+        self.timeline.placed(found.prefill, found.decode, found.reason, time.monotonic())
         self._placements[found.decode] = found
         self._step(way.Placed(Placement(found.prefill, found.decode, found.reason)))
 
@@ -351,3 +372,19 @@ class Run:
         await asyncio.sleep(GAP_GRACE)
         if (self._order.epoch, self._order.position()) == before and self._order.gaps():
             self._step(way.Lost(self._journey.holder, f"tokens were lost with {dead}"))
+
+
+def _timeline(request: Request) -> Timeline:
+    """Begins when the client's request came, if one is being answered in this task."""
+    now = time.monotonic()
+    arrival = ARRIVAL.get() or Arrival(now)
+    timeline = Timeline(
+        request.id,
+        tenant=request.tenant,
+        trace=arrival.trace,
+        prompt_tokens=len(request.prompt),
+        began=arrival.begun,
+        now=now,
+    )
+    arrival.timelines.append(timeline)
+    return timeline

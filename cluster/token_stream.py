@@ -23,6 +23,7 @@ from cluster import control_pb2_grpc
 from cluster.home_link import Connect, HomeLink
 from cluster.rpc import error_message
 from cluster.stream_text import ChoiceText, Detokenizer
+from cluster.timelines import Timelines
 from cluster.token_streams import TokenStreams
 from engine.core import Emitted, EngineCore
 from engine.errors import Conflict
@@ -189,8 +190,9 @@ class TokenPusher:
 class HomeService(control_pb2_grpc.HomeServicer):
     """Home at the gateway: each batch of tokens is answered with the requests that its sender shall drop."""
 
-    def __init__(self, streams: TokenStreams) -> None:
+    def __init__(self, streams: TokenStreams, timelines: Timelines | None = None) -> None:
         self._streams = streams
+        self._timelines = timelines or Timelines()
 
     async def Push(
         self,
@@ -204,3 +206,10 @@ class HomeService(control_pb2_grpc.HomeServicer):
         self, request: pb.ClaimRequest, context: grpc.aio.ServicerContext[pb.ClaimRequest, pb.ClaimReply]
     ) -> pb.ClaimReply:
         return self._streams.claim(request)
+
+    async def Describe(
+        self,
+        request: pb.TimelinesRequest,
+        context: grpc.aio.ServicerContext[pb.TimelinesRequest, pb.TimelineList],
+    ) -> pb.TimelineList:
+        return pb.TimelineList(timelines=self._timelines.find(request.id, request.most))
