@@ -6,7 +6,9 @@ serve deploy serve_config.yaml
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import os
 import secrets
 from collections.abc import Mapping
 from typing import Any
@@ -37,6 +39,7 @@ HEALTH_TIMEOUT = 30.0
 SHUTDOWN_TIMEOUT = 10.0
 CONTROLLER_CALLS = 100
 GATEWAY_CALLS = 1000
+FAREWELL = 0.2
 
 
 class ControllerReplica:
@@ -46,6 +49,7 @@ class ControllerReplica:
         config = Config.model_validate_json(config_json)
         configure(config.log)
         self._controller = Controller(config, RayFleet(config), version=installed_version())
+        self._controller.leave = _end_process
         self._server: grpc.aio.Server
         self._server, self._address = await serve_control(self._controller)
         self._admin = AdminServer(self._controller)
@@ -81,7 +85,9 @@ class GatewayReplica(Gateway):
         await super().__init__(config_json, controller)
 
     async def __del__(self) -> None:
+        """Serve sends nothing more; who asked at our own port may read on until it is over."""
         if self.serving:
+            await self.drain(self._config.control.drain_timeout)
             await self.close()
 
 
@@ -96,7 +102,12 @@ def build(args: Config | Mapping[str, object]) -> Application:
     exposure.check(config)
     config_json = _settled(config).model_dump_json()
     controller = _deployment(
-        ControllerReplica, "Controller", 1, calls=CONTROLLER_CALLS, resources=config.control.resources
+        ControllerReplica,
+        "Controller",
+        1,
+        calls=CONTROLLER_CALLS,
+        resources=config.control.resources,
+        shutdown=SHUTDOWN_TIMEOUT,
     ).bind(config_json)
     gateway = _deployment(
         serve.ingress()(GatewayReplica),
@@ -104,12 +115,14 @@ def build(args: Config | Mapping[str, object]) -> Application:
         config.gateway.replicas,
         calls=GATEWAY_CALLS,
         resources=config.gateway.resources,
+        # For streams through Serve's proxy, and then for those at the own port.
+        shutdown=2 * config.control.drain_timeout + SHUTDOWN_TIMEOUT,
     )
     return gateway.bind(config_json, controller)
 
 
 def _deployment(
-    replica: type, name: str, replicas: int, *, calls: int, resources: Mapping[str, float]
+    replica: type, name: str, replicas: int, *, calls: int, resources: Mapping[str, float], shutdown: float
 ) -> Deployment:
     """Takes no CPU of Ray's books: on a small machine these replicas stand beside the instances."""
     return serve.deployment(
@@ -119,9 +132,14 @@ def _deployment(
         ray_actor_options={"num_cpus": 0, "resources": dict(resources)},
         health_check_period_s=HEALTH_PERIOD,
         health_check_timeout_s=HEALTH_TIMEOUT,
-        graceful_shutdown_timeout_s=SHUTDOWN_TIMEOUT,
+        graceful_shutdown_timeout_s=shutdown,
         graceful_shutdown_wait_loop_s=0.1,
     )(replica)
+
+
+def _end_process() -> None:
+    """Serve starts another controller, which adopts the instances; the answer to who asked leaves first."""
+    asyncio.get_running_loop().call_later(FAREWELL, os._exit, 0)
 
 
 def _load(args: Mapping[str, object]) -> Config:

@@ -14,7 +14,7 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -38,7 +38,7 @@ from cluster.rpc import error_message
 from cluster.settings_change import base_digest, fingerprint, with_settings
 from cluster.timelines import TimelineFinder
 from cluster.tls import cluster_tls
-from engine.errors import NotFound, TandemError
+from engine.errors import NotFound, RefusedError, TandemError
 from engine.request import SLO
 from global_scheduler.placement import DECODE, PREFILL
 from global_scheduler.scheduler import Scheduler
@@ -79,6 +79,8 @@ class Controller:
         self.generation = 1
         self.fenced = ""
         self.draining = False
+        self.leave: Callable[[], None] | None = None
+        """Ends the process, for a supervisor that starts another controller."""
         self._fleet = fleet
         self._version = version
         self._begun = time.monotonic()
@@ -175,7 +177,17 @@ class Controller:
                 raise TandemError(f"the loop {task.get_name()!r} ended: {task.exception()}")
 
     def restart(self, what: str, *, dry_run: bool = False) -> pb.RestartReply:
-        """Have instances replaced one after the other: a pool's, one, or "all". Raises NotFound."""
+        """Have instances replaced one after the other: a pool's, one, or "all"; or begin a new controller.
+
+        Raises NotFound, and RefusedError for a controller that nobody would start again.
+        """
+        if what == "controller":
+            if self.leave is None:
+                raise RefusedError("nobody would start this controller again: end it yourself", param="what")
+            if not dry_run:
+                self.events.add("restarting", "controller", "a restart was asked for")
+                self.leave()
+            return pb.RestartReply()
         names = [name for pool in self.pools.values() if what in (pool.role, "all") for name in pool.members]
         if what in (known := Members(self.pools)):
             names = [what]

@@ -7,6 +7,7 @@ proxy's 0.5 to 1.6 ms.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import platform
 import time
@@ -42,6 +43,8 @@ from engine.errors import SetupError
 from global_scheduler.journey import Patience
 from model.assets import load_assets
 from model.tokenizer import Detokenizer, Tokenizer
+
+DRAIN_POLL = 0.1
 
 BEAT = 1.0
 """Seconds between two calls to the controller that keep this gateway on its list."""
@@ -121,6 +124,14 @@ class Gateway:
         if self._beating.done():
             raise SetupError(f"the gateway's beat ended: {self._beating.exception()}")
         self._http.check()
+
+    async def drain(self, within: float) -> None:
+        """Take no new requests, and wait for those that run, at most `within` seconds."""
+        self._service.draining = True
+        for _ in range(math.ceil(within / DRAIN_POLL)):
+            if not self._driver.runs:
+                return
+            await asyncio.sleep(DRAIN_POLL)
 
     async def close(self) -> None:
         """Stop listening, drop what runs, leave the cluster."""

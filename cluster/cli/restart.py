@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -13,14 +14,17 @@ from cluster.cli.options import ControlAddress, ControlToken, Format, Output, Ti
 from cluster.cli.output import messages, out, print_json
 from cluster.cli.progress import Advance, Steps
 from cluster.control_client import ControlClient
+from engine.errors import Unreachable
 
 POLL = 0.25
+CONTROLLER = "controller"
 
 
 def command(
     context: typer.Context,
     what: Annotated[
-        str, typer.Argument(metavar="POOL|INSTANCE|all", help="What to replace; all: both pools.")
+        str,
+        typer.Argument(metavar="POOL|INSTANCE|controller|all", help="What to replace; all: both pools."),
     ] = "all",
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Return when all are replaced.")] = True,
     timeout: Timeout = "30m",  # type: ignore[assignment]
@@ -29,8 +33,15 @@ def command(
     token: ControlToken = None,
     output: Output = Format.TABLE,
 ) -> None:
-    """Replace instances one after the other: a new one is ready before the old one is drained."""
+    """Replace instances one after the other: a new one is ready before the old one is drained.
+
+    `controller` ends the controller's process: Serve starts another, of the version that is installed now,
+    which adopts the instances and replaces those of another version.
+    """
     with control(context, address, token) as client:
+        if what == CONTROLLER:
+            _controller(context, client, timeout, dry_run=dry_run, output=output)
+            return
         names = client.restart(what, dry_run=True)
         if not dry_run:
             confirm(context, f"Replace {len(names)} instances, one after the other?")
@@ -48,6 +59,29 @@ def command(
     else:
         verb = "would be" if dry_run else "are" if wait else "will be"
         out().print(f"{', '.join(names)} {verb} replaced")
+
+
+def _controller(
+    context: typer.Context, client: ControlClient, timeout: float, *, dry_run: bool, output: Format
+) -> None:
+    """Ends the controller's process and waits until Serve has started another one."""
+    before = client.status().controller_pid
+    client.restart(CONTROLLER, dry_run=dry_run)
+    after, end = before, time.monotonic() + timeout
+    if not dry_run:
+        with Steps(messages(quiet=root(context).quiet)).step("waiting for another controller") as advance:
+            while after == before:
+                advance(0, 1)
+                if time.monotonic() > end:
+                    raise Failure(Exit.TIMEOUT, "timeout", f"no other controller after {timeout:g} s")
+                time.sleep(POLL)
+                with suppress(Unreachable):
+                    status = client.status()
+                    after = status.controller_pid if status.pools else before
+    if output is Format.JSON:
+        print_json("RestartResult", [{"instances": [], "dry_run": dry_run, "replaced": not dry_run}])
+    else:
+        out().print("the controller would begin anew" if dry_run else "another controller is there")
 
 
 def watch(client: ControlClient, names: list[str], after: int, timeout: float, advance: Advance) -> None:

@@ -23,7 +23,7 @@ def main() -> None:
         sys.exit(2)
     from cluster.cli.main import build
 
-    build()()
+    build()(prog_name="tandem")
 
 
 def _interrupted(number: int, frame: FrameType | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -16,12 +17,14 @@ from typing import Any
 import grpc
 import pytest
 import yaml
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from cluster import control_pb2 as pb
 from cluster import control_pb2_grpc
 from cluster.cli.failures import EXITS, Exit, failure
 from cluster.cli.main import build
+from cluster.cli.screen import Screen
 from cluster.local_state import LocalState, write_state
 from engine import errors
 
@@ -157,9 +160,40 @@ def test_status_shows_pools_instances_and_gateways(controller: Controller) -> No
     assert result.exit_code == 0
     assert result.stdout.splitlines()[0] == "tandem 0.1.0 · m · float32 · ready · up 1 m 2 s"
     rows = [line.split() for line in result.stdout.splitlines()]
-    assert ["decode", "2", "2", "0", "0"] in rows
-    assert ["decode-0", "decode", "ready", "7", "0", "0", "50", "%", "0"] in rows
-    assert ["gateway-0", "http://127.0.0.1:8000"] in rows
+    assert ["decode", "2", "2", "0", "0", "50", "%", "0", "0", "-"] in rows
+    bar = "█" * 5 + "░" * 5
+    assert ["decode-0", "decode", "ready", "7", "0", "0", bar, "50", "%", "5.0", "-", "0"] in rows
+    assert ["gateway-0", "http://127.0.0.1:8000", "0", "-", "-", "-"] in rows
+    assert "migrations: none" in result.stdout
+
+
+def test_a_live_screen_knows_rates_and_the_slo_attainment() -> None:
+    def status(tokens: int) -> pb.ClusterStatus:
+        lately = pb.Lately(requests=4, ttft=0.05, tpot=0.004, attainment=0.75)
+        return pb.ClusterStatus(
+            pools=[pb.Pool(name="decode", target=1, ready=1, autoscale=True)],
+            instances=[
+                pb.Instance(
+                    name="decode-0", role="decode", state="ready",
+                    status=pb.InstanceStatus(instance="decode-0", role="decode", output_tokens=tokens),
+                )
+            ],
+            gateways=[pb.Gateway(name="gateway-0", url="http://x", lately=lately)],
+            migrations=pb.MigrationTotals(
+                counts=[
+                    pb.MigrationCount(cause=why, outcome="committed", count=2) for why in ("drain", "role")
+                ]
+            ),
+        )  # fmt: skip
+
+    screen, console = Screen(), Console(width=200, record=True, file=io.StringIO())
+    screen(status(100), now=10.0)
+    console.print(screen(status(150), now=12.0))
+    shown = console.export_text()
+    rows = [line.split() for line in shown.splitlines()]
+    assert ["decode", "1", "auto", "1", "0", "0", "-", "0", "0", "25"] in rows
+    assert ["gateway-0", "http://x", "0", "50.0", "ms", "4.0", "ms", "75", "%"] in rows
+    assert "migrations: 4 committed" in shown
 
 
 def test_status_as_json_has_every_field_and_whole_numbers(controller: Controller) -> None:
@@ -269,7 +303,7 @@ def test_7_authentication(controller: Controller) -> None:
 
 
 def test_130_on_sigint(controller: Controller) -> None:
-    command = [sys.executable, "-P", "-c", "from cluster.cli.start import main; main()", "status", "-w"]
+    command = [sys.executable, "-P", "-c", "from cluster.cli.start import main; main()", "top"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None
         process.stdout.readline()
@@ -413,7 +447,7 @@ def test_describe_shows_a_request_with_its_moves(controller: Controller) -> None
     assert "decode-0" in shown
     assert "committed" in shown
     assert run("describe", "request/yours").exit_code == Exit.NOT_FOUND
-    assert run("describe", "pool", "decode").exit_code == Exit.USAGE
+    assert run("describe", "node", "decode").exit_code == Exit.USAGE
 
 
 def test_migrate_says_what_it_cost_when_it_waits(controller: Controller) -> None:

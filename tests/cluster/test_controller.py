@@ -116,7 +116,7 @@ def test_scaling_up_starts_and_scaling_down_drains_the_idlest() -> None:
         fleet = Fleet()
         async with controlling(fleet) as controller:
             await seen(controller, "ready", 3)
-            assert controller.scale("decode", 3) == pb.ScaleReply(previous=2, target=3)
+            assert controller.scale("decode", 3) == pb.ScaleReply(previous=2, target=3, least=1, most=64)
             await seen(controller, "ready", 4)
             for name in ("decode-0", "decode-2"):
                 fleet[name].status_message.running = 3
@@ -226,7 +226,7 @@ def test_a_pool_larger_than_any_is_refused() -> None:
 def test_a_dry_run_changes_nothing() -> None:
     async def test() -> None:
         async with controlling(Fleet()) as controller:
-            assert controller.scale("decode", 5, dry_run=True) == pb.ScaleReply(previous=2, target=5)
+            assert controller.scale("decode", 5, dry_run=True) == pb.ScaleReply(previous=2, target=5, least=1, most=64)
             assert controller.pools["decode"].target == 2
 
     run(test())

@@ -176,6 +176,21 @@ def test_what_is_not_there_cannot_be_restarted() -> None:
     run(test())
 
 
+def test_a_controller_that_nobody_would_start_again_stays() -> None:
+    async def test() -> None:
+        async with controlling(Fleet()) as controller:
+            with pytest.raises(RefusedError, match="nobody would start"):
+                controller.restart("controller")
+            left: list[bool] = []
+            controller.leave = lambda: left.append(True)
+            controller.restart("controller", dry_run=True)
+            assert not left
+            controller.restart("controller")
+            assert left
+
+    run(test())
+
+
 def test_sizes_are_applied_at_once() -> None:
     async def test() -> None:
         fleet = Fleet()
