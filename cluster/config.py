@@ -34,8 +34,9 @@ class ModelConfig(Section):
     name: str | None = Field(
         None, description="The name that clients use. Null takes that of the file or folder."
     )
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="Numbers to compute with. `auto` is float32 on a CPU and bfloat16 on a GPU."
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Numbers to compute with. `auto` is float32 on a CPU and bfloat16 on a GPU; "
+        "float16 is for GPUs."
     )
     weights: Literal["auto", "dense"] = Field(
         "auto",

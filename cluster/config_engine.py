@@ -15,7 +15,7 @@ Milliseconds = Annotated[float, Field(ge=0)]
 class StepCostConfig(Section):
     """How long a step takes: base + max(floor, per_token x tokens) + per_context x tokens attended to.
 
-    All in milliseconds. `stall_free` and `mlfq` decide by it.
+    All in milliseconds. `stall_free`, `slices` and `mlfq` decide by it.
     """
 
     base: Milliseconds = Field(0.0, description="Milliseconds that every step costs.")
@@ -23,6 +23,11 @@ class StepCostConfig(Section):
     per_token: Milliseconds = Field(0.0, description="Milliseconds to compute a token. 0: not measured yet.")
     per_context: Milliseconds = Field(0.0, description="Milliseconds to read the KV of a token.")
     tile: Count = Field(1, description="Tokens are rounded up to a multiple of this.")
+    per_swap: Milliseconds = Field(
+        0.0,
+        description="Milliseconds to bring the KV of a token to or from `host_memory`; swaps by choice are "
+        "kept below a twentieth of the time.",
+    )
 
 
 class EngineConfig(Section):
@@ -30,6 +35,11 @@ class EngineConfig(Section):
 
     block_size: Literal[8, 16, 32, 64] = Field(16, description="Tokens in one block of the KV cache.")
     kv_memory: Quantity = Field(2**28, ge=2**20, description="Memory for the KV cache of each instance.")
+    kv_dtype: Literal["auto", "float8_e4m3fn", "float8_e5m2"] = Field(
+        "auto",
+        description="How keys and values are kept: `auto` as `model.dtype`; the float8 kinds, on GPUs only, "
+        "hold twice the tokens of bfloat16 at some loss. e4m3 needs compute capability 8.9.",
+    )
     token_budget: Count = Field(
         256, description="The most tokens of one step; prompts are cut into chunks to fit it."
     )
@@ -52,10 +62,14 @@ class EngineConfig(Section):
         description="Who is served first: `fcfs` by arrival, `fair` the tenant that had least, `mlfq` the "
         "shortest so far.",
     )
-    batch: Literal["auto", "stall_free", "decode_maximal"] = Field(
+    batch: Literal["auto", "stall_free", "decode_maximal", "slices"] = Field(
         "auto",
         description="What shares a step: `auto` decodes and chunks up to `token_budget`, `stall_free` all "
-        "prompt tokens that `tbt` allows, `decode_maximal` one chunk and all decodes.",
+        "prompt tokens that `tbt` allows, `decode_maximal` one chunk and all decodes, `slices` batches of "
+        "like lengths for `slice_steps` steps at a time.",
+    )
+    slice_steps: Count = Field(
+        32, description="Steps that a batch of `slices` stays together; KV is kept between slices."
     )
     admission: Literal["paged", "reserve_max"] = Field(
         "paged",
@@ -64,6 +78,25 @@ class EngineConfig(Section):
     )
     tbt: Duration = Field(
         0.1, gt=0, description="Time between two tokens that `stall_free` keeps, by `step_cost`."
+    )
+    host_memory: Quantity = Field(
+        0,
+        description="Memory of each instance for the KV of requests that were preempted, which are computed "
+        "again where it does not suffice. 0: none.",
+    )
+    swap: Literal["ahead", "on_demand"] = Field(
+        "ahead",
+        description="`ahead` swaps under `mlfq` before there is need, those first who are needed last.",
+    )
+    tenant_cost: Literal["linear", "profiled"] = Field(
+        "linear",
+        description="What `fair` charges: `linear` 1 for a prompt and 2 for an output token, `profiled` what "
+        "VTC's authors measured, long contexts dearer.",
+    )
+    tenant_prediction: Literal["none", "moving_average"] = Field(
+        "none",
+        description="`moving_average` charges a tenant at admission for an answer as long as its last five "
+        "were, and settles at the end.",
     )
     tenant_weights: dict[str, Annotated[float, Field(gt=0)]] = Field(
         {}, description="Shares of tenants under `fair`; who is not named has 1."

@@ -25,7 +25,7 @@ def weight_bytes(assets: Assets, config: Config) -> int:
     attention = model.hidden_size * model.head_dim * (2 * model.heads + 2 * model.kv_heads)
     layer = attention + 3 * model.hidden_size * model.intermediate_size
     vocabulary = model.vocab_size * model.hidden_size * (1 if model.tied else 2)
-    width = 2 if config.model.dtype == "bfloat16" else 4
+    width = 2 if config.model.dtype in ("bfloat16", "float16") else 4
     return width * (model.layers * layer + vocabulary)
 
 
@@ -63,7 +63,7 @@ def child() -> None:
     from model.runner import ModelRunner
 
     config = Config.model_validate_json(sys.stdin.read())
-    _, dtype = resolve(config.engine.device, config.model.dtype)
+    device, dtype = resolve(config.engine.device, config.model.dtype)
 
     def show(stage: str, done: float) -> None:
         if stage == "packing weights":
@@ -74,6 +74,7 @@ def child() -> None:
         ModelRunner(
             config.model.path,
             dtype=dtype,
+            device=device,
             cache=config.cache_directory,
             blocks=1,
             weights=config.model.weights,

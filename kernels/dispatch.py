@@ -35,6 +35,8 @@ class Kernels:
     scatter_blocks: Callable[[Tensor, Tensor, Tensor], None]
     copy_blocks: Callable[[Tensor, Tensor, Tensor], None]
     sample: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+    float8: bool
+    """Whether keys and values may be kept as float8."""
 
 
 def choose(device: torch.device) -> Kernels:
@@ -55,6 +57,7 @@ def _cpu() -> Kernels:
         scatter_blocks=cpu.scatter_blocks,
         copy_blocks=cpu.copy_blocks,
         sample=cpu_sampling.sample,
+        float8=False,
     )
 
 
@@ -72,6 +75,7 @@ def plain(device: torch.device) -> Kernels:
         scatter_blocks=reference.scatter_blocks,
         copy_blocks=reference.copy_blocks,
         sample=reference.sample,
+        float8=True,
     )
 
 
@@ -93,6 +97,7 @@ def _triton(device: torch.device) -> Kernels:
         scatter_blocks=kv_copy.scatter_blocks,
         copy_blocks=kv_copy.copy_blocks,
         sample=sampling.sample,
+        float8=True,
     )
 
 

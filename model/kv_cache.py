@@ -21,12 +21,20 @@ from engine.errors import SetupError
 from kernels.dispatch import Kernels
 from model.memory import available_memory
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+    "float8_e4m3fn": torch.float8_e4m3fn,
+    "float8_e5m2": torch.float8_e5m2,
+}
 
 
 @dataclass(frozen=True, slots=True)
 class KVLayout:
-    """What two instances must share to exchange blocks. `dtype` is a name such as "float32"."""
+    """What a block looks like. Two instances exchange KV if all but the block size is equal. `dtype` is a
+    name such as "float32"."""
 
     layers: int
     block_size: int
@@ -71,7 +79,7 @@ class KVCache:
         index = self._index(blocks, out.nbytes)
         if not blocks:
             return
-        target = self._view(out, len(blocks))
+        target = self._view(out, (len(blocks), *self.layout.block_shape))
         with torch.inference_mode():
             if self._device.type == "cpu":
                 self._kernels.gather_blocks(self.pool, index, target)
@@ -79,6 +87,27 @@ class KVCache:
             staged = torch.empty(target.shape, dtype=target.dtype, device=self._device)
             self._kernels.gather_blocks(self.pool, index, staged)
             target.copy_(staged)
+
+    def gather_slots(self, slots: Sequence[int], size: int, out: memoryview) -> None:
+        """Copy slots, each block · block_size + place, into `out` as blocks of `size` slots: what a cache of
+        that block size takes with `scatter`.
+
+        Raises ValueError for another size of buffer or slots that fill no whole blocks, IndexError for a
+        slot outside the pool.
+        """
+        layers, two, here, heads, dim = self.layout.block_shape
+        nbytes = len(slots) * self.block_nbytes // here
+        if len(slots) % size or out.nbytes != nbytes:
+            raise ValueError(f"{len(slots)} slots in blocks of {size} take {nbytes} bytes, not {out.nbytes}")
+        if slots and (min(slots) < 0 or max(slots) >= self.blocks * here):
+            raise IndexError(f"slots {min(slots)} to {max(slots)} are not all in {self.blocks} blocks")
+        if not slots:
+            return
+        with torch.inference_mode():
+            index = torch.tensor(slots, dtype=torch.int64).to(self._device)
+            flat = self.pool.view(layers, two, self.blocks * here, heads, dim).index_select(2, index)
+            cut = flat.view(layers, two, len(slots) // size, size, heads, dim).permute(2, 0, 1, 3, 4, 5)
+            self._view(out, cut.shape).copy_(cut)
 
     def scatter(self, blocks: Sequence[int], data: memoryview) -> None:
         """Write into distinct `blocks` what `gather` put into `data`. Raises as `gather`."""
@@ -88,7 +117,8 @@ class KVCache:
         if len(set(blocks)) < len(blocks):
             raise ValueError("a block is written twice")
         with torch.inference_mode():
-            self._kernels.scatter_blocks(self.pool, index, self._view(data, len(blocks)).to(self._device))
+            source = self._view(data, (len(blocks), *self.layout.block_shape)).to(self._device)
+            self._kernels.scatter_blocks(self.pool, index, source)
 
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy blocks within the pool, (source, target) each, with the effect of one after another."""
@@ -105,12 +135,12 @@ class KVCache:
             raise IndexError(f"blocks {min(blocks)} to {max(blocks)} are not all in a pool of {self.blocks}")
         return torch.tensor(blocks, dtype=torch.int64).to(self._device)
 
-    def _view(self, data: memoryview, count: int) -> Tensor:
+    def _view(self, data: memoryview, shape: Sequence[int]) -> Tensor:
         # torch warns of read-only buffers, such as received bytes; by address it takes them, and
         # `scatter` only reads. The caller's `data` keeps the memory alive.
         address = np.frombuffer(data, dtype=np.uint8).ctypes.data
         flat = torch.frombuffer((ctypes.c_char * data.nbytes).from_address(address), dtype=self._dtype)
-        return flat.view(count, *self.layout.block_shape)
+        return flat.view(*shape)
 
 
 def _independent(pairs: Sequence[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:

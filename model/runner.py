@@ -11,15 +11,20 @@ from torch import Tensor
 from engine.errors import ConfigError, SetupError
 from engine.plan import Drawn, StepPlan, StepResult, Work
 from kernels import dispatch
+from kernels.dispatch import Kernels
 from model import compiled
 from model.assets import Assets, load_assets
 from model.eager import EagerDecoder
+from model.host_tier import HostTier
 from model.kv_cache import DTYPES, KVCache, KVLayout
 from model.memory import keep_freed_memory
 from model.packed_cache import Progress
 from model.sampler import draw
 from model.transformer import Transformer
 from model.weights import WEIGHTS, load
+
+NUMBERS = {"cpu": ("float32", "bfloat16", "float64"), "cuda": ("float32", "bfloat16", "float16")}
+"""What each kind of device computes in."""
 
 
 def _silent(stage: str, done: float) -> None:
@@ -41,30 +46,34 @@ class ModelRunner:
         block_size: int = 16,
         threads: int = 1,
         weights: str = "auto",
+        kv_dtype: str = "auto",
         exact: bool = False,
         use_compiled: bool = True,
+        host_bytes: int = 0,
         progress: Progress = _silent,
     ) -> None:
         """Load a model and set up its KV cache.
 
-        model: a .gguf file, a Hugging Face folder, or None for the embedded model; dtype: float32, bfloat16
-        (or float64); cache: the folder in which instances share packed weights, None for private memory;
-        blocks or kv_bytes: the size of the KV cache, exactly one of them; threads: CPU only.
+        model: a .gguf file, a Hugging Face folder, or None for the embedded model; dtype: float32, bfloat16,
+        float16 on a GPU (or float64 on a CPU); cache: the folder in which instances share packed weights,
+        None for private memory; blocks or kv_bytes: the size of the KV cache, exactly one of them; threads:
+        CPU only.
         weights: auto keeps 4- and 8-bit weights of a GGUF file as they are where the compiled kernels serve,
         which compute with the same numbers as if they had been expanded; dense expands them to dtype.
+        kv_dtype: what keys and values are kept in: auto is dtype, float8_e4m3fn and float8_e5m2 are for GPUs.
         exact: refuse to run unless a token's logits are the same bits in any batch, chunk and block table.
         use_compiled: False takes torch's operations also where the compiled kernels serve.
+        host_bytes: host memory for the KV of sequences that are swapped out.
         progress(stage, share done) is called during the long steps.
         Raises ConfigError for a wrong argument, ModelFileError for a missing or broken model, SetupError if
         memory or the cache folder does not suffice.
         """
-        if dtype not in DTYPES:
-            raise ConfigError(f"dtype is {' or '.join(DTYPES)}, not {dtype!r}", param="dtype")
         if weights not in WEIGHTS:
             raise ConfigError(f"weights is {' or '.join(WEIGHTS)}, not {weights!r}", param="weights")
         self.device = _device(device)
-        if dtype == "float64" and self.device.type == "cuda":
-            raise ConfigError("the GPU kernels compute in float32 or bfloat16, not float64", param="dtype")
+        if dtype not in NUMBERS[self.device.type]:
+            served = " or ".join(NUMBERS[self.device.type])
+            raise ConfigError(f"dtype is {served} on {self.device.type}, not {dtype!r}", param="dtype")
         if self.device.type == "cpu":
             torch.set_num_threads(threads)
             keep_freed_memory()
@@ -72,7 +81,7 @@ class ModelRunner:
         self.assets: Assets = load_assets(model, cache)
         progress("reading the model", 1.0)
         self.config = self.assets.config
-        self.dtype = DTYPES[dtype]
+        self.numbers, self.dtype = dtype, DTYPES[dtype]
         self.kernels = kernels = dispatch.choose(self.device)
         on_cpu = self.device.type == "cpu"
         reason = compiled.obstacle(self.config, DTYPES[dtype]) if on_cpu else "they are for the CPU"
@@ -85,8 +94,10 @@ class ModelRunner:
         loaded = load(self.assets, DTYPES[dtype], cache, progress, panels=served, dense=weights == "dense")
         self.weights = loaded.tensors
         self.weights_format = loaded.format
-        layout = KVLayout(self.config.layers, block_size, self.config.kv_heads, self.config.head_dim, dtype)
+        stored = _storage(kv_dtype, dtype, self.device, kernels)
+        layout = KVLayout(self.config.layers, block_size, self.config.kv_heads, self.config.head_dim, stored)
         self.kv = KVCache(layout, _block_count(layout, blocks, kv_bytes), self.device, kernels)
+        self.host = HostTier(self.kv, host_bytes // self.kv.block_nbytes)
         self._decoder: EagerDecoder | compiled.CompiledDecoder
         if served:
             self._decoder = compiled.CompiledDecoder(self.config, loaded.tensors, self.kv, threads)
@@ -110,9 +121,12 @@ class ModelRunner:
         return self.assets.digest
 
     def run(self, plan: StepPlan) -> StepResult:
-        """Copy blocks, compute every work's positions, draw where asked. Chunks and decodes mix freely."""
+        """Swap and copy blocks, compute every work's positions, draw where asked. Chunks and decodes mix
+        freely."""
         with torch.inference_mode():
+            self.host.swap_out(plan.out)
             self.kv.copy(plan.copies)
+            self.host.swap_in(plan.into)
             if not plan.works:
                 return StepResult(())
             drawing = [index for index, work in enumerate(plan.works) if work.draw is not None]
@@ -140,6 +154,25 @@ def _device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device is cuda, but torch finds no GPU", param="device")
     return device
+
+
+def _storage(kv_dtype: str, dtype: str, device: torch.device, kernels: Kernels) -> str:
+    """The name of what the KV cache holds."""
+    if kv_dtype == "auto":
+        return dtype
+    if kv_dtype not in ("float8_e4m3fn", "float8_e5m2"):
+        raise ConfigError(
+            f"kv_dtype is auto, float8_e4m3fn or float8_e5m2, not {kv_dtype!r}", param="kv_dtype"
+        )
+    if not kernels.float8:
+        raise ConfigError(f"kv_dtype {kv_dtype} needs a GPU: leave it auto on a CPU", param="kv_dtype")
+    old = device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9)
+    if kv_dtype == "float8_e4m3fn" and old:
+        raise ConfigError(
+            "kv_dtype float8_e4m3fn needs compute capability 8.9 (Ada, Hopper): take float8_e5m2",
+            param="kv_dtype",
+        )
+    return kv_dtype
 
 
 def _block_count(layout: KVLayout, blocks: int | None, kv_bytes: int | None) -> int:

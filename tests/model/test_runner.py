@@ -11,6 +11,7 @@ import torch
 from engine.errors import ConfigError, SetupError
 from engine.plan import Draw, StepPlan, StepResult, Work
 from engine.request import Sampling
+from kernels import dispatch
 from model.runner import ModelRunner
 from tests.model import tiny
 from tests.model.generate import generate
@@ -147,6 +148,8 @@ def test_a_size_in_bytes_holds_whole_blocks(path: Path) -> None:
     [
         ({"blocks": 1, "dtype": "float16"}, "dtype is float32 or bfloat16"),
         ({"blocks": 1, "device": "tpu"}, "device is cpu, cuda"),
+        ({"blocks": 1, "kv_dtype": "int4"}, "kv_dtype is auto, float8_e4m3fn or float8_e5m2"),
+        ({"blocks": 1, "kv_dtype": "float8_e5m2"}, "needs a GPU: leave it auto"),
         ({"blocks": 1, "kv_bytes": 1}, "not both"),
         ({}, "not both"),
         ({"kv_bytes": 10}, "holds no block"),
@@ -162,3 +165,26 @@ def test_wrong_arguments_are_named(path: Path, changes: dict[str, object], words
 def test_a_cache_larger_than_memory_is_refused(path: Path) -> None:
     with pytest.raises(SetupError, match="does not fit"):
         ModelRunner(path, kv_bytes=2**60)
+
+
+@pytest.mark.parametrize("kind", ["float8_e4m3fn", "float8_e5m2"])
+def test_float8_kv_holds_twice_the_tokens_and_changes_little(
+    path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the plain definitions, which the GPU's kernels are held to."""
+    whole_numbers = ModelRunner(path, dtype="bfloat16", blocks=20, use_compiled=False)
+    monkeypatch.setattr(dispatch, "choose", dispatch.plain)
+    narrow = ModelRunner(path, dtype="bfloat16", kv_dtype=kind, blocks=20, use_compiled=False)
+    assert narrow.kv.block_nbytes * 2 == whole_numbers.kv.block_nbytes
+    assert (narrow.numbers, narrow.kv.layout.dtype) == ("bfloat16", kind)
+    works = [whole(prompt(30), list(range(2)))]
+    expected, got = whole_numbers.logits(works).float(), narrow.logits(works).float()
+    change = float((got - expected).norm() / expected.norm())
+    assert 1e-3 < change < 0.2
+
+    moved = bytearray(2 * narrow.kv.block_nbytes)
+    narrow.kv.gather([1, 0], memoryview(moved))
+    narrow.kv.scatter([7, 5], memoryview(moved))
+    bits = narrow.kv.pool.view(torch.uint8)
+    assert torch.equal(bits[:, :, [7, 5]], bits[:, :, [1, 0]])
+    assert int(bits[:, :, 7].count_nonzero()) > 0
