@@ -100,8 +100,9 @@ class GraphRunner:
             )
             for _ in range(2)
         ]
+        self._graph = self._graphs[step.rows]
         self._launched = 0
-        self._last: Wait | None = None
+        self._last: Wait = _nothing
         self._on_device = False
         self.replayed = self.fed = 0
 
@@ -120,24 +121,31 @@ class GraphRunner:
 
         At most one earlier step may be queued and not waited for. `plan.fed` refers to that one.
         """
-        if not self._suits(plan):
-            result = self._eager.run(self._with_tokens(plan))
-            self._last, self._on_device = (lambda: result), False
-            return self._last
-        fed = plan.fed
-        if fed and not self._on_device:
+        fed = plan.fed if self._on_device else ()
+        if not fed or not self._suits(plan):
             plan, fed = self._with_tokens(plan), ()
+        self._last, self._on_device = _nothing, False
+        if not self._suits(plan):
+            result = self._eager.run(plan)
+            self._last = lambda: result
+            return self._last
         with torch.inference_mode():
             self._cache.copy(plan.copies)
             self._sent.synchronize()
             self._step.fill(plan.works, fed)
             self._sent.record()
             count = len(plan.works)
-            self._graphs[min(size for size in self._graphs if size >= count)]()
+            self._graph = self._graphs[min(size for size in self._graphs if size >= count)]
+            self._graph()
             self.replayed += 1
             self.fed += bool(fed)
             self._last = self._simple(plan.works) if _all_simple(plan.works) else self._adjusted(plan.works)
         return self._last
+
+    def repeat(self) -> None:
+        """Compute the last launched step again, without new numbers: to time the graph alone."""
+        with torch.inference_mode():
+            self._graph()
 
     def _suits(self, plan: StepPlan) -> bool:
         """Whether a graph computes it: one row a sequence, one draw a row, nothing swapped."""
@@ -155,7 +163,6 @@ class GraphRunner:
         """The plan with the tokens that it takes from the step before, which is waited for."""
         if not plan.fed:
             return plan
-        assert self._last is not None, "a step takes its tokens from one that was never launched"
         drawn = self._last().drawn
         works = (
             replace(work, tokens=[drawn[row][0].token])
@@ -184,7 +191,6 @@ class GraphRunner:
 
     def _adjusted(self, works: Sequence[Work]) -> Wait:
         """Draws that need more than the kernel: penalties, bans, biases, log-probabilities."""
-        self._on_device = False
         rows = [row for row, work in enumerate(works) if work.draw is not None]
         logits = self._step.logits[: len(works)]
         if len(rows) < len(works):
@@ -192,6 +198,10 @@ class GraphRunner:
         drawn = iter(draw(logits, [work.draw for work in works if work.draw is not None], self._kernels))
         result = StepResult(tuple(() if work.draw is None else next(drawn) for work in works))
         return lambda: result
+
+
+def _nothing() -> StepResult:
+    raise ValueError("a step takes its tokens from one that could not be launched")
 
 
 def _all_simple(works: Sequence[Work]) -> bool:

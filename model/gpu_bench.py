@@ -1,32 +1,35 @@
 """A whole step of a large model on a GPU: random weights in the shape of Llama-3.1-8B, bfloat16.
 
-as served   works become rows on the host, every operation is launched, tokens come back
-one graph   the same launches recorded once: what the host leaves to be gained
+as served   as the engine steps: works become numbers on the device, a graph runs, tokens come back; each step
+            is launched before the one before it is waited for, and takes its tokens from it
+one graph   the graph alone, again and again: what the host leaves to be gained
 """
 
 from __future__ import annotations
 
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from engine.errors import SetupError
-from engine.plan import Draw, Work
+from engine.plan import Draw, StepPlan, StepResult, Work
 from engine.request import Sampling
 from kernels import bench as kernel_bench
 from kernels import dispatch
 from kernels.bench import KernelTime
-from kernels.spans import Spans
 from model.config import ModelConfig, RopeConfig
+from model.cuda_graph import Capture, GraphRunner, recorder
 from model.eager import EagerDecoder
 from model.kv_cache import KVCache, KVLayout
 from model.packing import recipe
 from model.sampler import draw
-from model.transformer import Transformer
+from model.static_step import StaticStep
 
 LLAMA_8B = ModelConfig(
     architecture="llama",
@@ -42,7 +45,8 @@ LLAMA_8B = ModelConfig(
     rope=RopeConfig(base=500000.0),
 )
 BLOCK = 16
-STEPS = 20
+STEPS = 50
+WARM = 5
 _GREEDY = Sampling(max_tokens=1, temperature=0.0, ignore_eos=True)
 
 
@@ -84,10 +88,10 @@ class RandomModel:
         """`positions`: how many the KV cache holds. Raises SetupError if the device is too small."""
         name = str(dtype).removeprefix("torch.")
         generator = torch.Generator(device).manual_seed(0)
-        self.config = config
+        self.config, self.dtype, self.device = config, dtype, device
         self.kernels = dispatch.choose(device)
         try:
-            self._weights = {
+            weights = {
                 entry.name: _random(entry.name, entry.shape, dtype, device, generator)
                 for entry in recipe(config, dtype)
             }
@@ -95,71 +99,63 @@ class RandomModel:
             raise SetupError(f"the weights do not fit into the memory of {device}: {error}") from error
         layout = KVLayout(config.layers, BLOCK, config.kv_heads, config.head_dim, name)
         self.cache = KVCache(layout, -(-positions // BLOCK) + 1, device, self.kernels)
-        self._decoder = EagerDecoder(config, self._weights, self.kernels, self.cache)
-        self._device = device
+        self._decoder = EagerDecoder(config, weights, self.kernels, self.cache)
 
-    def step(self, works: list[Work]) -> None:
-        """One step as it is served: the tokens have come back when it returns."""
+    def run(self, plan: StepPlan) -> StepResult:
+        """One step, operation by operation: the tokens have come back when it returns."""
         with torch.inference_mode():
-            logits = self._decoder.logits(works, [int(work.draw is not None) for work in works])
-            draw(logits, [work.draw for work in works if work.draw is not None], self.kernels)
+            logits = self._decoder.logits(plan.works, [int(work.draw is not None) for work in plan.works])
+            draws = [work.draw for work in plan.works if work.draw is not None]
+            drawn = iter(draw(logits, draws, self.kernels))
+            return StepResult(tuple(() if work.draw is None else next(drawn) for work in plan.works))
 
-    def recorded(self, works: list[Work]) -> Callable[[], None]:
-        """A decode step as one CUDA graph, greedy draw included; the tokens stay on the device."""
-        config = self.config
-        transformer = Transformer(config, self._weights, self.kernels)
-        spans = Spans(
-            counts=[1] * len(works),
-            lengths=[work.start + 1 for work in works],
-            blocks=[work.blocks for work in works],
-            chunks=0,
-            block_size=BLOCK,
-        )
-        attention = self.kernels.attention(spans, config.kv_heads, config.head_dim**-0.5, None)
-        tokens = torch.tensor([work.tokens[0] for work in works], device=self._device)
-        positions = torch.tensor([work.start for work in works], device=self._device)
-        slots = torch.tensor(
-            [work.blocks[work.start // BLOCK] * BLOCK + work.start % BLOCK for work in works],
-            device=self._device,
-        )
-
-        def compute() -> None:
-            hidden = transformer.forward(tokens, positions, slots, attention, self.cache)
-            tokens.copy_(transformer.logits(hidden).argmax(-1))
-
+    def graphs(self, rows: int, capture: Capture) -> GraphRunner:
+        """The runner that an engine of so many sequences would step."""
         with torch.inference_mode():
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                for _ in range(3):
-                    compute()
-            torch.cuda.current_stream().wait_stream(side)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                compute()
-
-        def replay() -> None:
-            graph.replay()
-            torch.cuda.synchronize()
-
-        return replay
+            step = StaticStep(self._decoder.transformer, self.kernels, self.cache, self.dtype, rows)
+        return GraphRunner(self, step, self.cache, self.kernels, capture)
 
 
-def steps(batches: tuple[int, ...], context: int, prompt: int) -> Iterator[StepTimes]:
+def steps(
+    batches: tuple[int, ...], context: int, prompt: int, say: Callable[[str], None]
+) -> Iterator[StepTimes]:
     """Decode steps of each batch at `context` positions, and a prefill of `prompt` tokens.
 
     Raises SetupError without a GPU, or where model and KV cache do not fit.
     """
     device_name()
     room = max(max(batches) * (context + BLOCK), prompt)
+    say("weights")
     model = RandomModel(LLAMA_8B, torch.device("cuda", 0), torch.bfloat16, room)
+    say("graphs")
+    runner = model.graphs(max(batches), recorder())
     for batch in batches:
-        works = decode_works(model.config, batch, context)
-        served = timed(lambda: model.step(works))  # noqa: B023 (called here)
-        replay = model.recorded(works)
-        yield StepTimes("decode", batch, context, served, timed(replay))
-    works = [prefill_work(model.config, prompt)]
-    yield StepTimes("prefill", 1, prompt, timed(lambda: model.step(works)))
+        served = follow(runner, decode_works(model.config, batch, context), STEPS)
+        yield StepTimes("decode", batch, context, served, timed(lambda: _repeat(runner)))
+    plan = StepPlan((prefill_work(model.config, prompt),))
+    yield StepTimes("prefill", 1, prompt, timed(lambda: model.run(plan)))
+
+
+def follow(runner: GraphRunner, works: list[Work], steps: int) -> tuple[float, ...]:
+    """Seconds between the tokens of one decode step and of the next, as in an engine that looks ahead.
+
+    Every step is at the same place: what is measured is a step of one context, not of one that grows.
+    """
+    known = StepPlan(tuple(works))
+    fed = replace(known, fed=tuple(range(len(works))))
+    waits = deque([runner.launch(known)])
+    ends = []
+    for _ in range(steps + WARM):
+        waits.append(runner.launch(fed))
+        waits.popleft()()
+        ends.append(time.perf_counter())
+    waits.popleft()()
+    return tuple(late - early for early, late in pairwise(ends[WARM - 1 :]))
+
+
+def _repeat(runner: GraphRunner) -> None:
+    runner.repeat()
+    torch.cuda.synchronize()
 
 
 def decode_works(config: ModelConfig, batch: int, context: int) -> list[Work]:
@@ -187,14 +183,14 @@ def prefill_work(config: ModelConfig, tokens: int) -> Work:
     return Work("bench", 0, prompt, 0, list(range(-(-tokens // BLOCK))), Draw(_GREEDY, (0,), 0))
 
 
-def timed(work: Callable[[], None], steps: int = STEPS) -> tuple[float, ...]:
-    """Seconds of each of `steps` calls, which end when their result is there; three more warm up."""
+def timed(work: Callable[[], object], steps: int = STEPS) -> tuple[float, ...]:
+    """Seconds of each of `steps` calls, which end when their result is there; a few more warm up."""
     seconds = []
-    for _ in range(steps + 3):
+    for _ in range(steps + WARM):
         start = time.perf_counter()
         work()
         seconds.append(time.perf_counter() - start)
-    return tuple(seconds[3:])
+    return tuple(seconds[WARM:])
 
 
 def _random(

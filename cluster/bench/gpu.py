@@ -84,7 +84,7 @@ def measure_steps(say: Callable[[str], None]) -> GpuReport:
     """Raises SetupError without a GPU, or with one that is too small."""
     machine, device = Machine.here(), gpu_bench.device_name()
     found = []
-    for one in gpu_bench.steps(BATCHES, CONTEXT, PROMPT):
+    for one in gpu_bench.steps(BATCHES, CONTEXT, PROMPT, say):
         found.append(
             StepFigure(
                 phase=one.phase,

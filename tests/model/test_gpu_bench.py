@@ -6,8 +6,19 @@ import pytest
 import torch
 
 from engine.errors import SetupError
+from engine.plan import StepPlan
+from kernels import dispatch
 from model.config import ModelConfig
-from model.gpu_bench import BLOCK, RandomModel, decode_works, device_name, prefill_work, timed
+from model.gpu_bench import (
+    BLOCK,
+    WARM,
+    RandomModel,
+    decode_works,
+    device_name,
+    follow,
+    prefill_work,
+    timed,
+)
 
 TINY = ModelConfig(
     architecture="llama", vocab_size=96, hidden_size=32, layers=2, heads=4, kv_heads=2, head_dim=16,
@@ -29,6 +40,19 @@ def test_the_works_of_a_decode_step_fit_the_cache_and_share_no_block() -> None:
 
 
 def test_a_random_model_computes_them() -> None:
+    model = RandomModel(TINY, torch.device("cpu"), torch.float32, 70)
+    plan = StepPlan((prefill_work(TINY, 70),))
+    assert len(timed(lambda: model.run(plan), steps=1)) == 1
+
+
+def test_steps_that_follow_one_another_take_their_tokens_from_the_one_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dispatch, "choose", dispatch.plain)
     model = RandomModel(TINY, torch.device("cpu"), torch.float32, 5 * 3 * BLOCK)
-    assert len(timed(lambda: model.step(decode_works(TINY, 5, 40)), steps=2)) == 2
-    assert len(timed(lambda: model.step([prefill_work(TINY, 70)]), steps=1)) == 1
+    runner = model.graphs(5, lambda compute: compute)
+    assert len(follow(runner, decode_works(TINY, 5, 40), steps=4)) == 4
+    assert (runner.replayed, runner.fed) == (4 + WARM + 1, 4 + WARM)
+    tokens = runner.run(StepPlan(tuple(decode_works(TINY, 5, 40)))).drawn
+    runner.repeat()
+    assert runner.run(StepPlan(tuple(decode_works(TINY, 5, 40)))).drawn == tokens
