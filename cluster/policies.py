@@ -11,6 +11,7 @@ from cluster.config import Config, PoolConfig
 from cluster.config_engine import EngineConfig
 from cluster.role_policy import RolePolicy
 from decode_pool.continuous_batching import ContinuousBatching
+from decode_pool.slice_batches import SliceBatches, slice_time
 from decode_pool.stall_free import StallFree
 from engine.batch import BatchPolicy, WaitingQueue
 from engine.cost_model import LinearCost
@@ -20,7 +21,8 @@ from engine.queues.fcfs import FCFSQueue
 from engine.queues.mlfq import Levels, MultiLevelQueue
 from engine.request import SLO
 from engine.reserve_max import ReserveMax
-from engine.service import Counters
+from engine.service import Cost, Counters, MovingAverage, linear, profiled
+from engine.tiers import TierSettings
 from global_scheduler.autoscaling import AutoscalingSettings
 from global_scheduler.placement import DECODE, PREFILL, PlacementSettings
 from global_scheduler.prediction import Predictor
@@ -42,12 +44,38 @@ BATCH: dict[str, dict[str, Callable[[EngineConfig], BatchPolicy]]] = {
         PREFILL: lambda engine: DecodeMaximal(engine.token_budget, engine.block_size),
         DECODE: lambda engine: DecodeMaximal(engine.token_budget, engine.block_size),
     },
+    "slices": {
+        PREFILL: lambda engine: ChunkedPrefill(engine.token_budget, engine.block_size),
+        DECODE: lambda engine: SliceBatches(
+            slice_time(step_cost(engine)),
+            steps=engine.slice_steps,
+            most=engine.max_sequences,
+            budget=engine.token_budget,
+        ),
+    },
 }
+
+TENANT_COST: dict[str, Cost] = {"linear": linear(), "profiled": profiled}
 
 QUEUE: dict[str, Callable[[EngineConfig], WaitingQueue]] = {
     "fcfs": lambda engine: FCFSQueue(),
-    "fair": lambda engine: FairQueue(Counters(weights=engine.tenant_weights)),
+    "fair": lambda engine: FairQueue(tenant_counters(engine)),
 }
+
+
+def tenant_counters(engine: EngineConfig) -> Counters:
+    """What every tenant has been served; queues that share it are fair together."""
+    predictor = MovingAverage() if engine.tenant_prediction == "moving_average" else None
+    return Counters(TENANT_COST[engine.tenant_cost], engine.tenant_weights, predictor)
+
+
+def tier_settings(engine: EngineConfig, block_nbytes: int) -> TierSettings:
+    """The host memory of an instance whose KV blocks have so many bytes."""
+    return TierSettings(
+        slots=engine.host_memory // block_nbytes,
+        seconds=engine.step_cost.per_swap * engine.block_size / 1e3,
+        proactive=engine.swap == "ahead",
+    )
 
 
 def batch_policy(engine: EngineConfig, role: str) -> BatchPolicy:
@@ -62,6 +90,9 @@ def role_policy(engine: EngineConfig, role: str) -> RolePolicy:
 
 def arrange(engine: EngineConfig, policy: BatchPolicy, slots: int) -> tuple[WaitingQueue, BatchPolicy]:
     """The queue, and `policy` with what admission and queue put around it; `slots` of KV are there."""
+    for each in policy.policies.values() if isinstance(policy, RolePolicy) else (policy,):
+        if isinstance(each, SliceBatches):
+            each.slots = slots
     if engine.admission == "reserve_max":
         policy = ReserveMax(policy, slots)
     if engine.queue == "mlfq":
@@ -75,8 +106,9 @@ def step_cost(engine: EngineConfig) -> LinearCost:
     cost = engine.step_cost
     if cost.per_token <= 0:
         raise ConfigError(
-            "engine.step_cost.per_token is 0, and `batch: stall_free`, `queue: mlfq` and `local_prefill: "
-            "predicted` decide by it: measure steps with `tandem profile` and set engine.step_cost"
+            "engine.step_cost.per_token is 0, and `batch: stall_free`, `batch: slices`, `queue: mlfq` and "
+            "`local_prefill: predicted` decide by it: measure steps with `tandem profile` and set "
+            "engine.step_cost"
         )
     return LinearCost(
         cost.base / 1e3, cost.floor / 1e3, cost.per_token / 1e3, cost.per_context / 1e3, cost.tile

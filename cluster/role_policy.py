@@ -13,15 +13,15 @@ class RolePolicy:
     """A BatchPolicy. `role` may be set in any thread; the next step goes by it."""
 
     def __init__(self, policies: Mapping[str, BatchPolicy], role: str) -> None:
-        self._policies = policies
+        self.policies = policies
         self.role = role
 
     def share(
         self, running: Sequence[LiveSequence], waiting: Iterable[LiveSequence], now: float
     ) -> list[Share]:
-        return self._policies[self.role].share(running, waiting, now)
+        return self.policies[self.role].share(running, waiting, now)
 
     def steady(self, running: Sequence[LiveSequence], now: float) -> int:
         """As long as the policy of the present role."""
-        policy = self._policies[self.role]
+        policy = self.policies[self.role]
         return policy.steady(running, now) if isinstance(policy, Steady) else 0

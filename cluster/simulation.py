@@ -5,11 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cluster.config import Config
-from cluster.policies import arrange, batch_policy, scheduler_settings
+from cluster.policies import (
+    arrange,
+    autoscaling_settings,
+    batch_policy,
+    rescheduling_settings,
+    scheduler_settings,
+    tenant_counters,
+    tier_settings,
+)
 from engine.batch import BatchPolicy, WaitingQueue
 from engine.cost_model import CostModel
 from engine.queues.fair import FairQueue
-from engine.service import Counters
+from global_scheduler.autoscaling import AutoscalingSettings
 from global_scheduler.journey import Patience
 from global_scheduler.placement import DECODE, PREFILL
 from simulator.network import LinkSettings
@@ -34,7 +42,7 @@ class Hardware:
 def setup_of(config: Config, hardware: Hardware) -> Setup:
     """The cluster of a config. Raises ConfigError for a policy that lacks its measurements."""
     engine, scheduler = config.engine, config.scheduler
-    counters = Counters(weights=engine.tenant_weights)
+    counters = tenant_counters(engine)
     replicas = {PREFILL: config.pools.prefill.replicas, DECODE: config.pools.decode.replicas}
 
     def queued(role: str) -> tuple[WaitingQueue, BatchPolicy]:
@@ -54,6 +62,7 @@ def setup_of(config: Config, hardware: Hardware) -> Setup:
             prefix_cache=engine.prefix_cache,
             gpus=hardware.gpus,
             overhead=hardware.overhead,
+            tiers=tier_settings(engine, hardware.kv_bytes * engine.block_size),
         )
 
     return Setup(
@@ -64,4 +73,17 @@ def setup_of(config: Config, hardware: Hardware) -> Setup:
         scheduler=scheduler_settings(config),
         patience=Patience(attempts=config.gateway.retries + 1, place_timeout=scheduler.place_timeout),
         beat=config.control.beat,
+        rescheduling=rescheduling_settings(config),
+        reschedule_every=scheduler.rebalance_period,
+        autoscaling=_autoscaling(config),
+        autoscale_every=min(pool.autoscale.period for pool in (config.pools.prefill, config.pools.decode)),
     )
+
+
+def _autoscaling(config: Config) -> dict[str, AutoscalingSettings]:
+    pools = {PREFILL: config.pools.prefill, DECODE: config.pools.decode}
+    return {
+        name: autoscaling_settings(pool, pool.min_replicas, pool.max_replicas)
+        for name, pool in pools.items()
+        if pool.autoscale.enabled
+    }

@@ -15,9 +15,18 @@ from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as SequenceOf
 
 from decode_pool.continuous_batching import ContinuousBatching
-from decode_pool.slices import Job, SliceTime, batches, interval
+from decode_pool.slices import Job, SliceTime, batches, fit, interval
 from engine.batch import Share, due
+from engine.cost_model import Batch, CostModel
 from engine.sequence import Phase, Sequence, SequenceKey
+
+
+def slice_time(cost: CostModel) -> SliceTime:
+    """The estimator that is closest to a model of single steps."""
+    lengths, counts = (64, 512, 2048), (1, 8, 32)
+    prefills = [(n, one, cost.seconds(Batch(((one, 0),) * n))) for n in counts for one in lengths]
+    decodes = [(n, one, cost.seconds(Batch((), n, n * one))) for n in counts for one in lengths]
+    return fit(prefills, decodes)
 
 
 class SliceBatches:
@@ -31,7 +40,7 @@ class SliceBatches:
     def __init__(
         self,
         time: SliceTime,
-        slots: int,
+        slots: int = sys.maxsize,
         *,
         steps: int = 32,
         fill: float = 0.9,
@@ -40,7 +49,8 @@ class SliceBatches:
         least: float = 3.0,
     ) -> None:
         self._time = time
-        self._slots = int(slots * fill)
+        self.slots = slots
+        self._fill = fill
         self.steps = steps
         self._most = most
         self._inner = ContinuousBatching(budget)
@@ -93,7 +103,7 @@ class SliceBatches:
         planned = {key for _, keys in self._queue for key in keys}
         pool = [one for key, one in here.items() if key not in planned and key not in self._current]
         jobs = [Job(len(one), fresh=due(one) > 1) for one in pool]
-        for indices in batches(jobs, self._time, self.steps, self._slots, self._most):
+        for indices in batches(jobs, self._time, self.steps, int(self.slots * self._fill), self._most):
             members = [jobs[index] for index in indices]
             fresh = sum(job.fresh for job in members)
             seconds = self._time.seconds(len(members), members[-1].length, self.steps, fresh)

@@ -35,7 +35,11 @@ class Control:
         setup = cluster.setup
         self._settings = setup.rescheduling or ReschedulingSettings()
         self._rescheduler = Rescheduler(self._settings)
-        self._autoscaler = Autoscaler(setup.autoscaling) if setup.autoscaling else None
+        self._autoscaler = (
+            Autoscaler(next(iter(setup.autoscaling.values())), setup.autoscaling)
+            if setup.autoscaling
+            else None
+        )
         self._targets = {pool.role: pool.replicas for pool in setup.pools}
         self._leaving: dict[str, str] = {}
         self._came: dict[str, float] = {}
@@ -102,6 +106,8 @@ class Control:
         loads = cluster.scheduler.view.loads(now)
         pools = []
         for pool in cluster.setup.pools:
+            if pool.role not in cluster.setup.autoscaling:
+                continue
             mine = tuple(
                 load for load in loads if load.role == pool.role and load.instance not in self._leaving
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from engine.batch import BatchPolicy, WaitingQueue
@@ -53,9 +53,10 @@ class Setup:
     """A cluster.
 
     `max_tokens` is what every request asks for at most, None what its answer turns out to have; `kv_bytes` is
-    the size of one token's KV. `beat` is how often instances report. `rescheduling` and `autoscaling` are
-    looked at every `reschedule_every` and `autoscale_every` seconds. `urgent_tenants` have priority 1.
-    `dispatch` takes the place of the scheduler's own placement, for comparison.
+    the size of one token's KV. `beat` is how often instances report. `rescheduling` and the `autoscaling` of
+    the pools named in it are looked at every `reschedule_every` and `autoscale_every` seconds.
+    `urgent_tenants` have priority 1. `dispatch` takes the place of the scheduler's own placement, for
+    comparison.
     """
 
     pools: tuple[PoolSetup, ...]
@@ -68,7 +69,7 @@ class Setup:
     beat: float = 0.25
     rescheduling: ReschedulingSettings | None = None
     reschedule_every: float = 0.25
-    autoscaling: AutoscalingSettings | None = None
+    autoscaling: Mapping[str, AutoscalingSettings] = field(default_factory=dict)
     autoscale_every: float = 5.0
     urgent_tenants: frozenset[str] = frozenset()
     dispatch: Callable[[Scheduler, Summary, float], Placement] | None = None

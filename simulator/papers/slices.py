@@ -14,10 +14,9 @@ from random import Random
 from statistics import pstdev
 
 from decode_pool.continuous_batching import ContinuousBatching
-from decode_pool.slice_batches import SliceBatches
-from decode_pool.slices import SliceTime, fit, spread
+from decode_pool.slice_batches import SliceBatches, slice_time
+from decode_pool.slices import spread
 from engine.batch import BatchPolicy
-from engine.cost_model import Batch
 from engine.reserve_max import ReserveMax
 from global_scheduler.placement import Placement
 from global_scheduler.scheduler import Scheduler
@@ -37,22 +36,7 @@ PUBLISHED = 4.158
 """Up to 315.8 % more throughput than static batches."""
 
 
-def estimator() -> SliceTime:
-    """Fitted to steps of the same cost model that the instances run by, at other sizes."""
-    prefills = [
-        (n, length, OPT_13B.seconds(Batch(((length, 0),) * n)))
-        for n in (1, 4, 12)
-        for length in (64, 512, 1024)
-    ]
-    decodes = [
-        (n, length, OPT_13B.seconds(Batch((), n, n * length)))
-        for n in (1, 16, 48)
-        for length in (64, 512, 2048)
-    ]
-    return fit(prefills, decodes)
-
-
-TIME = estimator()
+TIME = slice_time(OPT_13B)
 
 
 def traffic(rate: float, requests: int, seed: int) -> list[Arrival]:

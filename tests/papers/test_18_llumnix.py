@@ -116,7 +116,7 @@ def test_autoscaling_costs_less_and_loses_nothing() -> None:
         summarise(
             simulate(Setup((pool,), rescheduling=ReschedulingSettings(), autoscaling=scaling), arrivals)
         )
-        for scaling in (None, settings)
+        for scaling in ({}, {"decode": settings})
     )
     assert elastic["gpu_hours"] <= 0.9 * fixed_size["gpu_hours"]
     assert elastic["requests"]["finished"] == len(arrivals)
