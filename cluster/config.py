@@ -131,9 +131,15 @@ class GatewayConfig(Section):
 
     host: str = Field("127.0.0.1", description="The address that gateways listen on.")
     port: Port = Field(
-        8000, description="Their port; a further replica on one machine, or 0, takes a free one."
+        8000, description="Their port; with 0 each takes a free one (`tandem up` draws one for all)."
     )
-    replicas: int = Field(1, ge=1, le=64, description="How many gateways there are.")
+    replicas: int = Field(
+        2,
+        ge=1,
+        le=64,
+        description="How many gateways there are. On each machine one listens, and the next takes the port over "
+        "the moment that one dies.",
+    )
     resources: Resources = Field(
         {}, description="Ray resources that each gateway asks for, such as `{gateway: 1}`."
     )

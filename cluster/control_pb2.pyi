@@ -295,6 +295,7 @@ class Gateway(_message.Message):
     DRAINING_FIELD_NUMBER: _builtins.int
     PID_FIELD_NUMBER: _builtins.int
     NODE_FIELD_NUMBER: _builtins.int
+    STANDBY_FIELD_NUMBER: _builtins.int
     LATELY_FIELD_NUMBER: _builtins.int
     TENANTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
@@ -308,6 +309,8 @@ class Gateway(_message.Message):
     """takes no new ones"""
     pid: _builtins.int
     node: _builtins.str
+    standby: _builtins.bool
+    """takes over the port of another gateway of its machine when that one ends"""
     @_builtins.property
     def lately(self) -> Global___Lately: ...
     @_builtins.property
@@ -324,12 +327,13 @@ class Gateway(_message.Message):
         draining: _builtins.bool = ...,
         pid: _builtins.int = ...,
         node: _builtins.str = ...,
+        standby: _builtins.bool = ...,
         lately: Global___Lately | None = ...,
         tenants: _abc.Iterable[Global___TenantUse] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["lately", b"lately"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "home", b"home", "lately", b"lately", "name", b"name", "node", b"node", "pid", b"pid", "requests", b"requests", "tenants", b"tenants", "url", b"url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "home", b"home", "lately", b"lately", "name", b"name", "node", b"node", "pid", b"pid", "requests", b"requests", "standby", b"standby", "tenants", b"tenants", "url", b"url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -39,6 +39,7 @@ from cluster.timelines import Timelines
 from cluster.tls import cluster_tls, http_tls
 from cluster.token_stream import HomeService
 from cluster.token_streams import TokenStreams
+from cluster.tracing import exporting
 from engine.errors import SetupError
 from global_scheduler.journey import Patience
 from model.assets import load_assets
@@ -109,13 +110,15 @@ class Gateway:
             version=installed_version(),
             access=Access(settings, security.tenants),
         )
-        self._http.serve(build_api(self._service))
+        observe = self._config.observe
+        self._traces = exporting(model.name, observe.traces, observe.sampling)
+        self._http.serve(build_api(self._service, self._traces))
         self._beating = asyncio.create_task(self._beat(facts), name="beat")
         self.serving = True
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """What Serve's proxy serves."""
-        app = build_api(self._service)
+        app = build_api(self._service, self._traces)
         app.add_middleware(BehindServe)
         return app
 
@@ -125,11 +128,16 @@ class Gateway:
             raise SetupError(f"the gateway's beat ended: {self._beating.exception()}")
         self._http.check()
 
+    @property
+    def requests(self) -> int:
+        """How many are under way."""
+        return len(self._driver.runs)
+
     async def drain(self, within: float) -> None:
         """Take no new requests, and wait for those that run, at most `within` seconds."""
         self._service.draining = True
         for _ in range(math.ceil(within / DRAIN_POLL)):
-            if not self._driver.runs:
+            if not self.requests:
                 return
             await asyncio.sleep(DRAIN_POLL)
 
@@ -141,6 +149,8 @@ class Gateway:
         await self._driver.close()
         await self._grpc.stop(1.0)
         await self._scheduler.close()
+        if self._traces is not None:
+            await asyncio.to_thread(self._traces.close)
 
     def _present(self) -> pb.Gateway:
         """This gateway as it is now, for the controller."""

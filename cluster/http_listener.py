@@ -1,7 +1,7 @@
 """Listens for HTTP or HTTPS on a port of its own, inside an event loop that has other things to do.
 
-    bound ─ serve ─▶ listens                          the only one, or the first of several on this machine
-    stands by ─ serve ─▶ waits for the first's end ─▶ listens                                        another
+bound ─ serve ─▶ listens                          the only one, or the first of several on this machine
+stands by ─ serve ─▶ waits for the first's end ─▶ listens                                        another
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from cluster.http_guard import Bounds, guarded
 from cluster.standby import Place
 from cluster.tls import Tls
 from engine.errors import SetupError
-
 
 BIND_PATIENCE = 5.0
 """Seconds that the port may take to be free after the end of who listened there."""

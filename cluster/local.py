@@ -73,6 +73,9 @@ def settle(config: Config, step: Step) -> Config:
                     "token": config.admin.token or secrets.token_urlsafe(24),
                 }
             ),
+            "gateway": config.gateway.model_copy(
+                update={"port": config.gateway.port or _free_port(config.gateway.host)}
+            ),
         }
     )
     with step(f"reading the model {model.name}"):

@@ -44,11 +44,14 @@ def pick(target: str, status: pb.ClusterStatus, rng: random.Random) -> Victim:
     Raises LookupError if there is none, or it is on another machine.
     """
     usable = {one.name for one in status.instances if one.state == "ready" and not one.cordoned}
+    listening = {one.name for one in status.gateways if not one.standby}
     found = [
         one for one in processes(status)
         if target in (one.kind, one.name) or (target == "instance" and one.kind not in (CONTROLLER, GATEWAY))
     ]  # fmt: skip
     found = [one for one in found if one.kind in (CONTROLLER, GATEWAY) or one.name in usable]
+    # Whoever listens has the streams: one that stands by is hit by its name only.
+    found = [one for one in found if one.kind != GATEWAY or one.name == target or one.name in listening]
     # Of a process that has just died the controller may not know yet.
     found = [one for one in found if one.node != platform.node() or psutil.pid_exists(one.pid)]
     if not found:

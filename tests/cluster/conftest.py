@@ -147,7 +147,7 @@ def session_cluster(
         pools=PoolsConfig(prefill=PrefillPool(replicas=1), decode=DecodePool(replicas=2)),
         engine=EngineConfig(kv_memory=4 * 2**20, token_budget=64, threads=1),
         scheduler=SchedulerConfig(place_timeout=20.0),
-        gateway=GatewayConfig(port=0),
+        gateway=GatewayConfig(port=0, replicas=1),
         control=ControlConfig(
             token="test", port=_free_port(), beat=0.1, drain_timeout=20.0, silence_timeout=3.0
         ),

@@ -190,7 +190,7 @@ class LocalCluster:
     @asynccontextmanager
     async def serve(self) -> AsyncIterator[str]:
         """Listen as a gateway does; gives the URL."""
-        listener = Listener("127.0.0.1", 0, others=False, tls=self.tls, bounds=self.bounds)
+        listener = Listener("127.0.0.1", 0, tls=self.tls, bounds=self.bounds)
         listener.serve(self.app)
         try:
             yield listener.url

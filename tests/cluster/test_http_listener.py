@@ -4,22 +4,51 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
+import subprocess
+import sys
 
 import httpx
 import pytest
 from starlette.responses import PlainTextResponse
 
 from cluster.http_listener import Listener
+from cluster.standby import Place
 from engine.errors import SetupError
+
+HOLDER = """
+import sys, time
+from cluster.http_listener import Listener
+from cluster.standby import Place
+one = Listener("127.0.0.1", int(sys.argv[1]), place=Place("ours"))
+print("ready", flush=True)
+time.sleep(60)
+"""
 
 
 def port_of(listener: Listener) -> int:
     return int(listener.url.rpartition(":")[2])
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+async def answered(client: httpx.AsyncClient, url: str) -> str:
+    """Asks until somebody listens."""
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                return (await client.get(url)).text
+            except httpx.TransportError:
+                await asyncio.sleep(0.01)
+
+
 def test_it_answers_at_its_url() -> None:
     async def run() -> None:
-        listener = Listener("127.0.0.1", 0, others=False)
+        listener = Listener("127.0.0.1", 0)
         listener.serve(PlainTextResponse("hello"))
         async with httpx.AsyncClient(trust_env=False) as client:
             assert (await client.get(listener.url)).text == "hello"
@@ -30,31 +59,79 @@ def test_it_answers_at_its_url() -> None:
 
 def test_a_taken_port_is_an_error_that_names_it() -> None:
     async def run() -> None:
-        first = Listener("127.0.0.1", 0, others=False)
+        first = Listener("127.0.0.1", 0)
         with pytest.raises(SetupError, match=rf"127\.0\.0\.1:{port_of(first)} .*gateway\.port"):
-            Listener("127.0.0.1", port_of(first), others=False)
+            Listener("127.0.0.1", port_of(first))
         await first.close()
 
     asyncio.run(run())
 
 
-def test_a_second_gateway_of_the_machine_takes_a_free_port() -> None:
+def test_a_second_gateway_of_the_machine_stands_by_and_takes_over() -> None:
     async def run() -> None:
-        first = Listener("127.0.0.1", 0, others=False)
-        second = Listener("127.0.0.1", port_of(first), others=True)
-        assert port_of(second) not in (0, port_of(first))
-        await first.close()
+        first = Listener("127.0.0.1", free_port(), place=Place("ours"))
+        second = Listener("127.0.0.1", port_of(first), place=Place("ours"))
+        first.serve(PlainTextResponse("first"))
+        second.serve(PlainTextResponse("second"))
+        assert (first.standby, second.standby, second.url) == (False, True, first.url)
+        async with httpx.AsyncClient(trust_env=False) as client:
+            assert (await client.get(first.url)).text == "first"
+            await first.close()
+            assert await answered(client, first.url) == "second"
+        assert not second.standby
         await second.close()
+
+    asyncio.run(run())
+
+
+def test_a_gateway_that_is_killed_is_followed_by_the_one_that_stands_by() -> None:
+    port = free_port()
+
+    async def run(killed: subprocess.Popen[bytes]) -> None:
+        second = Listener("127.0.0.1", port, place=Place("ours"))
+        second.serve(PlainTextResponse("second"))
+        assert second.standby
+        killed.kill()
+        async with httpx.AsyncClient(trust_env=False) as client:
+            assert await answered(client, second.url) == "second"
+        await second.close()
+
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(port)], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline()
+        asyncio.run(run(holder))
+
+
+def test_a_port_that_another_cluster_has_is_taken() -> None:
+    async def run() -> None:
+        first = Listener("127.0.0.1", free_port(), place=Place("ours"))
+        with pytest.raises(SetupError, match="cannot be listened on"):
+            Listener("127.0.0.1", port_of(first), place=Place("theirs"))
+        again = Place("theirs")
+        assert again.take(), "the place is kept although there is no listener"
+        again.leave()
+        await first.close()
+
+    asyncio.run(run())
+
+
+def test_who_stood_by_ends_as_quietly() -> None:
+    async def run() -> None:
+        first = Listener("127.0.0.1", free_port(), place=Place("ours"))
+        second = Listener("127.0.0.1", port_of(first), place=Place("ours"))
+        second.serve(PlainTextResponse("second"))
+        await second.close()
+        await first.close()
 
     asyncio.run(run())
 
 
 def test_the_port_is_free_again_afterwards() -> None:
     async def run() -> None:
-        first = Listener("127.0.0.1", 0, others=False)
+        first = Listener("127.0.0.1", 0)
         first.serve(PlainTextResponse("hello"))
         await first.close()
-        again = Listener("127.0.0.1", port_of(first), others=False)
+        again = Listener("127.0.0.1", port_of(first))
         await again.close()
 
     asyncio.run(run())
@@ -63,7 +140,7 @@ def test_the_port_is_free_again_afterwards() -> None:
 def test_the_signals_of_the_process_stay_as_they_are() -> None:
     async def run() -> None:
         before = signal.getsignal(signal.SIGTERM)
-        listener = Listener("127.0.0.1", 0, others=False)
+        listener = Listener("127.0.0.1", 0)
         listener.serve(PlainTextResponse("hello"))
         async with httpx.AsyncClient(trust_env=False) as client:
             await client.get(listener.url)
