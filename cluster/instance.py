@@ -11,6 +11,7 @@ Every instance has both ends of movements, whatever its role, which is the one p
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from concurrent.futures import Future
 from dataclasses import replace
@@ -20,10 +21,10 @@ import grpc
 from cluster import control_pb2 as pb
 from cluster.config import Config, TransferConfig
 from cluster.home_claims import HomeClaims
-from cluster.logs import configure
-from cluster.policies import arrange, role_policy
+from cluster.logs import configure, of_request
+from cluster.policies import arrange, role_policy, tier_settings
 from cluster.rpc import channel, reachable
-from cluster.step_watch import Present, StepWatch
+from cluster.step_watch import Present, watch
 from cluster.tls import cluster_tls
 from cluster.token_stream import TokenPusher
 from decode_pool.instance import DecodeInstance
@@ -45,10 +46,13 @@ from migration.state import restore
 from migration.tcp import TcpTransport
 from migration.transport import Address, Transport, describe, host_id
 from migration.wire import address_to_wire, start_from_wire
+from model.cuda_graph import stepper
 from model.device import resolve
 from model.runner import ModelRunner
 from model.tokenizer import Detokenizer, Tokenizer
 from prefill_pool.instance import PrefillInstance
+
+logger = logging.getLogger("tandem.instance")
 
 
 class MonotonicClock:
@@ -78,8 +82,10 @@ class EngineInstance:
         self._policy = role_policy(config.engine, role)
         self._core = engine_core(config, self._policy, runner)
         control = config.control
-        self._watch = StepWatch(runner, factor=control.step_factor, floor=control.step_floor)
+        steps = stepper(runner, config.engine.max_sequences)
+        self._watch = watch(steps, factor=control.step_factor, floor=control.step_floor)
         self._loop = EngineLoop(self._core, self._watch, self._pusher, MonotonicClock(), name=name)
+        self._loop.observe(self._pusher.chunks.observe)
         if isinstance(self._core.queue, FairQueue):
             self._loop.observe(self._core.queue.observe)
         self._faults = Faults()
@@ -95,7 +101,7 @@ class EngineInstance:
             model=pb.Model(
                 name=self._config.model.name or assets.name,
                 path=str(assets.path),
-                dtype=self._runner.kv.layout.dtype,
+                dtype=self._runner.numbers,
                 max_length=self._core.limits.max_length,
                 digest=assets.digest,
             ),
@@ -117,6 +123,7 @@ class EngineInstance:
         """Run a request; the future fails with what the engine refuses it with."""
         state, decode = start_from_wire(start)
         request, choices = state.request, restore(state)
+        logger.debug("takes %s, attempt %d", request.id, state.epoch.attempt, **of_request(request))
         if isinstance(self._role, PrefillInstance):
             return self._role.start(request, choices, state.epoch, state.home, decode)
         return self._role.start(request, choices, state.epoch, state.home)
@@ -258,7 +265,9 @@ def load_runner(config: Config, threads: int) -> tuple[ModelRunner, str]:
         block_size=engine.block_size,
         threads=threads,
         weights=config.model.weights,
+        kv_dtype=engine.kv_dtype,
         exact=engine.exact,
+        host_bytes=engine.host_memory,
     )
     return runner, device
 
@@ -279,5 +288,6 @@ def engine_core(config: Config, policy: BatchPolicy, runner: ModelRunner) -> Eng
             queue_limit=engine.queue_limit,
         ),
         eos_token_ids=frozenset(runner.eos_token_ids),
-        fingerprint=fingerprint(runner.weights_digest, layout.dtype, describe(layout)),
+        fingerprint=fingerprint(runner.weights_digest, runner.numbers, describe(layout)),
+        tiers=tier_settings(engine, runner.kv.block_nbytes),
     )

@@ -14,9 +14,12 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
-from engine.core import Runner
+from engine.core import Launcher, Runner
 from engine.plan import StepPlan, StepResult
+
+T = TypeVar("T")
 
 REMEMBERED = 32
 """Steps of each size whose times count."""
@@ -71,11 +74,15 @@ class StepWatch:
         self._present: tuple[int, int, float, float] | None = None
 
     def run(self, plan: StepPlan) -> StepResult:
-        begun, tokens = self._clock(), plan.tokens
         self._steps += 1
+        return self._measured(plan.tokens, lambda: self._runner.run(plan))
+
+    def _measured(self, tokens: int, compute: Callable[[], T]) -> T:
+        """What `compute` returns, which is all of a step of so many tokens, or a part of it."""
+        begun = self._clock()
         self._present = self._steps, tokens, begun, self.limit(tokens)
         try:
-            result = self._runner.run(plan)
+            result = compute()
         finally:
             self._present = None
         self._times.add(tokens, self._clock() - begun)
@@ -93,6 +100,26 @@ class StepWatch:
             return Present(self._steps)
         step, tokens, begun, limit = present
         return Present(step, tokens, self._clock() - begun, limit)
+
+
+class LaunchWatch(StepWatch):
+    """Around a Launcher: what counts is how long the engine's thread is held, by a launch or by a result.
+
+    The time for which a step computes while the thread does other things is nobody's.
+    """
+
+    def launch(self, plan: StepPlan) -> Callable[[], StepResult]:
+        runner = self._runner
+        assert isinstance(runner, Launcher)
+        self._steps += 1
+        wait = self._measured(plan.tokens, lambda: runner.launch(plan))
+        return lambda: self._measured(plan.tokens, wait)
+
+
+def watch(runner: Runner, *, factor: float, floor: float) -> StepWatch:
+    """A watch of the kind that the runner needs."""
+    kind = LaunchWatch if isinstance(runner, Launcher) else StepWatch
+    return kind(runner, factor=factor, floor=floor)
 
 
 def _size(tokens: int) -> int:

@@ -24,11 +24,14 @@ class Commits:
     def commit(
         self, plan: StepPlan, sequences: SequenceOf[Sequence], result: StepResult, now: float
     ) -> StepOutcome:
-        """`sequences` are those of the works, in order; one that does not run any more is left alone."""
+        """`sequences` are those of the works, in order.
+
+        One that does not run any more is left alone, and so is one that missed the step before this.
+        """
         emitted: list[Emitted] = []
         progress: list[tuple[str, int]] = []
         for work, sequence, drawn in zip(plan.works, sequences, result.drawn, strict=True):
-            if sequence.phase not in RUNS:
+            if sequence.phase not in RUNS or sequence.computed != work.start:
                 continue
             live = self._roster.live[work.request_id]
             tokens = len(work.tokens)

@@ -12,16 +12,19 @@ where, BlockTables where their KV is, Movements what comes and goes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from engine import prefix_cache
 from engine.admission import refuse_overdrawn, refuse_what_never_fits
+from engine.ahead import Ahead
 from engine.batch import BatchPolicy, Limits, WaitingQueue
 from engine.blocks import BlockPool
 from engine.coasting import Coasting
 from engine.commits import Commits
 from engine.errors import Conflict, Overloaded
+from engine.flights import Flights
 from engine.live import Live
 from engine.movements import Movements, Reservation
 from engine.outcome import Emitted, StepOutcome
@@ -34,13 +37,21 @@ from engine.status import InstanceStatus, RequestStatus
 from engine.tables import BlockTables
 from engine.tiers import Tiers, TierSettings
 
-__all__ = ["Emitted", "EngineCore", "Limits", "Reservation", "Runner", "StepOutcome"]
+__all__ = ["Emitted", "EngineCore", "Launcher", "Limits", "Reservation", "Runner", "StepOutcome"]
 
 
 class Runner(Protocol):
     """Computes a step. A ValueError means that the plan's works cannot be computed, and no more."""
 
     def run(self, plan: StepPlan) -> StepResult: ...
+
+
+@runtime_checkable
+class Launcher(Protocol):
+    """A Runner that computes while its caller goes on, as a GPU does: what `launch` returns waits for the
+    result. A second step may be launched before the first is waited for, and takes its tokens from it."""
+
+    def launch(self, plan: StepPlan) -> Callable[[], StepResult]: ...
 
 
 class EngineCore:
@@ -72,8 +83,8 @@ class EngineCore:
         self._commits = Commits(self._roster)
         self._coasting = Coasting(self._roster, policy)
         self._movements = Movements(self._roster, limits.max_sequences)
-        self._flight: tuple[StepPlan, list[Sequence]] | None = None
-        self._planned_at = 0.0
+        self._flights = Flights(self._tables)
+        self._ahead = Ahead(self._roster, policy)
         self._arrivals = self._submitted = self._reserved = 0
         self._unstamped: list[Live] = []
         self._steps = 0
@@ -157,35 +168,30 @@ class EngineCore:
 
     def plan(self, now: float) -> StepPlan | None:
         """Decide the next step, None if nobody can run. It must be committed or failed before the next."""
-        assert self._flight is None, "the step before is still in flight"
+        assert not self._flights, "the step before is still in flight"
         for live in self._unstamped:
             live.arrived = now
         self._unstamped.clear()
-        self._flight = self._planner.plan(now, self._movements.promised)
-        if self._flight is None:
-            return None
-        self._tables.hold()
-        self._planned_at = now
-        return self._flight[0]
+        return self._flights.take_off(self._planner.plan(now, self._movements.promised), now)
+
+    def plan_ahead(self, now: float) -> StepPlan | None:
+        """Decide the step after the one in flight where it is sure; its tokens are `fed` from that one.
+
+        Both are committed or failed in their order.
+        """
+        assert len(self._flights) == 1, "plan_ahead goes with one step in flight"
+        flight = self._flights.first
+        return self._flights.take_off(self._ahead.plan(flight.plan, flight.sequences, now), now)
 
     def commit(self, plan: StepPlan, result: StepResult, now: float) -> StepOutcome:
         """Enter what a step drew. Sequences that were ended or frozen meanwhile stay as they are."""
-        sequences = self._land(plan)
+        sequences, self._step_seconds = self._flights.land(plan, now)
         self._steps += 1
-        self._step_seconds = now - self._planned_at
         return self._commits.commit(plan, sequences, result, now)
 
-    def _land(self, plan: StepPlan) -> list[Sequence]:
-        assert self._flight is not None, "no step is in flight"
-        assert self._flight[0] is plan, "another step is in flight"
-        sequences = self._flight[1]
-        self._flight = None
-        self._tables.let_go()
-        return sequences
-
-    def fail(self, plan: StepPlan) -> StepOutcome:
+    def fail(self, plan: StepPlan, now: float) -> StepOutcome:
         """The step could not be computed: every choice in it ends FAILED."""
-        return self._commits.fail(self._land(plan))
+        return self._commits.fail(self._flights.land(plan, now)[0])
 
     def settle(self) -> StepOutcome | None:
         """What movements must hear of although there is no step; None if there is nothing."""
@@ -213,7 +219,7 @@ class EngineCore:
 
     def coast(self, steps: int, token: int) -> None:
         """Take as many steps as `steady` allowed, at once and without a runner: each draws `token`."""
-        assert self._flight is None, "a step is in flight"
+        assert not self._flights, "a step is in flight"
         self._coasting.advance(steps, token)
         self._steps += steps
         self._commits.output_tokens += steps * len(self._roster.running)

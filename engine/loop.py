@@ -5,22 +5,27 @@ call(fn) ─▶ mailbox ─┐
     ┌─▶ run the calls ─▶ plan ─▶ Runner.run ─▶ commit ─▶ sink, observers ─┐
     └─────────────────────────────────────────────────────────────────────┘
                      nobody can run: wait for the mailbox
+
+Of a Launcher the next step is planned and launched before the present one is waited for, where it is sure
+(engine/ahead.py): while tokens are committed, pushed and mail is read, the device computes on.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from concurrent.futures import Future
+from functools import partial
 from queue import Empty, SimpleQueue
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
-from engine.core import EngineCore, Runner
+from engine.core import EngineCore, Launcher, Runner
 from engine.errors import Draining, TandemError
 from engine.outcome import Emitted, StepOutcome
-from engine.plan import StepPlan
+from engine.plan import StepPlan, StepResult
 
 T = TypeVar("T")
 
@@ -72,6 +77,8 @@ class EngineLoop:
         self._sink = sink
         self._clock = clock
         self._name = name
+        self._launch = runner.launch if isinstance(runner, Launcher) else None
+        self._flying: deque[tuple[StepPlan, Callable[[], StepResult]]] = deque()
         self._observers: list[Callable[[StepOutcome], None]] = []
         self._mailbox: SimpleQueue[_Call[Any] | None] = SimpleQueue()
         self._door = threading.Lock()
@@ -158,19 +165,39 @@ class EngineLoop:
 
     def _step(self) -> bool:
         """One iteration; False if nobody could run."""
-        plan = self._core.plan(self._clock.now())
-        outcome = self._core.settle() if plan is None else self._compute(plan)
+        core, now = self._core, self._clock.now()
+        if not self._flying:
+            self._take_off(core.plan(now))
+        if self._launch is not None and len(self._flying) == 1:
+            self._take_off(core.plan_ahead(now))
+        stepping = bool(self._flying)
+        outcome = self._land(*self._flying.popleft()) if stepping else core.settle()
         if outcome is not None:
             if outcome.emitted:
                 self._sink.push(outcome.emitted)
             for observer in self._observers:
                 observer(outcome)
-        return plan is not None
+        return stepping
 
-    def _compute(self, plan: StepPlan) -> StepOutcome:
+    def _take_off(self, plan: StepPlan | None) -> None:
+        if plan is None:
+            return
+        wait = partial(self._runner.run, plan)
+        if self._launch is not None:
+            try:
+                wait = self._launch(plan)
+            except ValueError as error:
+                wait = partial(_raise, error)
+        self._flying.append((plan, wait))
+
+    def _land(self, plan: StepPlan, wait: Callable[[], StepResult]) -> StepOutcome:
         try:
-            result = self._runner.run(plan)
+            result = wait()
         except ValueError:
             log.exception("a step of engine loop %s could not be computed", self._name)
-            return self._core.fail(plan)
+            return self._core.fail(plan, self._clock.now())
         return self._core.commit(plan, result, self._clock.now())
+
+
+def _raise(error: Exception) -> NoReturn:
+    raise error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 
 from engine import prefix_cache
 from engine.blocks import BlockPool
@@ -13,28 +14,27 @@ class BlockTables:
     """Keeps `Sequence.blocks` and the pool's reference counts in step.
 
     While a step is in flight (`hold` … `let_go`) nothing that is given back may be used again: the
-    step still writes there. It goes back to the pool when the step is over.
+    step still writes there. It goes back to the pool when the last step is over that may.
     """
 
     def __init__(self, pool: BlockPool, watermark: float) -> None:
         self.pool = pool
         self._spare = math.ceil(pool.total * watermark)
-        self._holding = False
-        self._given: list[list[int]] = []
+        self._given: deque[list[list[int]]] = deque()
 
     def hold(self) -> None:
-        self._holding = True
+        """A step takes off."""
+        self._given.append([])
 
     def let_go(self) -> None:
-        self._holding = False
-        for blocks in self._given:
+        """The oldest step is over: what was given back before another took off is free."""
+        for blocks in self._given.popleft():
             self.pool.release(blocks)
-        self._given.clear()
 
     @property
     def given(self) -> list[list[int]]:
-        """Tables given back during the step in flight: still counted as used."""
-        return self._given
+        """Tables given back while steps are in flight: still counted as used."""
+        return [blocks for one in self._given for blocks in one]
 
     def extend_keys(self, sequence: Sequence, keys: list[bytes], start: bytes, stop: int) -> None:
         """Bring the prefix keys up to the full blocks of the first `stop` tokens."""
@@ -130,8 +130,8 @@ class BlockTables:
     def close(self, sequence: Sequence) -> None:
         """Give all blocks back. A plan in flight keeps its own reference to the old table."""
         if sequence.blocks:
-            if self._holding:
-                self._given.append(sequence.blocks)
+            if self._given:
+                self._given[-1].append(sequence.blocks)
             else:
                 self.pool.release(sequence.blocks)
         sequence.blocks = []

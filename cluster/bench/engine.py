@@ -24,6 +24,7 @@ from cluster.instance import MonotonicClock, engine_core, load_runner
 from cluster.policies import role_policy
 from decode_pool.instance import DecodeInstance
 from model import bench
+from model.cuda_graph import stepper
 from model.runner import ModelRunner
 from model.tokenizer import Tokenizer
 
@@ -113,7 +114,7 @@ def bare_engine(config: Config, runner: ModelRunner) -> BareEngine:
     """The engine of a decode instance, which prefills too, in this process."""
     core = engine_core(config, role_policy(config.engine, DecodeInstance.role), runner)
     pool = tuple(dict.fromkeys(Tokenizer(runner.assets).encode(" " + " ".join(WORDS), add_bos=False)))
-    return BareEngine(NAME, core, runner, MonotonicClock(), pool)
+    return BareEngine(NAME, core, stepper(runner, config.engine.max_sequences), MonotonicClock(), pool)
 
 
 def measure(

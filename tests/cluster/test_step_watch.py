@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
-from cluster.step_watch import REMEMBERED, Present, StepTimes, StepWatch
+from cluster.step_watch import REMEMBERED, LaunchWatch, Present, StepTimes, StepWatch, watch
+from engine.core import Launcher
 from engine.plan import StepPlan, StepResult, Work
 
 
@@ -77,3 +80,34 @@ def test_a_step_that_fails_is_not_measured_and_is_over() -> None:
         slow.watch.run(plan(8))
     assert slow.watch.present().limit == 0
     assert slow.watch.limit(8) == 30.0
+
+
+class Device(Slow):
+    """A launcher: a launch takes a tenth of a step's time, and whoever waits the rest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.watch: LaunchWatch = LaunchWatch(self, factor=10.0, floor=3.0, clock=lambda: self.now)
+
+    def launch(self, plan: StepPlan) -> Callable[[], StepResult]:
+        self.now += self.seconds / 10
+        self.seen.append(self.watch.present())
+        return lambda: self.run(plan)
+
+
+def test_of_a_step_that_computes_by_itself_the_launch_and_the_wait_are_watched() -> None:
+    device = Device()
+    wait = device.watch.launch(plan(8))
+    device.now += 1000.0
+    assert device.watch.present() == Present(1)
+    wait()
+    assert device.seen == [
+        Present(1, 8, pytest.approx(0.01), 30.0),
+        Present(1, 8, pytest.approx(0.1), 3.0),
+    ]
+    assert device.watch.limit(8) == 3.0
+
+
+def test_a_watch_launches_if_its_runner_does() -> None:
+    assert isinstance(watch(Device(), factor=1.0, floor=1.0), Launcher)
+    assert not isinstance(watch(Slow(), factor=1.0, floor=1.0), Launcher)

@@ -110,7 +110,7 @@ def test_a_step_that_cannot_be_computed_fails_its_requests_and_no_others() -> No
     bench.core.submit(request("b", prompt(6, 1), 9))
     plan = bench.core.plan(0.0)
     assert plan is not None
-    outcome = bench.core.fail(plan)
+    outcome = bench.core.fail(plan, 1.0)
     assert [(e.key, e.drawn, e.finish) for e in outcome.emitted] == [
         (("a", 0), None, FinishReason.FAILED),
         (("a", 1), None, FinishReason.FAILED),

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.ahead import Ahead
 from engine.blocks import BlockPool
 from engine.commits import Commits
 from engine.core import EngineCore
@@ -30,7 +31,7 @@ def live_through(seed: int, operations: int = 150) -> World:
 
 def live_through_many(seeds: int) -> dict[str, int]:
     """What happened in so many lives."""
-    happened = {"moved": 0, "recovered": 0, "preempted": 0, "hits": 0, "copies": 0}
+    happened = {"moved": 0, "recovered": 0, "preempted": 0, "hits": 0, "copies": 0, "ahead": 0}
     for seed in range(seeds):
         world = live_through(seed)
         happened["moved"] += world.moved
@@ -39,6 +40,7 @@ def live_through_many(seeds: int) -> dict[str, int]:
             happened["preempted"] += bench.core.status().preemptions
             happened["hits"] += bench.core.status().prefix_hits
             happened["copies"] += bench.runner.copies
+            happened["ahead"] += bench.runner.ahead
     return happened
 
 
@@ -59,7 +61,24 @@ MUTANTS = {
     "write in place at ref > 1": (BlockTables, "grow", "> 1", "> 99"),
     "copy that is not carried out": (BlockTables, "grow", "copies = ((source, target),)", "pass"),
     "block freed at its first release": (BlockPool, "release", "self._refs[block] == 0", "True"),
-    "blocks of the step in flight reused": (BlockTables, "hold", "= True", "= False"),
+    "blocks of the step in flight reused": (BlockTables, "close", "if self._given:", "if False:"),
+    "blocks free before the last step lands": (
+        BlockTables,
+        "close",
+        "self._given[-1].append",
+        "self._given[0].append",
+    ),
+    "a step ahead is one position behind": (Ahead, "_work", "sequence.computed + 1", "sequence.computed"),
+    "a step ahead draws for the position before": (
+        Ahead,
+        "_work",
+        "(sequence.output) + 1",
+        "(sequence.output)",
+    ),
+    "a step ahead takes another's token": (Ahead, "plan", "fed=tuple(rows[id(one)]", "fed=tuple(0"),
+    "a step ahead has no room for its token": (Ahead, "plan", "tables.grow(one, 2)", "()"),
+    "a step ahead goes beyond the answer's length": (Ahead, "_ends", "+ 1 >=", "- 99 >="),
+    "a result after one that was missed": (Commits, "commit", "sequence.computed != work.start", "False"),
     "fork without a reference": (BlockTables, "fork", "self.pool.share(sequence.blocks)", "pass"),
     "eviction of referenced blocks": (PrefixCache, "revive", "del self._idle[block]", "pass"),
     "partly filled block in the cache": (

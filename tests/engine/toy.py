@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from collections.abc import Sequence as SequenceOf
+from dataclasses import replace
 
 from decode_pool.continuous_batching import ContinuousBatching
 from engine.batch import BatchPolicy, Limits, Share, WaitingQueue
@@ -54,9 +55,27 @@ class ToyRunner:
         self.host: list[list[tuple[int, int]]] = [[(-2, -2)] * block_size for _ in range(slots)]
         self.store: list[list[tuple[int, int]]] = [[(-1, -1)] * block_size for _ in range(total)]
         self.plans: list[StepPlan] = []
-        self.copies = 0
+        self.copies = self.ahead = 0
+        self._last = StepResult(())
 
     def run(self, plan: StepPlan) -> StepResult:
+        plan = self._with_tokens(plan)
+        self._last = self._run(plan)
+        return self._last
+
+    def _with_tokens(self, plan: StepPlan) -> StepPlan:
+        """A step that was planned ahead takes its tokens from the one that ran before it."""
+        if not plan.fed:
+            return plan
+        assert all(work.tokens == (0,) for work in plan.works)
+        works = (
+            replace(work, tokens=(self._last.drawn[row][0].token,))
+            for work, row in zip(plan.works, plan.fed, strict=True)
+        )
+        self.ahead += 1
+        return replace(plan, works=tuple(works), fed=())
+
+    def _run(self, plan: StepPlan) -> StepResult:
         self.plans.append(plan)
         held = {block for work in plan.works for block in work.blocks}
         assert all(target in held for _, target in plan.copies), "a copy into a block of nobody's"

@@ -33,8 +33,8 @@ class Transfer:
 class World:
     """Each operation picks its arguments with `pick`: from hypothesis, or from a seeded generator.
 
-    A step is two operations, `launch` and `land`, with anything in between; the runner computes at
-    `land`, so that whoever is given a block of the step in flight loses what it put there.
+    A step is two operations, `launch` and `land`, with anything in between, another launch too; the runner
+    computes at `land`, so that whoever is given a block of the step in flight loses what it put there.
     """
 
     def __init__(self, pick: Pick, *, total: int = 14, block_size: int = 4, budget: int = 9) -> None:
@@ -44,7 +44,7 @@ class World:
             Bench(total=total, block_size=block_size, policy=policy, max_sequences=6, queue_limit=8)
             for policy in policies
         ]
-        self.flights: list[StepPlan | None] = [None, None]
+        self.flights: list[list[StepPlan]] = [[], []]
         self.transfers: list[Transfer] = []
         self.requests: dict[str, Request] = {}
         self.place: dict[str, int] = {}
@@ -110,17 +110,21 @@ class World:
             self.tokens[SequenceKey(one.id, choice)] = []
 
     def do_launch(self) -> None:
-        where = self.pick(range(2))
-        if self.flights[where] is None:
-            self.flights[where] = self.core(where).plan(0.0)
+        self.launch(self.pick(range(2)))
+
+    def launch(self, where: int) -> None:
+        """The next step, or the one after it while it is in flight."""
+        core, flights = self.core(where), self.flights[where]
+        if len(flights) < 2:
+            plan = core.plan_ahead(0.0) if flights else core.plan(0.0)
+            flights += [plan] if plan else []
 
     def do_land(self) -> None:
         self.land(self.pick(range(2)))
 
     def land(self, where: int) -> None:
-        plan = self.flights[where]
-        if plan is not None:
-            self.flights[where] = None
+        if self.flights[where]:
+            plan = self.flights[where].pop(0)
             result = self.benches[where].runner.run(plan)
             self.hear(where, self.core(where).commit(plan, result, 1.0))
 
@@ -176,9 +180,10 @@ class World:
             self.core(where).resume(name)
 
     def do_reserve(self) -> None:
-        """RESERVE, FREEZE and COPY of a request that has its first tokens. KV is read between two steps."""
+        """RESERVE, FREEZE and COPY of a request that has its first tokens. KV is read between two steps, or
+        while one computes that was planned ahead."""
         where = self.pick(range(2))
-        name = self.some(where) if self.flights[where] is None else None
+        name = self.some(where) if all(plan.fed for plan in self.flights[where]) else None
         sequences = self.core(where).sequences(name) if name else []
         if name is None or not sequences or not all(s.output and s.blocks for s in sequences):
             return
@@ -265,18 +270,21 @@ class World:
         """Let everything end and see that all that should be there is, and nothing else."""
         for _ in range(len(self.transfers)):
             self.do_abort()
-        for where in range(2):
-            self.land(where)
+        for _ in range(2):
+            self.land(0)
+            self.land(1)
         for _ in range(1000):
             for where in range(2):
                 for name in self.here(where):
                     self.core(where).resume(name)
-            self.flights = [self.core(where).plan(0.0) for where in range(2)]
-            if self.flights == [None, None]:
+                self.launch(where)
+                self.launch(where)
+            if self.flights == [[], []]:
                 break
             for where in range(2):
-                self.land(where)
-                self.check()
+                while self.flights[where]:
+                    self.land(where)
+                    self.check()
         for name, one in self.requests.items():
             for choice in range(one.sampling.n):
                 assert name in self.gone or SequenceKey(name, choice) in self.ended, f"{name} never ends"
