@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 
 
@@ -12,7 +12,8 @@ class Memo:
     """`generation` fences older controllers. `base` is the digest of the settings that the application was
     deployed with, `changes` what was applied since, by dotted path, `declared` the digest of Serve's last
     `user_config`. `sizes` are the pools' start sizes, `targets` those asked for since, `names` the next
-    number of each pool. `marked` are the instances that are to be replaced.
+    number of each pool. `scaling` is who sizes each pool within which bounds. `marked` are the instances
+    that are to be replaced.
     """
 
     generation: int = 0
@@ -22,6 +23,7 @@ class Memo:
     sizes: Mapping[str, int] = field(default_factory=dict)
     targets: Mapping[str, int] = field(default_factory=dict)
     names: Mapping[str, int] = field(default_factory=dict)
+    scaling: Mapping[str, Sequence[int]] = field(default_factory=dict)
     marked: tuple[str, ...] = ()
 
     def to_bytes(self) -> bytes:

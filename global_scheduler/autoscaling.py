@@ -45,7 +45,9 @@ class PoolState:
     `loads` are its ready instances and `ages` how long each has been ready, in seconds. `attained` is the
     share of recent requests that met the objective of this phase (TTFT in prefill, TPOT in decode), None
     where there is no objective or no request. `growth` is the forecast load over the present one, 1 for
-    none: free blocks are judged as if so much more were held.
+    none: free blocks are judged as if so much more were held. `starting` are instances that will be ready
+    soon, None for all that are missing: one that cannot start is no capacity. `lends` says whether an
+    instance may change to or from another role.
     """
 
     name: str
@@ -54,6 +56,12 @@ class PoolState:
     ages: Mapping[str, float] = field(default_factory=dict)
     attained: float | None = None
     growth: float = 1.0
+    starting: int | None = None
+    lends: bool = True
+
+    @property
+    def coming(self) -> int:
+        return max(0, self.target - len(self.loads)) if self.starting is None else self.starting
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,23 +93,23 @@ class Autoscaler:
         self._own = dict(pools or {})
         self._memory: dict[str, _Memory] = {}
         self.explanations: dict[str, str] = {}
+        self.wishes: dict[str, int] = {}
 
     def decide(self, pools: Iterable[PoolState], now: float) -> list[Resize]:
-        """Changes to make now. What was thought of each pool stands in `explanations`."""
+        """Changes to make now. What was thought of each pool stands in `explanations` and `wishes`."""
         resizes: list[Resize] = []
         growing: list[tuple[PoolState, int, str]] = []
         shrinking: list[tuple[PoolState, str]] = []
         for pool in pools:
-            wish, why = self._wish(pool)
-            held, why = self._hold(pool, wish, why, now)
-            self.explanations[pool.name] = why
+            held, why = self.opinion(pool, now)
             if held > 0:
                 growing.append((pool, held, why))
             elif held < 0:
                 shrinking.append((pool, why))
         for pool, more, why in growing:
-            donor = shrinking.pop(0)[0] if shrinking else None
+            donor = next((one for one, _ in shrinking if one.lends and pool.lends), None)
             if donor is not None:
+                shrinking = [one for one in shrinking if one[0] is not donor]
                 given = f"{donor.name} gives up an instance"
                 resizes.append(Resize(donor.name, donor.target - 1, given))
                 resizes.append(Resize(pool.name, pool.target + 1, f"{why}; {given}", donor=donor.name))
@@ -114,6 +122,13 @@ class Autoscaler:
             self._rest(pool.name, now)
         return resizes
 
+    def opinion(self, pool: PoolState, now: float) -> tuple[int, str]:
+        """What is to change now about the size of one pool, and why: for pools that others decide about."""
+        wish, why = self._wish(pool)
+        held, why = self._hold(pool, wish, why, now)
+        self.explanations[pool.name], self.wishes[pool.name] = why, pool.target + wish
+        return held, why
+
     def _rest(self, pool: str, now: float) -> None:
         self._memory[pool] = _Memory(changed=now)
 
@@ -122,6 +137,8 @@ class Autoscaler:
         settings = self._own.get(pool.name, self._settings)
         if pool.target < settings.least:
             return settings.least - pool.target, f"at least {settings.least} instances are wanted"
+        if pool.target > settings.most:
+            return -1, f"{settings.most} instances are the most"
         warm = [
             one for one in pool.loads if pool.ages.get(one.instance, settings.warm_up) >= settings.warm_up
         ]
@@ -133,8 +150,8 @@ class Autoscaler:
         if missed or mean < settings.out_below:
             if pool.target >= settings.most:
                 return 0, f"{there}, but {settings.most} instances are the most"
-            if len(pool.loads) < pool.target:
-                return 0, f"{there}, and {pool.target - len(pool.loads)} instances are starting"
+            if pool.coming:
+                return 0, f"{there}, and {pool.coming} instances are starting"
             more = self._lacking(warm, pool, settings)
             if missed:
                 return (

@@ -1,4 +1,4 @@
-"""tandem scale: set how many instances a pool has."""
+"""tandem scale: how many instances a pool has, within which bounds, and who says so."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Annotated
 
 import typer
 
+from cluster import control_pb2 as pb
 from cluster.cli.connect import control
 from cluster.cli.failures import Exit, Failure
-from cluster.cli.options import ControlAddress, ControlToken, Format, Output, Timeout
-from cluster.cli.output import out, print_json
+from cluster.cli.options import ControlAddress, ControlToken, Format, Output, Timeout, root
+from cluster.cli.output import messages, out, plain, print_json
 from cluster.control_client import ControlClient
 
 POLL = 0.25
@@ -25,7 +26,12 @@ class PoolName(StrEnum):
 def command(
     context: typer.Context,
     pool: Annotated[PoolName, typer.Argument(help="The pool.")],
-    replicas: Annotated[int, typer.Option("--replicas", min=0, help="How many instances.")],
+    replicas: Annotated[
+        int | None, typer.Option("--replicas", min=0, help="How many instances; ends autoscaling.")
+    ] = None,
+    auto: Annotated[bool, typer.Option("--auto", help="Let the controller set the number.")] = False,
+    least: Annotated[int | None, typer.Option("--min", min=0, help="The fewest it may have.")] = None,
+    most: Annotated[int | None, typer.Option("--max", min=1, help="The most it may have.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until they are ready.")] = False,
     timeout: Timeout = "5m",  # type: ignore[assignment]
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would change.")] = False,
@@ -33,20 +39,36 @@ def command(
     token: ControlToken = None,
     output: Output = Format.TABLE,
 ) -> None:
-    """Set the number of instances of a pool. Instances that go finish their requests first."""
+    """Set the number of instances of a pool, or its bounds, or give it back to the controller.
+
+    Instances that go finish their requests first. What is out of bounds is refused with exit code 6.
+    """
+    if auto and replicas is not None:
+        raise Failure(Exit.USAGE, "usage", "--auto and --replicas exclude each other", "give one of them")
+    if replicas is None and least is None and most is None and not auto:
+        raise Failure(Exit.USAGE, "usage", "nothing to change", "give --replicas, --auto, --min or --max")
     with control(context, address, token) as client:
-        reply = client.scale(pool.value, replicas, dry_run=dry_run)
+        reply = client.scale(pool.value, replicas, least=least, most=most, automatic=auto, dry_run=dry_run)
         if wait and not dry_run:
             _wait(client, pool.value, reply.target, timeout)
+    if reply.autoscale_ended:
+        text = (
+            f"{pool.value} is no longer sized by the controller; `tandem scale {pool.value} --auto` undoes it"
+        )
+        messages(quiet=root(context).quiet).print(text)
     if output is Format.JSON:
-        change = {"pool": pool.value, "previous": reply.previous, "target": reply.target, "dry_run": dry_run}
-        print_json("ScaleResult", [change])
+        print_json("ScaleResult", [{"pool": pool.value, "dry_run": dry_run} | plain(reply)])
         return
-    verb = "would go" if dry_run else "goes"
+    out().print(_said(pool.value, reply, "would go" if dry_run else "goes"))
+
+
+def _said(pool: str, reply: pb.ScaleReply, verb: str) -> str:
+    said = f"{pool} {verb} from {reply.previous} to {reply.target}"
     if reply.previous == reply.target:
-        out().print(f"{pool.value} stays at {reply.target}")
-    else:
-        out().print(f"{pool.value} {verb} from {reply.previous} to {reply.target}")
+        said = f"{pool} stays at {reply.target}"
+    if reply.autoscale:
+        said += f"; the controller sizes it, from {reply.least} to {reply.most} instances"
+    return said
 
 
 def _wait(client: ControlClient, pool: str, target: int, timeout: float) -> None:

@@ -1,0 +1,56 @@
+"""Who sizes a pool, within which bounds, and what an operator may ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cluster.config import PoolConfig
+from engine.errors import RefusedError
+from global_scheduler.placement import PREFILL
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """With `automatic` the controller sets the target. Bounds are in instances."""
+
+    automatic: bool
+    least: int
+    most: int
+
+    @classmethod
+    def of(cls, pool: PoolConfig) -> Scaling:
+        return cls(pool.autoscale.enabled, pool.min_replicas, pool.max_replicas)
+
+    def to_list(self) -> list[int]:
+        """For the memo."""
+        return [int(self.automatic), self.least, self.most]
+
+    @classmethod
+    def from_list(cls, values: Sequence[int]) -> Scaling:
+        automatic, least, most = values
+        return cls(bool(automatic), least, most)
+
+    def check(self, name: str, target: int, *, explicit: bool) -> None:
+        """Raise RefusedError unless the pool `name` may have `target` instances.
+
+        Where the controller sets the target it brings it within new bounds itself; nobody else's is clamped.
+        """
+        if self.least > self.most:
+            raise RefusedError(
+                f"{name} would have {self.least} instances at least and {self.most} at most: "
+                "raise --max or lower --min",
+                param="min",
+            )
+        if target == 0 and not (name == PREFILL and self.least == 0):
+            raise RefusedError(
+                f"{name} cannot be scaled to 0, the model would vanish: scale it to 1, "
+                "or end everything with `tandem down`",
+                param="replicas",
+            )
+        if (explicit or not self.automatic) and not self.least <= target <= self.most:
+            raise RefusedError(
+                f"{name} may have {self.least} to {self.most} instances, not {target}: change the bounds "
+                f"with --min and --max, or pools.{name}.min_replicas and max_replicas",
+                param="replicas",
+            )
