@@ -6,7 +6,7 @@
        preempted   PAUSED ◀────┘ (frozen by a movement) ──┘
 
 A sequence derives everything from three counts: computed ≤ len(tokens), and prompt ≤ tokens.
-A preempted sequence goes back to WAITING with computed = 0 and keeps its output.
+A preempted sequence goes back to WAITING with its output; `computed` is then what host memory holds of it.
 """
 
 from __future__ import annotations
@@ -70,7 +70,11 @@ class SequenceKey(NamedTuple):
 
 @dataclass(slots=True)
 class Sequence:
-    """Mutable state of one choice. `home` is the address of the gateway that its tokens go to."""
+    """Mutable state of one choice. `home` is the address of the gateway that its tokens go to.
+
+    `level` and `served` are where a queue with levels has it: the level, None before it has one, and the
+    seconds that it has had of that level's quantum.
+    """
 
     request: Request
     choice: int = 0
@@ -83,6 +87,8 @@ class Sequence:
     home: str = ""
     cached: int = 0
     preemptions: int = 0
+    level: int | None = None
+    served: float = 0.0
 
     @property
     def key(self) -> SequenceKey:

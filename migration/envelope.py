@@ -13,6 +13,7 @@ from migration.messages import (
     Abort,
     Commit,
     Committed,
+    Contents,
     Copy,
     Hello,
     Message,
@@ -64,6 +65,7 @@ def encode(envelope: Envelope) -> bytes:
                     block_nbytes=hello.block_nbytes,
                     weights_digest=hello.weights_digest,
                     nonce=hello.nonce,
+                    contents=_contents_to_wire(hello.contents),
                 )
             )
         case Proof(mac):
@@ -127,8 +129,24 @@ def _hello(received: pb.Envelope) -> Envelope:
             block_nbytes=hello.block_nbytes,
             weights_digest=hello.weights_digest,
             nonce=hello.nonce,
+            contents=_contents(hello.contents) if hello.HasField("contents") else None,
         )
     )
+
+
+def _contents_to_wire(contents: Contents | None) -> pb.Contents | None:
+    if contents is None:
+        return None
+    return pb.Contents(
+        layers=contents.layers,
+        kv_heads=contents.kv_heads,
+        head_dim=contents.head_dim,
+        dtype=contents.dtype,
+    )
+
+
+def _contents(received: pb.Contents) -> Contents:
+    return Contents(received.layers, received.kv_heads, received.head_dim, received.dtype)
 
 
 def _refused(received: pb.Envelope) -> Envelope:

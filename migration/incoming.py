@@ -44,7 +44,7 @@ from migration.link import Link
 from migration.lobby import Lobby
 from migration.messages import Abort, Commit, Committed, Copy, Refused, Renew, Resend, Reserve, Reserved
 from migration.state import RequestState, restore
-from migration.transport import BlockStore, Frame
+from migration.transport import BlockStore, Buffer, Frame
 
 Answer = Reserved | Resend | Refused | Committed | Abort
 
@@ -121,7 +121,7 @@ class Incoming:
         else:
             self._heard(arrival, envelope, frame)
 
-    def feed(self, arrival: Arrival, event: DestinationEvent, payload: memoryview | None = None) -> None:
+    def feed(self, arrival: Arrival, event: DestinationEvent, payload: Buffer | None = None) -> None:
         """Let a session decide, and do it."""
         if arrival.destination.ended:
             return
@@ -159,14 +159,15 @@ class Incoming:
 
     def _heard(self, arrival: Arrival, envelope: Envelope, frame: Frame) -> None:
         message, payload = envelope.message, frame.payload
+        nbytes = 0 if payload is None else payload.nbytes
         event: DestinationEvent
         match message:
             case _ if envelope.epoch != arrival.destination.epoch:
                 event = Broken(f"epoch {tuple(envelope.epoch)} in a session of another")
             case Copy() if payload is None:
                 event = Damaged()
-            case Copy(_, count) if len(payload or b"") != count * self._store.block_nbytes:
-                event = Broken(f"{len(payload or b'')} bytes for {count} blocks")
+            case Copy(_, count) if nbytes != count * self._store.block_nbytes:
+                event = Broken(f"{nbytes} bytes for {count} blocks")
             case Commit(blocks) if wrong := _wrong(arrival, envelope.state, blocks, self._block_size):
                 event = Broken(wrong)
             case Copy() | Reserve() | Abort() | Renew():
@@ -182,7 +183,7 @@ class Incoming:
     def _block_size(self) -> int:
         return self._store.layout.block_size
 
-    def _act(self, arrival: Arrival, action: DestinationAction, payload: memoryview | None) -> None:
+    def _act(self, arrival: Arrival, action: DestinationAction, payload: Buffer | None) -> None:
         match action:
             case Reserved() | Resend() | Refused() | Committed() | Abort():
                 self._answer(arrival.session, arrival.destination.epoch, action)
@@ -204,7 +205,7 @@ class Incoming:
             case Drop():
                 self._loop.call(lambda core: core.cancel(arrival.request.id))
 
-    def _scatter(self, arrival: Arrival, first: int, count: int, payload: memoryview | None) -> None:
+    def _scatter(self, arrival: Arrival, first: int, count: int, payload: Buffer | None) -> None:
         assert arrival.reservation is not None
         assert payload is not None
         self._store.scatter(arrival.reservation.blocks[first : first + count], payload)

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from engine.errors import MovementError
+from migration.handshake import Agreement
 from migration.transport import Channel, Fill, Frame
 
 log = logging.getLogger(__name__)
@@ -45,16 +46,20 @@ class Handler(Protocol):
 
 
 class Link:
-    """`connect` opens the channel, in the link's thread; `ended` is called as its last act."""
+    """`connect` opens the channel, in the link's thread; `ended` is called as its last act.
+
+    `agreed` is what the handshake said, None before it or if there was none.
+    """
 
     def __init__(
         self,
         name: str,
-        connect: Callable[[], Channel],
+        connect: Callable[[], tuple[Channel, Agreement]],
         handler: Callable[[Link], Handler],
         ended: Callable[[Link], None] = lambda link: None,
     ) -> None:
         self.broken: str | None = None
+        self.agreed: Agreement | None = None
         self.handler = handler(self)
         self._connect = connect
         self._ended = ended
@@ -108,7 +113,7 @@ class Link:
     def _main(self) -> None:
         told = False
         try:
-            self._channel = self._connect()
+            self._channel, self.agreed = self._connect()
         except Exception as error:
             self._fail(error)
         while not self._over():

@@ -6,11 +6,24 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
+class Contents:
+    """What a slot of KV holds. `kv_heads` are those of all ranks; `dtype` is a name."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"{self.layers} layers, {self.kv_heads} KV heads of {self.head_dim}, {self.dtype}"
+
+
+@dataclass(frozen=True, slots=True)
 class Hello:
     """Who speaks and what its KV looks like. `oldest` … `newest` are the protocol versions it knows.
 
     `layout` describes a block in words that only compare; `block_size` is in tokens, `block_nbytes`
-    in bytes. `nonce` is what the other end signs.
+    in bytes. `nonce` is what the other end signs. `contents`: since version 2.
     """
 
     oldest: int
@@ -21,6 +34,7 @@ class Hello:
     block_nbytes: int
     weights_digest: str
     nonce: bytes
+    contents: Contents | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from engine.core import EngineCore
 from engine.request import Request
-from engine.sequence import Epoch
+from engine.sequence import Epoch, Tier
 from engine.sequence import Sequence as LiveSequence
 from migration.blocks import BlockList
+from migration.cut import Cut
 from migration.moved import COMMITTED, Moved
 from migration.source import Source, SourceState
 
@@ -32,10 +34,9 @@ class Snapshot:
         """Output tokens of each choice."""
         return dict.fromkeys(self.undrawn, 0) | {one.choice: len(one.output) for one in self.sequences}
 
-    @property
-    def blocks(self) -> int:
-        """How many blocks hold something."""
-        return len({block for sequence in self.sequences for block in sequence.blocks})
+    def blocks(self, cut: Cut) -> int:
+        """How many blocks hold something, as the destination counts them."""
+        return len({block for sequence in cut.of(self.sequences) for block in sequence.blocks})
 
 
 @dataclass(slots=True, eq=False)
@@ -63,7 +64,8 @@ class Asked:
 
 @dataclass(slots=True, eq=False)
 class Movement:
-    """`reserve` is in blocks; `snapshot` is the last that was taken, `frozen` if nothing changes after it.
+    """`reserve` says how many blocks to ask for; `snapshot` is the last that was taken, `frozen` if nothing
+    changes after it. `cut` is there once the session has begun, `blocks` once it is reserved.
 
     `blocks_sent` and `bytes_sent` count what went out, repeats included. `asked` is None for a handoff.
     """
@@ -71,15 +73,22 @@ class Movement:
     session: str
     request: Request
     home: str
-    reserve: int
+    reserve: Callable[[Cut], int]
     source: Source
     asked: Asked | None = None
     snapshot: Snapshot = Snapshot()
     frozen: bool = False
+    cut: Cut | None = None
     blocks: BlockList | None = None
     blocks_sent: int = 0
     bytes_sent: int = 0
     last_copies: int = 0
+
+    @property
+    def listed(self) -> Sequence[LiveSequence]:
+        """The sequences as the session names their blocks."""
+        assert self.cut is not None
+        return self.cut.of(self.snapshot.sequences)
 
     @property
     def tokens(self) -> int:
@@ -108,16 +117,16 @@ def mine(core: EngineCore, request_id: str, epoch: Epoch) -> list[LiveSequence]:
 
 def snapshot(request_id: str, epoch: Epoch, core: EngineCore) -> Snapshot:
     """In the engine's thread, as all below."""
-    size = core.pool.block_size
-    copies = tuple(
-        replace(
-            sequence,
-            output=list(sequence.output),
-            blocks=sequence.blocks[: -(-sequence.computed // size)],
-        )
-        for sequence in mine(core, request_id, epoch)
-    )
+    copies = tuple(_copy(sequence, core.pool.block_size) for sequence in mine(core, request_id, epoch))
     return Snapshot(copies, core.undrawn(request_id), time.monotonic())
+
+
+def _copy(sequence: LiveSequence, size: int) -> LiveSequence:
+    """What travels of a sequence. KV in host memory does not: it is computed again."""
+    here = sequence.tier is Tier.DEVICE
+    computed = sequence.computed if here else 0
+    blocks = sequence.blocks[: -(-computed // size)]
+    return replace(sequence, output=list(sequence.output), blocks=blocks, computed=computed, tier=Tier.DEVICE)
 
 
 def freeze(request_id: str, epoch: Epoch, core: EngineCore) -> Snapshot:

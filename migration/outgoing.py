@@ -16,6 +16,7 @@ from engine.core import EngineCore
 from engine.loop import EngineLoop
 from migration.blocks import BlockList
 from migration.claims import Claims
+from migration.cut import Cut
 from migration.envelope import Envelope, decode, encode
 from migration.events import (
     Begin,
@@ -97,7 +98,8 @@ class Outgoing:
         if movement is None or envelope.epoch != movement.source.epoch:
             return
         if isinstance(message, Reserved) and movement.blocks is None:
-            movement.blocks = BlockList(message.cached, self._store.layout.block_size)
+            assert movement.cut is not None
+            movement.blocks = BlockList(message.cached, movement.cut.size)
             self.feed(movement, message)
             if movement.asked is None:
                 self._report(movement)
@@ -129,7 +131,10 @@ class Outgoing:
         while self._waiting and len(self._running) < self._most:
             movement = self._waiting.popleft()
             self._running[movement.session] = movement
-            self.feed(movement, Begin(movement.reserve))
+            agreed = self._link.agreed
+            size = self._store.layout.block_size if agreed is None else agreed.block_size
+            movement.cut = Cut(self._store, size)
+            self.feed(movement, Begin(movement.reserve(movement.cut)))
 
     def _end(self, movement: Movement) -> None:
         if movement in self._waiting:
@@ -145,7 +150,7 @@ class Outgoing:
             if movement.frozen:
                 self.feed(movement, Frozen(0))
         elif movement.snapshot.sequences:
-            count = movement.blocks.add(movement.snapshot.sequences, frozen=movement.frozen)
+            count = movement.blocks.add(movement.listed, frozen=movement.frozen)
             rest = movement.blocks.rest
             self.feed(movement, Frozen(count) if movement.frozen else Progress(count, rest))
 
@@ -185,15 +190,17 @@ class Outgoing:
         state = None
         if isinstance(message, Commit):
             assert movement.blocks is not None
-            seen = movement.snapshot
-            state = capture(seen.sequences, movement.blocks.index, seen.undrawn)
+            assert self._link.agreed is not None
+            version, undrawn = self._link.agreed.version, movement.snapshot.undrawn
+            state = capture(movement.listed, movement.blocks.index, undrawn, version)
         request = movement.request if isinstance(message, Reserve) else None
         epoch = movement.source.epoch
         self._link.send(encode(Envelope(message, movement.session, epoch, request, state)))
 
     def _copy(self, movement: Movement, first: int, count: int) -> bool:
         assert movement.blocks is not None
-        size = self._store.block_nbytes
+        assert movement.cut is not None
+        size = movement.cut.block_nbytes
         movement.last_copies += movement.source.state is SourceState.FROZEN
         movement.blocks_sent += count
         movement.bytes_sent += count * size
@@ -201,6 +208,6 @@ class Outgoing:
         for start in range(first, first + count, step):
             blocks = movement.blocks[start : min(start + step, first + count)]
             header = encode(Envelope(Copy(start, len(blocks)), movement.session, movement.source.epoch))
-            if not self._link.send(header, len(blocks) * size, partial(self._store.gather, blocks)):
+            if not self._link.send(header, len(blocks) * size, partial(movement.cut.gather, blocks)):
                 return False
         return True

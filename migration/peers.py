@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 
 from engine.errors import HandshakeRefused, TransferFailed
 from migration import handshake
-from migration.handshake import Identity
+from migration.handshake import Agreement, Identity
 from migration.link import Link
 from migration.movement import Movement
 from migration.outgoing import Outgoing
@@ -17,9 +18,13 @@ from migration.transport import Address, Channel, Transport, choose
 
 log = logging.getLogger(__name__)
 
+AVOIDED = 30.0
+"""Seconds for which a transport that broke is taken only if there is no other."""
+
 
 class Peers:
-    """Opens a link when something has to be moved, and again after it broke. Thread-safe.
+    """Opens a link when something has to be moved, and again after it broke: then over another transport
+    first, if there is one. Thread-safe.
 
     `transports` are by name, `host` is this process's `host_id()`, `forced` is "auto" or the name of a
     transport; `timeout` in seconds bounds the connection and the handshake each.
@@ -44,6 +49,8 @@ class Peers:
         self._door = threading.Lock()
         self._closed = False
         self._links: dict[str, tuple[Link, Outgoing]] = {}
+        self._taken: dict[str, str] = {}
+        self._bad: dict[tuple[str, str], float] = {}
 
     def give(self, movement: Movement, to: Address) -> tuple[Link, Outgoing] | None:
         """Add a movement to those to `to`, without waiting for anything; None once this is closed."""
@@ -78,20 +85,35 @@ class Peers:
         link.start()
         return link, link.handler
 
-    def _connect(self, to: Address) -> Channel:
-        name, address = choose(to, self._host, self._forced)
-        transport = self._transports.get(name)
-        if transport is None:
-            raise TransferFailed(f"transport {name} is not available here: set transfer.transport")
-        channel = transport.connect(address, self._timeout)
+    def _connect(self, to: Address) -> tuple[Channel, Agreement]:
+        ways = choose(to, self._host, self._forced, self._transports)
+        good = [way for way in ways if self._bad.get((to.instance, way[0]), 0.0) <= time.monotonic()]
+        for name, address in (good or ways)[:-1]:
+            try:
+                return self._reach(to, name, address)
+            except TransferFailed as error:
+                log.warning("%s does not reach %s: %s", name, to.instance, error.message)
+                self._avoid(to.instance, name)
+        return self._reach(to, *(good or ways)[-1])
+
+    def _reach(self, to: Address, name: str, address: str) -> tuple[Channel, Agreement]:
+        channel = self._transports[name].connect(address, self._timeout)
         try:
-            handshake.call(channel, self._identity, to.instance, self._timeout)
+            agreed = handshake.call(channel, self._identity, to.instance, self._timeout)
         except (HandshakeRefused, TransferFailed):
             channel.close()
             raise
-        return channel
+        with self._door:
+            self._taken[to.instance] = name
+        return channel, agreed
+
+    def _avoid(self, instance: str, name: str) -> None:
+        self._bad[instance, name] = time.monotonic() + AVOIDED
 
     def _ended(self, instance: str, link: Link) -> None:
         with self._door:
             if instance in self._links and self._links[instance][0] is link:
                 del self._links[instance]
+            taken = self._taken.pop(instance, None)
+            if taken is not None and not self._closed:
+                self._avoid(instance, taken)

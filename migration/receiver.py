@@ -20,7 +20,7 @@ from engine.loop import EngineLoop
 from migration import handshake
 from migration.claims import Claim, Claims
 from migration.events import Bounds, Timeouts
-from migration.handshake import Identity
+from migration.handshake import Agreement, Identity
 from migration.incoming import Incoming
 from migration.link import Link
 from migration.lobby import Lobby
@@ -60,7 +60,7 @@ class Receiver:
         self._bounds = bounds
         self._lobby = Lobby(max_sessions)
         self._listeners: list[Listener] = []
-        addresses = {"shm": "", "tcp": ""}
+        addresses: dict[str, str] = {}
         try:
             for name, wanted in listen.items():
                 listener = transports[name].listen(wanted)
@@ -69,7 +69,7 @@ class Receiver:
         except MovementError:
             self._close_listeners()
             raise
-        self.address = Address(identity.instance, host, addresses["shm"], addresses["tcp"])
+        self.address = Address(identity.instance, host, **{"shm": "", "tcp": ""} | addresses)
         self._claims = Claims(claim, f"{identity.instance}-receiver")
         self._door = threading.Lock()
         self._links: set[Link] = set()
@@ -150,13 +150,13 @@ class Receiver:
             self._links.add(link)
             link.start()
 
-    def _greet(self, channel: Channel) -> Channel:
+    def _greet(self, channel: Channel) -> tuple[Channel, Agreement]:
         try:
-            handshake.answer(channel, self._identity, self._timeouts.reserve)
+            agreed = handshake.answer(channel, self._identity, self._timeouts.reserve)
         except MovementError:
             channel.close()
             raise
-        return channel
+        return channel, agreed
 
     def _incoming(self, link: Link) -> Incoming:
         return Incoming(

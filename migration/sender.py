@@ -28,6 +28,7 @@ from engine.sequence import Epoch
 from engine.sequence import Sequence as LiveSequence
 from migration.blocks import most
 from migration.claims import Claim, Claims
+from migration.cut import Cut
 from migration.events import Bounds, Cancelled, Dropped, SourceEvent, Timeouts
 from migration.handshake import Identity
 from migration.link import Link
@@ -96,8 +97,12 @@ class Sender:
         same breath as `submit`: so nothing of it is missed. Never blocks and never raises: if it cannot
         be moved, it runs on here.
         """
-        blocks = most(request, [len(choice.output) for choice in choices], self._store.layout.block_size)
-        movement = Movement(self._session(), request, home, blocks, Source(epoch, self._timeouts))
+        lengths = [len(choice.output) for choice in choices]
+
+        def reserve(cut: Cut) -> int:
+            return most(request, lengths, cut.size)
+
+        movement = Movement(self._session(), request, home, reserve, Source(epoch, self._timeouts))
         self.cancel(request.id)
         if not self._give(movement, to):
             self._loop.call(lambda core: core.resume(request.id))
@@ -173,7 +178,7 @@ class Sender:
                 session=self._session(),
                 request=first.request,
                 home=first.home,
-                reserve=seen.blocks and seen.blocks + len(sequences),
+                reserve=partial(_growing, seen),
                 source=Source(first.epoch, self._timeouts, self._bounds),
                 asked=asked,
                 snapshot=seen,
@@ -250,3 +255,9 @@ class Sender:
         movement.resolve()
         if waiting:
             self._loop.call(self._set_out)
+
+
+def _growing(seen: Snapshot, cut: Cut) -> int:
+    """What a request holds, and room for what each choice begins meanwhile; 0 for one that waits."""
+    blocks = seen.blocks(cut)
+    return blocks and blocks + len(seen.sequences)

@@ -13,12 +13,17 @@ from engine.request import Request
 from engine.sequence import START, Epoch, Phase, Tier
 from engine.sequence import Sequence as LiveSequence
 
-VERSION = 1
+OLDEST, VERSION = 1, 2
+"""Versions of the schema that are read here; the newest is written, unless the peer speaks an older one.
+
+2 adds where a choice is in a queue with levels: `level`, `served`.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class ChoiceState:
-    """One live choice. `phase` is the one that it goes on in, never PAUSED or FINISHED."""
+    """One live choice. `phase` is the one that it goes on in, never PAUSED or FINISHED. The rest is as in
+    `Sequence`."""
 
     choice: int
     output: tuple[int, ...] = ()
@@ -28,6 +33,8 @@ class ChoiceState:
     blocks: tuple[int, ...] = ()
     cached: int = 0
     preemptions: int = 0
+    level: int | None = None
+    served: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +70,7 @@ def capture(
     sequences: Sequence[LiveSequence],
     index: Mapping[int, int] | None = None,
     undrawn: tuple[int, ...] = (),
+    version: int = VERSION,
 ) -> RequestState:
     """The state of all live choices of one request, at least one.
 
@@ -83,10 +91,13 @@ def capture(
                 blocks=() if index is None else tuple(index[block] for block in sequence.blocks),
                 cached=sequence.cached,
                 preemptions=sequence.preemptions,
+                level=sequence.level,
+                served=sequence.served,
             )
             for sequence in sequences
         ),
         undrawn=undrawn,
+        version=version,
     )
 
 
@@ -110,6 +121,8 @@ def restore(
             home=state.home,
             cached=choice.cached,
             preemptions=choice.preemptions,
+            level=choice.level,
+            served=choice.served,
         )
         for choice in state.choices
     ]

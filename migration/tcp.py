@@ -36,13 +36,16 @@ class TcpFrame:
 
 
 class TcpChannel:
-    """See `transport.Channel`. Two buffers, one each way, as large as the largest payload so far."""
+    """See `transport.Channel`. Two buffers, one each way, as large as the largest payload so far.
+
+    `stream` is for a transport whose payloads take another road.
+    """
 
     tamper: Fill | None = None
 
     def __init__(self, sock: socket.socket, timeout: float) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._stream = Stream(sock, timeout)
+        self.stream = self._stream = Stream(sock, timeout)
         self._out = bytearray()
         self._in = bytearray()
         self.fileno = self._stream.fileno

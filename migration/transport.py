@@ -1,4 +1,4 @@
-"""How bytes get from one instance to another: the ports, and which transport suits two ends.
+"""How bytes get from one instance to another: the ports, and which transports suit two ends.
 
 A channel carries frames: a small header and a payload of blocks. What the header says is the caller's
 business; framing, length checks and checksums are the channel's.
@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import platform
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from engine.errors import TransferFailed
 
@@ -24,18 +24,32 @@ MAX_HELLO = 1 << 14
 MAX_PAYLOAD = 1 << 26
 """Bytes of a frame's payload: what a receiver is ready to hold in memory for one frame."""
 
-Fill = Callable[[memoryview], None]
-"""Writes a payload into the buffer that it is given, whose size is that of the payload."""
+
+class DeviceMemory(Protocol):
+    """Bytes in the memory of a GPU, as cupy and torch pass them on."""
+
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]: ...
+
+
+Buffer = memoryview | DeviceMemory
+
+Fill = Callable[[Any], None]
+"""Writes a payload into the `Buffer` that it is given, whose size is that of the payload."""
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where an instance receives. `host` is its `host_id()`; `shm` or `tcp` is "" where it is not offered."""
+    """Where an instance receives. `host` is its `host_id()`; a transport is "" where it is not offered."""
 
     instance: str
     host: str
     shm: str
     tcp: str
+    nccl: str = ""
+    nixl: str = ""
 
 
 class Layout(Protocol):
@@ -61,10 +75,13 @@ class BlockStore(Protocol):
     @property
     def layout(self) -> Layout: ...
 
-    def gather(self, blocks: Sequence[int], out: memoryview) -> None:
+    def gather(self, blocks: Sequence[int], out: Buffer) -> None:
         """Copy blocks into `out`, len(blocks) · block_nbytes bytes."""
 
-    def scatter(self, blocks: Sequence[int], data: memoryview) -> None:
+    def gather_slots(self, slots: Sequence[int], size: int, out: Buffer) -> None:
+        """Copy slots, each block · block_size + place, as if every `size` of them were a block."""
+
+    def scatter(self, blocks: Sequence[int], data: Buffer) -> None:
         """Write into blocks what `gather` put into `data`."""
 
 
@@ -74,7 +91,7 @@ class Frame(Protocol):
     @property
     def header(self) -> bytes: ...
     @property
-    def payload(self) -> memoryview | None: ...
+    def payload(self) -> Buffer | None: ...
 
     def release(self) -> None: ...
 
@@ -148,20 +165,25 @@ def host_id() -> str:
         return f"{platform.node()}/{socket.gethostname()}"
 
 
-def choose(address: Address, mine: str, forced: str = "auto") -> tuple[str, str]:
-    """Transport and its address for reaching `address` from the host `mine` (a `host_id()`).
+def choose(address: Address, mine: str, forced: str, here: Collection[str]) -> tuple[tuple[str, str], ...]:
+    """Transports and their addresses for reaching `address` from the host `mine` (a `host_id()`), best first.
 
-    `forced` is "auto", "shm" or "tcp". Raises TransferFailed if the two ends have no way in common.
+    `forced` is "auto" or the name of the only one to take; `here` are the names of those that this end has.
+    Raises TransferFailed if the two ends have no way in common.
     """
-    near = address.host == mine and bool(address.shm)
-    if forced == "shm" and not near:
+    near = address.host == mine
+    offered = {
+        "nccl": address.nccl,
+        "shm": address.shm if near else "",
+        "nixl": address.nixl if forced == "nixl" else "",
+        "tcp": address.tcp,
+    }
+    wanted = here if forced == "auto" else {forced} & {*here}
+    ways = tuple((name, where) for name, where in offered.items() if where and name in wanted)
+    if not ways:
+        kind = "transports" if forced == "auto" else f"transport {forced}"
+        where = "" if near else ", which is not on this host"
         raise TransferFailed(
-            f"transfer.transport is shm, but {address.instance} is not on this host: set it to auto or tcp"
+            f"no {kind} in common with {address.instance}{where}: set transfer.transport to auto at both ends"
         )
-    if near and forced != "tcp":
-        return "shm", address.shm
-    if not address.tcp:
-        raise TransferFailed(
-            f"{address.instance} cannot be reached over TCP: set its transfer.transport to auto or tcp"
-        )
-    return "tcp", address.tcp
+    return ways

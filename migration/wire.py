@@ -17,7 +17,7 @@ from engine.errors import TransferFailed
 from engine.request import SLO, Request, Sampling
 from engine.sequence import Epoch, Phase, Tier
 from migration import wire_pb2 as pb
-from migration.state import VERSION, ChoiceState, RequestState
+from migration.state import OLDEST, VERSION, ChoiceState, RequestState
 from migration.transport import Address
 
 __all__ = [
@@ -90,12 +90,20 @@ def epoch_from_wire(message: pb.Epoch) -> Epoch:
 
 
 def address_to_wire(address: Address) -> pb.Address:
-    return pb.Address(instance=address.instance, host=address.host, shm=address.shm, tcp=address.tcp)
+    return pb.Address(
+        instance=address.instance,
+        host=address.host,
+        shm=address.shm,
+        tcp=address.tcp,
+        nccl=address.nccl,
+        nixl=address.nixl,
+    )
 
 
 def address_from_wire(message: pb.Address) -> Address:
-    _texts(message.instance, message.host, message.shm, message.tcp)
-    return Address(message.instance, message.host, message.shm, message.tcp)
+    ways = message.shm, message.tcp, message.nccl, message.nixl
+    _texts(message.instance, message.host, *ways)
+    return Address(message.instance, message.host, *ways)
 
 
 def _sampling_to_wire(sampling: Sampling) -> pb.Sampling:
@@ -160,6 +168,7 @@ def request_to_wire(request: Request) -> pb.Request:
         adapter=request.adapter,
         effort=request.effort,
         salt=request.salt,
+        trace=request.trace,
         slo_ttft=request.slo.ttft,
         slo_tpot=request.slo.tpot,
     )
@@ -168,7 +177,7 @@ def request_to_wire(request: Request) -> pb.Request:
 def request_from_wire(message: pb.Request) -> Request:
     """Raises TransferFailed for a request out of bounds, without an id, or without sampling."""
     _few(message.prompt, MAX_TOKENS, "prompt tokens")
-    _texts(message.id, message.tenant, message.adapter, message.salt)
+    _texts(message.id, message.tenant, message.adapter, message.salt, message.trace)
     _finite((message.arrival, message.effort, message.slo_ttft, message.slo_tpot))
     if not message.id or not message.HasField("sampling"):
         raise TransferFailed("a request without an id or without sampling")
@@ -182,6 +191,7 @@ def request_from_wire(message: pb.Request) -> Request:
         adapter=message.adapter,
         effort=message.effort,
         salt=message.salt,
+        trace=message.trace,
         slo=SLO(
             ttft=message.slo_ttft if message.HasField("slo_ttft") else None,
             tpot=message.slo_tpot if message.HasField("slo_tpot") else None,
@@ -205,6 +215,8 @@ def state_to_wire(state: RequestState) -> pb.RequestState:
                 blocks=choice.blocks,
                 cached=choice.cached,
                 preemptions=choice.preemptions,
+                level=choice.level if state.version >= 2 else None,
+                served=choice.served if state.version >= 2 else 0.0,
             )
             for choice in state.choices
         ],
@@ -217,6 +229,7 @@ def _choice_from_wire(message: pb.ChoiceState, prompt: int) -> ChoiceState:
     _few(message.blocks, MAX_TOKENS, "blocks")
     if message.computed > prompt + len(message.output):
         raise TransferFailed(f"{message.computed} computed of {prompt + len(message.output)} tokens")
+    _finite((message.served,))
     phase = _name(Phase, message.phase)
     if phase in (Phase.PAUSED, Phase.FINISHED):
         raise TransferFailed(f"a choice that goes on {phase.value}")
@@ -229,13 +242,17 @@ def _choice_from_wire(message: pb.ChoiceState, prompt: int) -> ChoiceState:
         blocks=tuple(message.blocks),
         cached=message.cached,
         preemptions=message.preemptions,
+        level=message.level if message.HasField("level") else None,
+        served=message.served,
     )
 
 
 def state_from_wire(message: pb.RequestState) -> RequestState:
     """Raises TransferFailed for another version, or for choices that cannot be the request's."""
-    if message.version != VERSION:
-        raise TransferFailed(f"state of version {message.version}, {VERSION} is spoken here")
+    if not OLDEST <= message.version <= VERSION:
+        raise TransferFailed(
+            f"state of version {message.version}, {OLDEST} to {VERSION} are spoken here: upgrade the older"
+        )
     _few(message.choices, MAX_ITEMS, "choices")
     _texts(message.home)
     request = request_from_wire(message.request)

@@ -127,6 +127,7 @@ class Request(_message.Message):
     SALT_FIELD_NUMBER: _builtins.int
     SLO_TTFT_FIELD_NUMBER: _builtins.int
     SLO_TPOT_FIELD_NUMBER: _builtins.int
+    TRACE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     arrival: _builtins.float
     tenant: _builtins.str
@@ -136,6 +137,8 @@ class Request(_message.Message):
     salt: _builtins.str
     slo_ttft: _builtins.float
     slo_tpot: _builtins.float
+    trace: _builtins.str
+    """W3C traceparent"""
     @_builtins.property
     def prompt(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -154,10 +157,11 @@ class Request(_message.Message):
         salt: _builtins.str = ...,
         slo_ttft: _builtins.float | None = ...,
         slo_tpot: _builtins.float | None = ...,
+        trace: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_slo_tpot", b"_slo_tpot", "_slo_ttft", b"_slo_ttft", "sampling", b"sampling", "slo_tpot", b"slo_tpot", "slo_ttft", b"slo_ttft"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_slo_tpot", b"_slo_tpot", "_slo_ttft", b"_slo_ttft", "adapter", b"adapter", "arrival", b"arrival", "effort", b"effort", "id", b"id", "priority", b"priority", "prompt", b"prompt", "salt", b"salt", "sampling", b"sampling", "slo_tpot", b"slo_tpot", "slo_ttft", b"slo_ttft", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_slo_tpot", b"_slo_tpot", "_slo_ttft", b"_slo_ttft", "adapter", b"adapter", "arrival", b"arrival", "effort", b"effort", "id", b"id", "priority", b"priority", "prompt", b"prompt", "salt", b"salt", "sampling", b"sampling", "slo_tpot", b"slo_tpot", "slo_ttft", b"slo_ttft", "tenant", b"tenant", "trace", b"trace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__slo_tpot: _TypeAlias = _typing.Literal["slo_tpot"]  # noqa: Y015
     _WhichOneofArgType__slo_tpot: _TypeAlias = _typing.Literal["_slo_tpot", b"_slo_tpot"]  # noqa: Y015
@@ -206,12 +210,18 @@ class ChoiceState(_message.Message):
     BLOCKS_FIELD_NUMBER: _builtins.int
     CACHED_FIELD_NUMBER: _builtins.int
     PREEMPTIONS_FIELD_NUMBER: _builtins.int
+    LEVEL_FIELD_NUMBER: _builtins.int
+    SERVED_FIELD_NUMBER: _builtins.int
     choice: _builtins.int
     computed: _builtins.int
     phase: _builtins.str
     tier: _builtins.str
     cached: _builtins.int
     preemptions: _builtins.int
+    level: _builtins.int
+    """since version 2, as `served`: where it is in a queue with levels"""
+    served: _builtins.float
+    """seconds of that level's quantum that it has had"""
     @_builtins.property
     def output(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -227,12 +237,16 @@ class ChoiceState(_message.Message):
         blocks: _abc.Iterable[_builtins.int] | None = ...,
         cached: _builtins.int = ...,
         preemptions: _builtins.int = ...,
+        level: _builtins.int | None = ...,
+        served: _builtins.float = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_level", b"_level", "level", b"level"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "cached", b"cached", "choice", b"choice", "computed", b"computed", "output", b"output", "phase", b"phase", "preemptions", b"preemptions", "tier", b"tier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_level", b"_level", "blocks", b"blocks", "cached", b"cached", "choice", b"choice", "computed", b"computed", "level", b"level", "output", b"output", "phase", b"phase", "preemptions", b"preemptions", "served", b"served", "tier", b"tier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__level: _TypeAlias = _typing.Literal["level"]  # noqa: Y015
+    _WhichOneofArgType__level: _TypeAlias = _typing.Literal["_level", b"_level"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__level) -> _WhichOneofReturnType__level | None: ...
 
 Global___ChoiceState: _TypeAlias = ChoiceState  # noqa: Y015
 
@@ -286,12 +300,18 @@ class Address(_message.Message):
     HOST_FIELD_NUMBER: _builtins.int
     SHM_FIELD_NUMBER: _builtins.int
     TCP_FIELD_NUMBER: _builtins.int
+    NCCL_FIELD_NUMBER: _builtins.int
+    NIXL_FIELD_NUMBER: _builtins.int
     instance: _builtins.str
     host: _builtins.str
     shm: _builtins.str
     """name of an abstract unix socket, '' where shared memory cannot be offered"""
     tcp: _builtins.str
     """host:port"""
+    nccl: _builtins.str
+    """host:port at which GPUs meet, '' where there is none"""
+    nixl: _builtins.str
+    """host:port of the control connection"""
     def __init__(
         self,
         *,
@@ -299,10 +319,12 @@ class Address(_message.Message):
         host: _builtins.str = ...,
         shm: _builtins.str = ...,
         tcp: _builtins.str = ...,
+        nccl: _builtins.str = ...,
+        nixl: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "instance", b"instance", "shm", b"shm", "tcp", b"tcp"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "instance", b"instance", "nccl", b"nccl", "nixl", b"nixl", "shm", b"shm", "tcp", b"tcp"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -427,6 +449,7 @@ class Hello(_message.Message):
     BLOCK_NBYTES_FIELD_NUMBER: _builtins.int
     WEIGHTS_DIGEST_FIELD_NUMBER: _builtins.int
     NONCE_FIELD_NUMBER: _builtins.int
+    CONTENTS_FIELD_NUMBER: _builtins.int
     oldest: _builtins.int
     """protocol versions spoken"""
     newest: _builtins.int
@@ -437,6 +460,10 @@ class Hello(_message.Message):
     block_nbytes: _builtins.int
     weights_digest: _builtins.str
     nonce: _builtins.bytes
+    @_builtins.property
+    def contents(self) -> Global___Contents:
+        """since version 2"""
+
     def __init__(
         self,
         *,
@@ -448,14 +475,46 @@ class Hello(_message.Message):
         block_nbytes: _builtins.int = ...,
         weights_digest: _builtins.str = ...,
         nonce: _builtins.bytes = ...,
+        contents: Global___Contents | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["contents", b"contents"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_nbytes", b"block_nbytes", "block_size", b"block_size", "instance", b"instance", "layout", b"layout", "newest", b"newest", "nonce", b"nonce", "oldest", b"oldest", "weights_digest", b"weights_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_nbytes", b"block_nbytes", "block_size", b"block_size", "contents", b"contents", "instance", b"instance", "layout", b"layout", "newest", b"newest", "nonce", b"nonce", "oldest", b"oldest", "weights_digest", b"weights_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Hello: _TypeAlias = Hello  # noqa: Y015
+
+@_typing.final
+class Contents(_message.Message):
+    """What a slot of KV holds: where that is equal, blocks of one size can be cut into blocks of another."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAYERS_FIELD_NUMBER: _builtins.int
+    KV_HEADS_FIELD_NUMBER: _builtins.int
+    HEAD_DIM_FIELD_NUMBER: _builtins.int
+    DTYPE_FIELD_NUMBER: _builtins.int
+    layers: _builtins.int
+    kv_heads: _builtins.int
+    """of all ranks"""
+    head_dim: _builtins.int
+    dtype: _builtins.str
+    def __init__(
+        self,
+        *,
+        layers: _builtins.int = ...,
+        kv_heads: _builtins.int = ...,
+        head_dim: _builtins.int = ...,
+        dtype: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "head_dim", b"head_dim", "kv_heads", b"kv_heads", "layers", b"layers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Contents: _TypeAlias = Contents  # noqa: Y015
 
 @_typing.final
 class Proof(_message.Message):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -29,6 +30,18 @@ DTYPES = {
     "float8_e4m3fn": torch.float8_e4m3fn,
     "float8_e5m2": torch.float8_e5m2,
 }
+
+
+class DeviceMemory(Protocol):
+    """Bytes in the memory of the cache's GPU."""
+
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]: ...
+
+
+Buffer = memoryview | DeviceMemory
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +84,8 @@ class KVCache:
         """Keys and values of a layer, each [blocks, block_size, kv_heads, head_dim], sharing the pool."""
         return self.pool[index, 0], self.pool[index, 1]
 
-    def gather(self, blocks: Sequence[int], out: memoryview) -> None:
-        """Copy blocks into `out`, a writable buffer of len(blocks) · block_nbytes bytes.
+    def gather(self, blocks: Sequence[int], out: Buffer) -> None:
+        """Copy blocks into `out`, a writable buffer of len(blocks) · block_nbytes bytes, here or on the device.
 
         Raises ValueError for a buffer of another size, IndexError for a block outside the pool.
         """
@@ -81,14 +94,14 @@ class KVCache:
             return
         target = self._view(out, (len(blocks), *self.layout.block_shape))
         with torch.inference_mode():
-            if self._device.type == "cpu":
+            if target.device == self.pool.device:
                 self._kernels.gather_blocks(self.pool, index, target)
                 return
             staged = torch.empty(target.shape, dtype=target.dtype, device=self._device)
             self._kernels.gather_blocks(self.pool, index, staged)
             target.copy_(staged)
 
-    def gather_slots(self, slots: Sequence[int], size: int, out: memoryview) -> None:
+    def gather_slots(self, slots: Sequence[int], size: int, out: Buffer) -> None:
         """Copy slots, each block · block_size + place, into `out` as blocks of `size` slots: what a cache of
         that block size takes with `scatter`.
 
@@ -109,7 +122,7 @@ class KVCache:
             cut = flat.view(layers, two, len(slots) // size, size, heads, dim).permute(2, 0, 1, 3, 4, 5)
             self._view(out, cut.shape).copy_(cut)
 
-    def scatter(self, blocks: Sequence[int], data: memoryview) -> None:
+    def scatter(self, blocks: Sequence[int], data: Buffer) -> None:
         """Write into distinct `blocks` what `gather` put into `data`. Raises as `gather`."""
         index = self._index(blocks, data.nbytes)
         if not blocks:
@@ -135,7 +148,9 @@ class KVCache:
             raise IndexError(f"blocks {min(blocks)} to {max(blocks)} are not all in a pool of {self.blocks}")
         return torch.tensor(blocks, dtype=torch.int64).to(self._device)
 
-    def _view(self, data: memoryview, shape: Sequence[int]) -> Tensor:
+    def _view(self, data: Buffer, shape: Sequence[int]) -> Tensor:
+        if not isinstance(data, memoryview):
+            return torch.as_tensor(data, device=self._device).view(self._dtype).view(*shape)
         # torch warns of read-only buffers, such as received bytes; by address it takes them, and
         # `scatter` only reads. The caller's `data` keeps the memory alive.
         address = np.frombuffer(data, dtype=np.uint8).ctypes.data

@@ -51,6 +51,8 @@ LEAVES: dict[str, set[str]] = {
     "cluster/certificates.py": {"cryptography"},
     "migration/wire_pb2.py": {"google.protobuf"},
     "migration/wire.py": {"google.protobuf"},
+    "migration/nccl_device.py": {"cupy", "torch"},
+    "migration/nixl.py": {"nixl"},
 }
 
 

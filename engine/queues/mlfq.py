@@ -49,7 +49,8 @@ class _Job:
 
 class MultiLevelQueue:
     """Both the WaitingQueue and the BatchPolicy of one engine core, since a job keeps its level as it goes
-    from one to the other. `inner` decides how many tokens those that were picked get."""
+    from one to the other; a sequence that moves to another instance takes it along. `inner` decides how many
+    tokens those that were picked get."""
 
     def __init__(self, levels: Levels, inner: BatchPolicy, cost: CostModel) -> None:
         self.levels = levels
@@ -157,14 +158,22 @@ class MultiLevelQueue:
             if full and job.level < self.levels.count - 1:
                 self._place(job, job.level + 1, front=True)
                 job.promoted = False
+        for sequence in (*running, *self._waiting.values()):
+            job = self._jobs.get(sequence.key)
+            if job is not None:
+                sequence.level, sequence.served = job.level, job.served
         for key in [key for key in self._jobs if key not in alive]:
             del self._jobs[key]
 
     def _job(self, sequence: Sequence, now: float) -> _Job:
         job = self._jobs.get(sequence.key)
         if job is None:
-            level = self._entry(sequence) if self.levels.skip_join else 0
-            job = self._jobs[sequence.key] = _Job(level, self._next(), idle_since=now)
+            level = sequence.level
+            if level is None:
+                level = self._entry(sequence) if self.levels.skip_join else 0
+            level = min(level, self.levels.count - 1)
+            job = _Job(level, self._next(), sequence.served, idle_since=now)
+            self._jobs[sequence.key] = job
         return job
 
     def _entry(self, sequence: Sequence) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from typing import Any
@@ -24,9 +24,11 @@ SLOW = 0.02
 class Node:
     """One instance."""
 
-    def __init__(self, name: str, home: Home, *, total: int, padding: int, **options: Any) -> None:
+    def __init__(
+        self, name: str, home: Home, *, total: int, padding: int, block_size: int, **options: Any
+    ) -> None:
         self.name = name
-        self.engine = Engine(name, home, total=total, padding=padding)
+        self.engine = Engine(name, home, total=total, padding=padding, block_size=block_size)
         self.ends = Ends(self.engine, **options)
         self.role = DecodeInstance(name, self.engine.loop, self.ends.sender, self.ends.receiver)
 
@@ -46,12 +48,15 @@ class Mesh:
         blocks: int = 256,
         padding: int = 0,
         pace: float = 0.0,
+        sizes: Sequence[int] = (),
         **options: Any,
     ) -> None:
         self.home = Home()
+        options |= {"padding": padding, "forced": forced}
+        every = list(sizes) or [4] * nodes
         self.nodes = {
-            name: Node(name, self.home, total=blocks, padding=padding, forced=forced, **options)
-            for name in (f"d{number}" for number in range(nodes))
+            name: Node(name, self.home, total=blocks * 4 // size, block_size=size, **options)
+            for name, size in ((f"d{number}", size) for number, size in enumerate(every))
         }
         self._pace = pace
         self._moves: list[Future[Moved]] = []

@@ -66,6 +66,16 @@ class ToyStore:
             for slot, (position, token) in enumerate(self.runner.store[block]):
                 SLOT.pack_into(out, place * self.block_nbytes + slot * SLOT.size, position, token)
 
+    def gather_slots(self, slots: Sequence[int], size: int, out: memoryview) -> None:
+        self.before_gather()
+        assert len(slots) % size == 0
+        here = self.runner.block_size
+        slot_nbytes = self.block_nbytes // here
+        assert out.nbytes == len(slots) * slot_nbytes
+        self.gathered += dict.fromkeys(slot // here for slot in slots)
+        for place, slot in enumerate(slots):
+            SLOT.pack_into(out, place * SLOT.size, *self.runner.store[slot // here][slot % here])
+
     def scatter(self, blocks: Sequence[int], data: memoryview) -> None:
         assert data.nbytes == len(blocks) * self.block_nbytes
         self.scattered += len(blocks)
@@ -210,14 +220,13 @@ class _Clock:
 class Engine:
     """One instance's engine, on which a sender and a receiver are put."""
 
-    def __init__(self, name: str, home: Home, *, total: int, padding: int) -> None:
-        block_size = 4
+    def __init__(self, name: str, home: Home, *, total: int, padding: int, block_size: int = 4) -> None:
         self.name = name
         self.home = home
         self.core = EngineCore(
             pool=BlockPool(total, block_size),
             queue=FCFSQueue(),
-            policy=ChunkedPrefill(16, block_size),
+            policy=ChunkedPrefill(max(16, block_size), block_size),
             limits=Limits(max_length=10_000, max_sequences=32),
             eos_token_ids=frozenset({EOS}),
         )
@@ -265,10 +274,12 @@ class Ends:
     def __init__(self, engine: Engine, secret: bytes = b"between us", **options: Any) -> None:
         forced = options.pop("forced", "auto")
         wrap: Callable[[Transport], Transport] = options.pop("wrap", lambda transport: transport)
+        more: Callable[[], dict[str, Transport]] = options.pop("more", dict)
         common = (engine.loop, engine.store, engine.identity(secret=secret), engine.claim)
         known = options.get("timeouts", QUICK)
-        ways = {name: wrap(one) for name, one in transports(known.chunk).items()}
-        self.receiver = Receiver(*common, ways, LISTEN, host=host_id(), **options)
+        ways = {name: wrap(one) for name, one in (transports(known.chunk) | more()).items()}
+        listen = {name: LISTEN.get(name, "127.0.0.1:0") for name in ways}
+        self.receiver = Receiver(*common, ways, listen, host=host_id(), **options)
         self.receiver.start()
         self.sender = Sender(*common, ways, host=host_id(), forced=forced, **options)
 
@@ -287,15 +298,18 @@ class Pair:
         timeouts: Timeouts = QUICK,
         bounds: Bounds = Bounds(),
         blocks: tuple[int, int] = (64, 64),
+        sizes: tuple[int, int] = (4, 4),
         padding: int = 0,
         max_sessions: int = 16,
+        more: Callable[[], dict[str, Transport]] = dict,
         secrets: tuple[bytes, bytes] = (b"between us", b"between us"),
         reach: Callable[[Address], Address] = lambda address: address,
     ) -> None:
         self.home = Home()
         options = {"timeouts": timeouts, "max_sessions": max_sessions, "forced": forced, "bounds": bounds}
-        self.p = Engine("p", self.home, total=blocks[0], padding=padding)
-        self.d = Engine("d", self.home, total=blocks[1], padding=padding)
+        options["more"] = more
+        self.p = Engine("p", self.home, total=blocks[0], padding=padding, block_size=sizes[0])
+        self.d = Engine("d", self.home, total=blocks[1], padding=padding, block_size=sizes[1])
         source = Ends(self.p, secrets[0], **options)
         destination = Ends(self.d, secrets[1], **options)
         self.ends = source, destination

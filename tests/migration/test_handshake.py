@@ -12,14 +12,16 @@ import pytest
 
 from engine.errors import HandshakeRefused, MovementError, TransferFailed
 from migration.envelope import Envelope, encode
-from migration.handshake import Identity, answer, call
-from migration.messages import Renew, Welcome
+from migration.handshake import MAX_BLOCK, Agreement, Identity, answer, call
+from migration.messages import Contents, Renew, Welcome
+from migration.state import VERSION
 from migration.tcp import TcpTransport
 from migration.transport import Channel
 from tests.engine.toy import ToyRunner
 from tests.migration.pair import BOUND, ToyStore
 
-ONE = Identity("one", "toy blocks", 4, 64, "weights", b"secret")
+CONTENTS = Contents(1, 1, 2, "int64")
+ONE = Identity("one", "toy blocks", 4, 64, "weights", b"secret", CONTENTS)
 OTHER = replace(ONE, instance="other")
 
 
@@ -63,17 +65,45 @@ def meet(ends: tuple[Channel, Channel], caller: Identity, listener: Identity, ex
 
 def test_two_of_one_kind_agree_on_the_newest_version(ends: tuple[Channel, Channel]) -> None:
     caller = replace(ONE, oldest=2, newest=5)
-    assert meet(ends, caller, replace(OTHER, oldest=1, newest=4)) == (4, "one")
+    caller_heard, listener_heard = meet(ends, caller, replace(OTHER, oldest=1, newest=4))
+    assert caller_heard == Agreement("other", 4, 4)
+    assert listener_heard == Agreement("one", 4, 4)
+
+
+def test_blocks_of_another_size_are_cut_to_the_listeners(ends: tuple[Channel, Channel]) -> None:
+    caller, listener = replace(ONE, block_size=8, block_nbytes=128), replace(OTHER, layout="other words")
+    heard, _ = meet(ends, caller, listener)
+    assert heard == Agreement("other", VERSION, 4)
+
+
+@pytest.mark.parametrize("older", ["caller", "listener"])
+def test_with_one_of_version_1_blocks_must_be_alike(ends: tuple[Channel, Channel], older: str) -> None:
+    """Version 1 said nothing of a block's contents, and knew no other block size than its own."""
+    identities = {"caller": ONE, "listener": OTHER}
+    identities[older] = replace(identities[older], contents=None, newest=1)
+    heard, _ = meet(ends, identities["caller"], identities["listener"])
+    assert heard == Agreement("other", 1, 4)
+    with connected() as again:
+        identities["listener"] = replace(identities["listener"], block_size=8, block_nbytes=128)
+        heard, _ = meet(again, identities["caller"], identities["listener"])
+        assert isinstance(heard, HandshakeRefused)
+        assert heard.message.startswith("layout: ")
+        assert "engine.block_size" in heard.message
 
 
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
         ("secret", {"secret": b"another"}),
-        ("version", {"oldest": 2, "newest": 3}),
-        ("layout", {"layout": "other blocks"}),
+        ("version", {"oldest": VERSION + 1, "newest": VERSION + 2}),
         ("layout", {"block_size": 8}),
         ("layout", {"block_nbytes": 128}),
+        ("layout", {"block_size": 0, "block_nbytes": 0}),
+        ("layout", {"block_size": MAX_BLOCK * 2, "block_nbytes": 16 * MAX_BLOCK * 2}),
+        ("layout", {"contents": None}),
+        ("layout", {"contents": replace(CONTENTS, layers=2)}),
+        ("layout", {"contents": replace(CONTENTS, kv_heads=2)}),
+        ("layout", {"contents": replace(CONTENTS, dtype="float32")}),
         ("weights", {"weights_digest": "others"}),
     ],
 )
@@ -111,7 +141,7 @@ def test_a_recorded_proof_cannot_be_used_again(
     recorded: list[bytes] = []
     send = ends[0].send
     monkeypatch.setattr(ends[0], "send", lambda header: (recorded.append(header), send(header)))
-    assert meet(ends, ONE, OTHER) == (1, "one")
+    assert meet(ends, ONE, OTHER)[1] == Agreement("one", VERSION, 4)
     with connected() as (near, far):
         for header in recorded:
             near.send(header)

@@ -229,30 +229,41 @@ def test_a_prefix_is_as_long_as_it_says() -> None:
 
 
 HERE = Address("d", "this host", "name", "10.0.0.1:7")
+GPU = Address("d", "this host", "name", "10.0.0.1:7", "10.0.0.1:8", "10.0.0.1:9")
+HAD = ("shm", "tcp")
+ALL = ("shm", "tcp", "nccl", "nixl")
 
 
 @pytest.mark.parametrize(
-    ("address", "mine", "forced", "chosen"),
+    ("address", "mine", "forced", "here", "chosen"),
     [
-        (HERE, "this host", "auto", ("shm", "name")),
-        (HERE, "another", "auto", ("tcp", "10.0.0.1:7")),
-        (HERE, "this host", "tcp", ("tcp", "10.0.0.1:7")),
-        (HERE, "this host", "shm", ("shm", "name")),
-        (Address("d", "this host", "", "10.0.0.1:7"), "this host", "auto", ("tcp", "10.0.0.1:7")),
+        (HERE, "this host", "auto", HAD, ["shm", "tcp"]),
+        (HERE, "another", "auto", HAD, ["tcp"]),
+        (HERE, "this host", "tcp", HAD, ["tcp"]),
+        (HERE, "this host", "shm", HAD, ["shm"]),
+        (Address("d", "this host", "", "10.0.0.1:7"), "this host", "auto", HAD, ["tcp"]),
+        (GPU, "this host", "auto", ALL, ["nccl", "shm", "tcp"]),
+        (GPU, "another", "auto", ALL, ["nccl", "tcp"]),
+        (GPU, "another", "auto", HAD, ["tcp"]),
+        (HERE, "another", "auto", ALL, ["tcp"]),
+        (GPU, "another", "nixl", ALL, ["nixl"]),
     ],
 )
-def test_the_transport_follows_from_where_the_ends_are(
-    address: Address, mine: str, forced: str, chosen: tuple[str, str]
+def test_the_transports_follow_from_where_the_ends_are(
+    address: Address, mine: str, forced: str, here: tuple[str, ...], chosen: list[str]
 ) -> None:
-    assert choose(address, mine, forced) == chosen
+    ways = choose(address, mine, forced, here)
+    assert [name for name, _ in ways] == chosen
+    assert all(where == getattr(address, name) for name, where in ways)
 
 
 @pytest.mark.parametrize(
-    ("address", "forced"), [(HERE, "shm"), (Address("d", "this host", "name", ""), "auto")]
+    ("address", "forced"),
+    [(HERE, "shm"), (HERE, "nccl"), (GPU, "nccl"), (Address("d", "this host", "name", ""), "auto")],
 )
 def test_two_ends_without_a_way_say_which_setting_to_change(address: Address, forced: str) -> None:
     with pytest.raises(TransferFailed, match=r"transfer\.transport"):
-        choose(address, "another", forced)
+        choose(address, "another", forced, HAD)
 
 
 def test_one_process_has_one_host() -> None:

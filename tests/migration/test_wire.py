@@ -21,6 +21,7 @@ from migration.messages import (
     Abort,
     Commit,
     Committed,
+    Contents,
     Copy,
     Hello,
     Proof,
@@ -31,7 +32,7 @@ from migration.messages import (
     Reserved,
     Welcome,
 )
-from migration.state import VERSION, ChoiceState, RequestState, capture, restore
+from migration.state import OLDEST, VERSION, ChoiceState, RequestState, capture, restore
 from migration.transport import Address
 from migration.wire import (
     address_from_wire,
@@ -80,6 +81,7 @@ requests = st.builds(
     adapter=words,
     effort=numbers,
     salt=words,
+    trace=words,
     slo=st.builds(SLO, ttft=st.none() | numbers, tpot=st.none() | numbers),
 )
 epochs = st.builds(Epoch, small, small)
@@ -88,6 +90,7 @@ epochs = st.builds(Epoch, small, small)
 @st.composite
 def states(draw: st.DrawFn) -> RequestState:
     request = draw(requests)
+    numbers_ = st.floats(allow_nan=False, allow_infinity=False)
     numbers = draw(st.lists(st.integers(0, request.sampling.n - 1), unique=True))
     choices = []
     for number in numbers:
@@ -102,6 +105,8 @@ def states(draw: st.DrawFn) -> RequestState:
                 blocks=draw(tokens),
                 cached=draw(small),
                 preemptions=draw(small),
+                level=draw(st.none() | small),
+                served=draw(numbers_),
             )
         )
     drawn = {choice.choice for choice in choices if choice.output}
@@ -120,6 +125,7 @@ hellos = st.builds(
     block_nbytes=st.integers(0, 2**64 - 1),
     weights_digest=words,
     nonce=st.binary(max_size=20),
+    contents=st.none() | st.builds(Contents, small, small, small, words),
 )
 counts = st.integers(1, 2**21)
 
@@ -157,7 +163,7 @@ def test_a_request_is_read_as_it_was_written(request: Request) -> None:
     assert request_from_wire(request_to_wire(request)) == request
 
 
-@given(states(), st.none() | st.builds(Address, words, words, words, words))
+@given(states(), st.none() | st.builds(Address, *[words] * 6))
 def test_a_start_is_read_as_it_was_written(state: RequestState, decode_at: Address | None) -> None:
     address = None if decode_at is None else address_to_wire(decode_at)
     message = pb.Start(state=state_to_wire(state), decode=address)
@@ -213,6 +219,8 @@ def changed(**changes: Any) -> pb.RequestState:
     "changes",
     [
         {"version": VERSION + 1},
+        {"version": OLDEST - 1},
+        {"choice__served": math.nan},
         {"request__id": ""},
         {"request__arrival": math.nan},
         {"request__sampling__temperature": math.inf},
@@ -289,6 +297,8 @@ def test_what_is_captured_is_restored(state: RequestState) -> None:
             state.home,
             choice.cached,
             choice.preemptions,
+            choice.level,
+            choice.served,
         )
         for choice in state.choices
     ]

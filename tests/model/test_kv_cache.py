@@ -57,6 +57,29 @@ def test_a_view_into_a_larger_buffer_is_filled_in_place() -> None:
     assert buffer[5 + source.block_nbytes :] == b"\xff" * (source.block_nbytes + 5)
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 6, 12])
+def test_slots_are_gathered_as_blocks_of_any_size(size: int) -> None:
+    source = cache()
+    target = KVCache(KVLayout(3, size, 2, 6, "float32"), 12, CPU, dispatch.choose(CPU))
+    slots = [29, 28, 3, 0, 17, 16, 15, 14, 5, 6, 7, 31]
+    data = bytearray(len(slots) * source.block_nbytes // 4)
+    source.gather_slots(slots, size, memoryview(data))
+    target.scatter(list(range(12 // size)), memoryview(data))
+    landed = target.pool.flatten(2, 3)[:, :, :12]
+    assert torch.equal(landed, source.pool.flatten(2, 3)[:, :, slots])
+
+
+@pytest.mark.parametrize(
+    ("slots", "size", "error"), [([32], 1, IndexError), ([-1], 1, IndexError), ([0, 1, 2], 2, ValueError)]
+)
+def test_slots_that_are_not_there_or_fill_no_block_are_refused(
+    slots: list[int], size: int, error: type[Exception]
+) -> None:
+    made = cache()
+    with pytest.raises(error):
+        made.gather_slots(slots, size, memoryview(bytearray(len(slots) * made.block_nbytes // 4)))
+
+
 def test_copies_have_the_effect_of_one_after_another() -> None:
     made = cache()
     before = made.pool.clone()

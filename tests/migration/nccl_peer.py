@@ -1,0 +1,50 @@
+"""A process that takes NCCL transfers: says its address, then the checksum of every payload that comes.
+
+python -m tests.migration.nccl_peer double|gpu
+"""
+
+from __future__ import annotations
+
+import sys
+import zlib
+
+from engine.errors import TransferFailed
+from migration.nccl import Device, nccl_transport
+from migration.tcp import TcpTransport
+
+
+def device(kind: str) -> Device:
+    if kind == "gpu":
+        from migration.nccl_device import NcclDevice
+
+        return NcclDevice()
+    from tests.migration.nccl_double import DoubleDevice
+
+    return DoubleDevice()
+
+
+def host_bytes(payload: object) -> bytes:
+    return bytes(payload) if isinstance(payload, memoryview) else payload.get().tobytes()  # type: ignore[attr-defined]
+
+
+def main(kind: str, timeout: float = 30.0) -> None:
+    listener = nccl_transport(device(kind), TcpTransport(timeout), timeout).listen("127.0.0.1:0")
+    sys.stdout.write(f"{listener.address}\n")
+    sys.stdout.flush()
+    channel = listener.accept()
+    channel.trust()
+    try:
+        while (frame := channel.receive(timeout)) is not None:
+            if frame.header == b"end":
+                break
+            what = "damaged" if frame.payload is None else str(zlib.crc32(host_bytes(frame.payload)))
+            frame.release()
+            channel.send(b"%s %s" % (frame.header, what.encode()))
+    except TransferFailed as error:
+        sys.stderr.write(f"{error.message}\n")
+    channel.close()
+    listener.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
