@@ -29,6 +29,7 @@ from cluster.gateway import Gateway
 from cluster.installation import installed_version
 from cluster.logs import configure
 from cluster.rpc import reachable
+from cluster.serve_scaling import REQUESTS
 from cluster.settings_change import flat
 from engine.errors import ConfigError
 
@@ -83,6 +84,10 @@ class GatewayReplica(Gateway):
     async def __init__(self, config_json: str, controller: DeploymentHandle[Any]) -> None:  # type: ignore[misc]
         configure(Config.model_validate_json(config_json).log)
         await super().__init__(config_json, controller)
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What a policy of Serve's autoscaler may go by: see cluster/serve_scaling.py."""
+        return {REQUESTS: float(self.requests)}
 
     async def __del__(self) -> None:
         """Serve sends nothing more; who asked at our own port may read on until it is over."""

@@ -97,10 +97,9 @@ def _dress(color: Color, *, verbose: bool) -> None:
         for name in ("NO_COLOR", "FORCE_COLOR"):
             os.environ.pop(name, None)
         os.environ["FORCE_COLOR" if color is Color.ALWAYS else "NO_COLOR"] = "1"
-    if verbose:
-        logger = logging.getLogger("tandem")
-        logger.setLevel(logging.DEBUG)
-        logger.handlers = [logging.StreamHandler(sys.stderr)]
+    logger = logging.getLogger("tandem")
+    logger.setLevel(logging.DEBUG if verbose else logging.NOTSET)
+    logger.handlers = [logging.StreamHandler(sys.stderr)] if verbose else []
 
 
 def build() -> typer.Typer:

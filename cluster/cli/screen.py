@@ -93,7 +93,7 @@ def free_blocks(status: pb.ClusterStatus) -> dict[str, str]:
     """The freeness of every instance that has a status: blocks left per request."""
     view = ClusterView(settle=1.0, stale=math.inf)
     for one in status.instances:
-        if one.status.blocks_total:
+        if one.status.blocks_total and one.status.block_size:
             view.observe(status_from(one.status), 0.0)
     return {load.instance: f"{freeness(load):.1f}" for load in view.loads(0.0)}
 

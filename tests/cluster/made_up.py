@@ -82,7 +82,9 @@ class MadeUp:
 
     async def ready(self, within: float) -> bytes:
         try:
-            await asyncio.wait_for(self.loaded.wait(), within)
+            # Not wait_for, which may lose a cancellation.
+            async with asyncio.timeout(within):
+                await self.loaded.wait()
         except TimeoutError:
             raise Overloaded(f"instance {self.name} did not answer ready in time") from None
         return self.answer()

@@ -79,7 +79,7 @@ class Controller(control_pb2_grpc.ControlServicer):
         previous = self.targets[request.pool]
         if not request.dry_run:
             self.targets[request.pool] = request.replicas
-        return pb.ScaleReply(previous=previous, target=request.replicas)
+        return pb.ScaleReply(previous=previous, target=request.replicas, least=1, most=64)
 
     def GetRequests(self, request: pb.RequestsRequest, context: Any) -> pb.RequestList:
         self.guard(context)
