@@ -3,9 +3,9 @@
         plan N ──▶ computes ───────────────▶ commit N
               plan N + 1 ──▶ waits its turn ─▶ computes ──▶ …
 
-Sure is such a step where all who run decode and nobody waits: each draws one token and wants one more, but
-for those that reach their length. Who ends by a token of his own, or is frozen, has a row in vain: commit
-leaves it alone. All that plans have beside that needs the draws: then there is none.
+Sure is such a step where all who run decode and nobody can join them: each draws one token and wants one
+more, but for those that reach their length. Who ends by a token of his own, or is frozen, has a row in vain:
+commit leaves it alone. What needs the draws for its plan (penalties, handoffs, chunks) goes one by one.
 """
 
 from __future__ import annotations
@@ -27,11 +27,16 @@ class Ahead:
         self._policy = policy if isinstance(policy, Steady) else None
 
     def plan(
-        self, plan: StepPlan, sequences: SequenceOf[Sequence], now: float
+        self, plan: StepPlan, sequences: SequenceOf[Sequence], now: float, *, full: bool
     ) -> tuple[StepPlan, list[Sequence]] | None:
-        """The step after `plan`, in flight for `sequences`; None if it is not sure or nobody is left."""
+        """The step after `plan`, in flight for `sequences`; None if it is not sure or nobody is left.
+
+        `full`: whoever waits finds no place or no blocks now, but might where somebody ends.
+        """
         roster = self._roster
-        if self._policy is None or len(roster.queue) or plan.out or plan.into:
+        waits = len(roster.queue) > 0
+        swaps = roster.tiers.settings.slots > 0
+        if self._policy is None or (waits and (swaps or not full)):
             return None
         rows = {id(sequence): row for row, sequence in enumerate(sequences)}
         if not all(
@@ -39,6 +44,8 @@ class Ahead:
         ):
             return None
         staying = [one for one in roster.running if not self._ends(one)]
+        if waits and len(staying) < len(roster.running):
+            return None
         if not staying or self._policy.steady(staying, now) < 2:
             return None
         tables = roster.tables

@@ -180,8 +180,8 @@ class EngineCore:
         Both are committed or failed in their order.
         """
         assert len(self._flights) == 1, "plan_ahead goes with one step in flight"
-        flight = self._flights.first
-        return self._flights.take_off(self._ahead.plan(flight.plan, flight.sequences, now), now)
+        flight, full = self._flights.first, self._planner.full(self._movements.promised)
+        return self._flights.take_off(self._ahead.plan(flight.plan, flight.sequences, now, full=full), now)
 
     def commit(self, plan: StepPlan, result: StepResult, now: float) -> StepOutcome:
         """Enter what a step drew. Sequences that were ended or frozen meanwhile stay as they are."""

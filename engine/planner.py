@@ -86,6 +86,10 @@ class Planner:
         )
         return plan, [entry.sequence for entry in entries.values()]
 
+    def full(self, promised: int) -> bool:
+        """Whether there is no place or no blocks for any who wait; True where nobody does."""
+        return next(self._candidates(promised), None) is None
+
     def _candidates(self, promised: int) -> Iterator[Sequence]:
         """Those who wait, as long as there is room, each with what the prefix cache would spare it now."""
         roster, pool = self._roster, self._tables.pool

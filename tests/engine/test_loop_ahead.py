@@ -130,6 +130,20 @@ def test_a_step_that_fails_takes_the_one_behind_it_along(rig: Rig, caplog: pytes
     assert rig.loop.failed is None
 
 
+def test_it_looks_ahead_while_others_wait_for_whom_there_is_no_place(rig: Rig) -> None:
+    requests = [request(f"r{index}", prompt(3, index), 12 + index) for index in range(20)]
+
+    def arrive(core: EngineCore) -> None:
+        for one in requests:
+            core.submit(one)
+
+    rig.loop.call(arrive).result(SOON)
+    rig.heard.ends(20)
+    for one in requests:
+        assert rig.tokens(one.id) == alone(one)
+    assert rig.inner.ahead > len(rig.inner.plans) // 3
+
+
 def test_only_runners_that_compute_by_themselves_are_looked_ahead_of() -> None:
     bench = Bench()
     assert not isinstance(bench.runner, Launcher)

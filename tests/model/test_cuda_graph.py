@@ -13,8 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from decode_pool.continuous_batching import ContinuousBatching
+from engine.batch import Limits
+from engine.blocks import BlockPool
+from engine.core import EngineCore
+from engine.loop import EngineLoop
 from engine.plan import Draw, StepPlan, StepResult, Work
-from engine.request import Sampling
+from engine.queues.fcfs import FCFSQueue
+from engine.request import Request, Sampling
 from kernels import dispatch
 from kernels.reference import draw_key
 from model.block_rows import BlockRows
@@ -23,7 +29,9 @@ from model.draw_keys import draw_keys
 from model.runner import ModelRunner
 from model.static_step import StaticStep
 from tests.engine.mutants import mutate
+from tests.engine.test_loop import SOON, Heard, Ticks
 from tests.model import tiny
+from tests.model.generate import generate
 
 CPU = torch.device("cpu")
 ROWS, BLOCK, BLOCKS, STEPS = 7, 4, 160, 6
@@ -209,6 +217,48 @@ def test_blocks_are_copied_before_the_step_writes(pair: Pair) -> None:
 def live_and_look_ahead(pair: Pair) -> None:
     lives(pair, SETTINGS)
     ahead(pair, SETTINGS)
+
+
+def through_an_engine(pair: Pair, settings: Sequence[Sampling]) -> list[list[int]]:
+    """The answers of an engine that steps the graphs, to prompts that come one after another."""
+    core = EngineCore(
+        pool=BlockPool(BLOCKS, BLOCK, True),
+        queue=FCFSQueue(),
+        policy=ContinuousBatching(12),
+        limits=Limits(max_length=tiny.CONTEXT, max_sequences=ROWS),
+        eos_token_ids=frozenset(pair.eager.eos_token_ids),
+    )
+    heard = Heard()
+    loop = EngineLoop(core, pair.graphs, heard, Ticks(), name="graphs")
+    loop.start()
+    rng = random.Random(4)
+    prompts = [
+        tuple(rng.randrange(3, tiny.VOCABULARY) for _ in range(rng.randrange(1, 30))) for _ in settings
+    ]
+    for index, (prompt, sampling) in enumerate(zip(prompts, settings, strict=True)):
+        one = Request(id=str(index), prompt=prompt, sampling=sampling)
+        loop.call(lambda core, one=one: core.submit(one)).result(SOON)
+    heard.ends(len(settings))
+    loop.call(EngineCore.check).result(SOON)
+    loop.stop(SOON)
+    answers: list[list[int]] = [[] for _ in settings]
+    for one in heard.emitted:
+        assert one.drawn is not None
+        answers[int(one.key.request_id)].append(one.drawn.token)
+    ends = pair.eager.eos_token_ids
+    for answer, output in zip(answers, generate(pair.eager, prompts, list(settings)), strict=True):
+        alone = [drawn.token for drawn in output]
+        length = next((place + 1 for place, token in enumerate(alone) if token in ends), len(alone))
+        assert answer == alone[:length]
+    return answers
+
+
+def test_an_engine_answers_the_same_with_graphs_and_looks_ahead(pair: Pair) -> None:
+    settings = [replace(one, max_tokens=20 + n) for n, one in enumerate(SETTINGS * 3)]
+    answers = through_an_engine(pair, settings)
+    assert len({tuple(answer) for answer in answers}) == 9
+    assert pair.graphs.fed > 5
+    through_an_engine(pair, [replace(one, max_tokens=20) for one in (SETTINGS + ADJUSTED) * 2])
 
 
 MUTANTS = {
