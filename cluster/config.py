@@ -98,8 +98,10 @@ class PoolsConfig(Section):
 class TransferConfig(Section):
     """How KV moves between instances."""
 
-    transport: Literal["auto", "shm", "tcp"] = Field(
-        "auto", description="`auto` takes shared memory on one machine and TCP between machines."
+    transport: Literal["auto", "shm", "tcp", "nccl", "nixl"] = Field(
+        "auto",
+        description="`auto` takes shared memory on one machine and TCP between machines. `nccl` (GPUs) and "
+        "`nixl` are taken between instances that both have them, and need their extras.",
     )
     host: str = Field("127.0.0.1", description="The address on which an instance receives KV over TCP.")
     reserve_timeout: Duration = Field(5.0, gt=0, description="How long a destination may take to reserve.")

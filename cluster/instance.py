@@ -27,6 +27,7 @@ from cluster.rpc import channel, reachable
 from cluster.step_watch import Present, watch
 from cluster.tls import cluster_tls
 from cluster.token_stream import TokenPusher
+from cluster.transports import listening, transports
 from decode_pool.instance import DecodeInstance
 from engine.batch import BatchPolicy, Limits
 from engine.blocks import BlockPool
@@ -41,10 +42,8 @@ from migration.handshake import Identity
 from migration.moved import Moved
 from migration.receiver import Receiver
 from migration.sender import Sender
-from migration.shm import ShmTransport
 from migration.state import restore
-from migration.tcp import TcpTransport
-from migration.transport import Address, Transport, describe, host_id
+from migration.transport import Address, describe, host_id
 from migration.wire import address_to_wire, start_from_wire
 from model.cuda_graph import stepper
 from model.device import resolve
@@ -97,7 +96,14 @@ class EngineInstance:
         assets, address = self._runner.assets, self._receiver.address
         return pb.Instance(
             device=self._device,
-            address=address_to_wire(replace(address, tcp=reachable(address.tcp))),
+            address=address_to_wire(
+                replace(
+                    address,
+                    tcp=reachable(address.tcp),
+                    nccl=reachable(address.nccl),
+                    nixl=reachable(address.nixl),
+                )
+            ),
             model=pb.Model(
                 name=self._config.model.name or assets.name,
                 path=str(assets.path),
@@ -194,10 +200,8 @@ class EngineInstance:
     def _movements(self, config: TransferConfig, token: str) -> tuple[Sender, Receiver]:
         runner, loop = self._runner, self._loop
         identity = Identity.of(self.name, runner.kv, runner.weights_digest, token.encode())
-        transports: dict[str, Transport] = {
-            "shm": FaultyTransport(ShmTransport(config.chunk_timeout), self._faults),
-            "tcp": FaultyTransport(TcpTransport(config.chunk_timeout, self._tls), self._faults),
-        }
+        found = transports(config, self._device, self._tls)
+        ways = {name: FaultyTransport(one, self._faults) for name, one in found.items()}
         timeouts = Timeouts(
             reserve=config.reserve_timeout,
             chunk=config.chunk_timeout,
@@ -214,16 +218,12 @@ class EngineInstance:
             share=config.reserved_share,
         )
         host = host_id()
-        where = f"[{config.host}]:0" if ":" in config.host else f"{config.host}:0"
-        listen = {"shm": "", "tcp": where}
-        if config.transport != "auto":
-            listen = {config.transport: listen[config.transport]}
         sender = Sender(
             loop,
             runner.kv,
             identity,
             self._claims,
-            transports,
+            ways,
             host=host,
             timeouts=timeouts,
             bounds=bounds,
@@ -235,8 +235,8 @@ class EngineInstance:
             runner.kv,
             identity,
             self._claims,
-            transports,
-            listen,
+            ways,
+            listening(config),
             host=host,
             timeouts=timeouts,
             bounds=bounds,

@@ -168,20 +168,20 @@ def host_id() -> str:
 def choose(address: Address, mine: str, forced: str, here: Collection[str]) -> tuple[tuple[str, str], ...]:
     """Transports and their addresses for reaching `address` from the host `mine` (a `host_id()`), best first.
 
-    `forced` is "auto" or the name of the only one to take; `here` are the names of those that this end has.
+    `forced` is shm or tcp where only that is to be taken; `here` are the names of those that this end has.
     Raises TransferFailed if the two ends have no way in common.
     """
     near = address.host == mine
     offered = {
         "nccl": address.nccl,
+        "nixl": address.nixl,
         "shm": address.shm if near else "",
-        "nixl": address.nixl if forced == "nixl" else "",
         "tcp": address.tcp,
     }
-    wanted = here if forced == "auto" else {forced} & {*here}
+    wanted = {forced} & {*here} if forced in ("shm", "tcp") else here
     ways = tuple((name, where) for name, where in offered.items() if where and name in wanted)
     if not ways:
-        kind = "transports" if forced == "auto" else f"transport {forced}"
+        kind = f"transport {forced}" if forced in ("shm", "tcp") else "transports"
         where = "" if near else ", which is not on this host"
         raise TransferFailed(
             f"no {kind} in common with {address.instance}{where}: set transfer.transport to auto at both ends"

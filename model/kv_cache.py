@@ -85,7 +85,7 @@ class KVCache:
         return self.pool[index, 0], self.pool[index, 1]
 
     def gather(self, blocks: Sequence[int], out: Buffer) -> None:
-        """Copy blocks into `out`, a writable buffer of len(blocks) · block_nbytes bytes, here or on the device.
+        """Copy blocks into `out`, a writable buffer of len(blocks) · block_nbytes bytes, or on the device.
 
         Raises ValueError for a buffer of another size, IndexError for a block outside the pool.
         """

@@ -52,7 +52,6 @@ LEAVES: dict[str, set[str]] = {
     "migration/wire_pb2.py": {"google.protobuf"},
     "migration/wire.py": {"google.protobuf"},
     "migration/nccl_device.py": {"cupy", "torch"},
-    "migration/nixl.py": {"nixl"},
 }
 
 

@@ -82,14 +82,16 @@ def send_without_end(channel: Any) -> None:
 @contextmanager
 def other_process() -> Iterator[tuple[Any, subprocess.Popen[str]]]:
     """A channel to a process of its own, which answers with the checksum of each payload."""
-    command = [sys.executable, "-m", "tests.migration.nccl_peer", "double"]
+    command = [sys.executable, "-m", "tests.migration.paired_peer", "double"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
-        near = transport(DoubleDevice(), 5.0).connect(process.stdout.readline().strip(), BOUND)
-        near.trust()
-        yield near, process
-        near.close()
+        near = transport(DoubleDevice()).connect(process.stdout.readline().strip(), BOUND)
+        try:
+            near.trust()
+            yield near, process
+        finally:
+            near.close()
     finally:
         process.kill()
         process.wait(BOUND)
@@ -120,9 +122,9 @@ def test_a_process_that_is_killed_ends_the_connection_in_time() -> None:
 
 def test_a_process_that_stands_still_holds_the_sender_up_no_longer_than_it_may() -> None:
     with other_process() as (near, process):
-        near._timeout = HASTY
         near.send(b"first", 10, put(b"0123456789"))
         assert near.receive(BOUND) is not None
+        near._timeout = HASTY
         process.send_signal(signal.SIGSTOP)
         begun = time.monotonic()
         with pytest.raises(TransferFailed, match=r"0\.3 s"):

@@ -242,11 +242,13 @@ ALL = ("shm", "tcp", "nccl", "nixl")
         (HERE, "this host", "tcp", HAD, ["tcp"]),
         (HERE, "this host", "shm", HAD, ["shm"]),
         (Address("d", "this host", "", "10.0.0.1:7"), "this host", "auto", HAD, ["tcp"]),
-        (GPU, "this host", "auto", ALL, ["nccl", "shm", "tcp"]),
-        (GPU, "another", "auto", ALL, ["nccl", "tcp"]),
+        (GPU, "this host", "nccl", ALL, ["nccl", "nixl", "shm", "tcp"]),
+        (GPU, "another", "nccl", (*HAD, "nccl"), ["nccl", "tcp"]),
+        (HERE, "another", "nccl", (*HAD, "nccl"), ["tcp"]),
+        (GPU, "this host", "shm", ALL, ["shm"]),
         (GPU, "another", "auto", HAD, ["tcp"]),
         (HERE, "another", "auto", ALL, ["tcp"]),
-        (GPU, "another", "nixl", ALL, ["nixl"]),
+        (GPU, "another", "nixl", (*HAD, "nixl"), ["nixl", "tcp"]),
     ],
 )
 def test_the_transports_follow_from_where_the_ends_are(
@@ -259,7 +261,12 @@ def test_the_transports_follow_from_where_the_ends_are(
 
 @pytest.mark.parametrize(
     ("address", "forced"),
-    [(HERE, "shm"), (HERE, "nccl"), (GPU, "nccl"), (Address("d", "this host", "name", ""), "auto")],
+    [
+        (HERE, "shm"),
+        (Address("d", "another", "name", ""), "tcp"),
+        (Address("d", "this host", "name", ""), "auto"),
+        (Address("d", "this host", "name", "", "10.0.0.1:8"), "nccl"),
+    ],
 )
 def test_two_ends_without_a_way_say_which_setting_to_change(address: Address, forced: str) -> None:
     with pytest.raises(TransferFailed, match=r"transfer\.transport"):

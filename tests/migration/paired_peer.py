@@ -1,6 +1,6 @@
-"""A process that takes NCCL transfers: says its address, then the checksum of every payload that comes.
+"""A process that takes transfers: says its address, then the checksum of every payload that comes.
 
-python -m tests.migration.nccl_peer double|gpu
+python -m tests.migration.paired_peer double|gpu|nixl
 """
 
 from __future__ import annotations
@@ -9,18 +9,19 @@ import sys
 import zlib
 
 from engine.errors import TransferFailed
-from migration.nccl import Device, nccl_transport
+from migration.nccl import nccl_transport
+from migration.nccl_device import NcclDevice
+from migration.nixl import nixl_transport
+from migration.paired import PairedTransport
 from migration.tcp import TcpTransport
+from tests.migration.nccl_double import DoubleDevice
 
 
-def device(kind: str) -> Device:
-    if kind == "gpu":
-        from migration.nccl_device import NcclDevice
-
-        return NcclDevice()
-    from tests.migration.nccl_double import DoubleDevice
-
-    return DoubleDevice()
+def transport(kind: str, timeout: float) -> PairedTransport:
+    control = TcpTransport(timeout)
+    if kind == "nixl":
+        return nixl_transport(control, timeout)
+    return nccl_transport(NcclDevice() if kind == "gpu" else DoubleDevice(), control, timeout)
 
 
 def host_bytes(payload: object) -> bytes:
@@ -28,7 +29,7 @@ def host_bytes(payload: object) -> bytes:
 
 
 def main(kind: str, timeout: float = 30.0) -> None:
-    listener = nccl_transport(device(kind), TcpTransport(timeout), timeout).listen("127.0.0.1:0")
+    listener = transport(kind, timeout).listen("127.0.0.1:0")
     sys.stdout.write(f"{listener.address}\n")
     sys.stdout.flush()
     channel = listener.accept()
