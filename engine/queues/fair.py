@@ -77,13 +77,15 @@ class FairQueue:
         self._settle()
         for sequence in running:
             self._charge(sequence)
+            self._admitted[sequence.key] = sequence
 
     def observe(self, outcome: StepOutcome) -> None:
         """Hear of a step: charge every token it drew, and close the account of whose last it was."""
         for emitted in outcome.emitted:
             self._charge(emitted.sequence)
+            self._admitted[emitted.key] = emitted.sequence
             if emitted.finish is not None:
-                self._admitted.pop(emitted.key, None)
+                del self._admitted[emitted.key]
                 self.counters.end(emitted.key)
 
     def _settle(self) -> None:

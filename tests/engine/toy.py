@@ -159,7 +159,7 @@ class Bench:
     ) -> None:
         self.core = EngineCore(
             pool=BlockPool(total, block_size, prefix_cache),
-            queue=queue or FCFSQueue(),
+            queue=FCFSQueue() if queue is None else queue,
             policy=policy or ContinuousBatching(budget),
             limits=Limits(max_length, max_sequences, queue_limit),
             eos_token_ids=frozenset({EOS}),

@@ -1,0 +1,127 @@
+"""Tenants pay for each token once, whatever happened to their requests: preempted, swapped, moved or lost."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from decode_pool.continuous_batching import ContinuousBatching
+from engine.outcome import StepOutcome
+from engine.queues.fair import FairQueue
+from engine.request import Request
+from engine.service import Counters, MovingAverage, profiled
+from engine.tiers import TierSettings
+from tests.engine import world as worlds
+from tests.engine.mutants import mutate
+from tests.engine.toy import Bench
+from tests.engine.toy import request as plain
+from tests.engine.world import Pick, World
+
+TENANTS = ("a", "b", "c")
+WEIGHTS = {"b": 2.0, "c": 0.5}
+
+
+class FairWorld(World):
+    """Two instances whose queues share the counters; one of them has host memory."""
+
+    OPERATIONS = tuple(name for name in World.OPERATIONS if name != "cancel")
+
+    def __init__(self, pick: Pick, counters: Counters) -> None:
+        super().__init__(pick)
+        self.counters = counters
+        self.benches = [
+            Bench(total=14, budget=9, max_sequences=6, queue_limit=8, queue=FairQueue(counters),
+                  policy=ContinuousBatching(9), tiers=TierSettings(slots=slots))
+            for slots in (0, 10)
+        ]  # fmt: skip
+
+    def queue(self, where: int) -> FairQueue:
+        queue = self.core(where).queue
+        assert isinstance(queue, FairQueue)
+        return queue
+
+    def hear(self, where: int, outcome: StepOutcome) -> None:
+        super().hear(where, outcome)
+        self.queue(where).observe(outcome)
+
+    def check(self) -> None:
+        super().check()
+        self.queue(0).watch(self.core(0).running)
+
+
+def tenanted(name: str, *arguments: Any, **more: Any) -> Request:
+    return replace(plain(name, *arguments, **more), tenant=TENANTS[int(name[1:]) % len(TENANTS)])
+
+
+def owed(world: FairWorld) -> dict[str, float]:
+    """What each tenant owes by the definition: the cost of every answer as long as it became."""
+    owing = dict.fromkeys(TENANTS, 0.0)
+    for key, tokens in world.tokens.items():
+        one = world.requests[key.request_id]
+        if tokens:
+            owing[one.tenant] += profiled(len(one.prompt), len(tokens)) / WEIGHTS.get(one.tenant, 1.0)
+    return owing
+
+
+def lives(
+    monkeypatch: pytest.MonkeyPatch, seeds: int, predictor: MovingAverage | None = None
+) -> dict[str, int]:
+    monkeypatch.setattr(worlds, "request", tenanted)
+    happened = dict.fromkeys(("moved", "recovered", "preempted", "swapped"), 0)
+    for seed in range(seeds):
+        world = FairWorld(random.Random(seed).choice, Counters(profiled, WEIGHTS, predictor))
+        for _ in range(150):
+            world.act()
+        world.close()
+        for where in range(2):
+            world.queue(where).watch(())
+        if not world.gone:
+            service, lifted = world.counters.service, world.counters.lifted
+            paid = {tenant: service.get(tenant, 0.0) - lifted.get(tenant, 0.0) for tenant in TENANTS}
+            assert paid == pytest.approx(owed(world), abs=1e-6)
+        happened["moved"] += world.moved
+        happened["recovered"] += world.recovered
+        for bench in world.benches:
+            happened["preempted"] += bench.core.status().preemptions
+            happened["swapped"] += bench.core.tiers.swapped_in
+    return happened
+
+
+@pytest.mark.parametrize("predictor", [None, MovingAverage()], ids=["as it comes", "predicted"])
+def test_each_token_is_paid_once_through_preemption_movement_and_failure(
+    monkeypatch: pytest.MonkeyPatch, full: bool, predictor: MovingAverage | None
+) -> None:
+    happened = lives(monkeypatch, 500 if full else 20, predictor)
+    assert all(happened.values()), happened
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "old", "new"),
+    [
+        (Counters, "_settle", "(amount - charge.amount)", "amount"),
+        (Counters, "leave", "known.predicted = 0", "del self._charges[key]"),
+        (Counters, "charge", "output <= known.output", "output < 3"),
+        (FairQueue, "observe", "self._charge(emitted.sequence)", "pass"),
+    ],
+    ids=["by the step", "anew where it moves", "not the first tokens", "never"],
+)
+def test_who_pays_otherwise_is_found(
+    monkeypatch: pytest.MonkeyPatch, owner: type, name: str, old: str, new: str
+) -> None:
+    mutate(monkeypatch, owner, name, old, new)
+    with pytest.raises(AssertionError):
+        lives(monkeypatch, 30)
+
+
+def test_counters_of_each_instance_alone_would_charge_prompts_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    make = FairQueue.__init__
+
+    def apart(self: FairQueue, counters: Counters) -> None:
+        make(self, Counters(profiled, WEIGHTS) if isinstance(counters, Counters) else counters)
+
+    monkeypatch.setattr(FairQueue, "__init__", apart)
+    with pytest.raises(AssertionError):
+        lives(monkeypatch, 5)
