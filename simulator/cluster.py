@@ -46,6 +46,7 @@ from simulator.network import Network
 from simulator.records import Record, Records
 from simulator.runner import EOS, SimulatedRunner
 from simulator.setup import PoolSetup, Setup
+from simulator.spans import Spans
 from simulator.workload.arrivals import Arrival, prompt_of
 
 MOST_SAMPLES = 2000
@@ -63,6 +64,16 @@ class MoveRecord:
     downtime: float
 
 
+@dataclass(frozen=True, slots=True)
+class ScaleEvent:
+    """A pool was given another size."""
+
+    at: float
+    pool: str
+    target: int
+    reason: str
+
+
 @dataclass(slots=True)
 class Member:
     """An instance and the pool it belongs to; `until` is when it was taken away."""
@@ -74,7 +85,7 @@ class Member:
 
 
 class SimulatedCluster:
-    """`add` the workload, `run`, and read `records`."""
+    """`add` the workload, `run`, and read `records`. Of one instance, `watched`, it is noted who ran when."""
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
@@ -86,6 +97,7 @@ class SimulatedCluster:
         self.movements: dict[str, Movement] = {}
         self.handoffs = self.handoffs_failed = 0
         self.moves: list[MoveRecord] = []
+        self.scale_events: list[ScaleEvent] = []
         self.retired: list[Member] = []
         self.samples: dict[str, list[tuple[float, int, int, int]]] = {}
         self._lengths: dict[str, int] = {}
@@ -95,6 +107,8 @@ class SimulatedCluster:
         for pool in setup.pools:
             for _ in range(pool.replicas):
                 self.spawn(pool)
+        self.watched = list(self.members.values())[-1].instance
+        self.watched.spans = Spans()
 
     def add(self, arrivals: Sequence[Arrival]) -> None:
         """A workload; request ids are its numbers."""

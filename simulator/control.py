@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 
 from engine.core import EngineCore
@@ -10,20 +9,10 @@ from engine.sequence import Phase
 from global_scheduler.autoscaling import Autoscaler, PoolState, Resize
 from global_scheduler.rescheduling import Movable, Move, Rescheduler, ReschedulingSettings, choose
 from migration.events import Bounds
-from simulator.cluster import SimulatedCluster
+from simulator.cluster import ScaleEvent, SimulatedCluster
 from simulator.setup import PoolSetup
 
 BOUNDS = Bounds()
-
-
-@dataclass(frozen=True, slots=True)
-class ScaleEvent:
-    """A pool was given another size."""
-
-    at: float
-    pool: str
-    target: int
-    reason: str
 
 
 class Control:
@@ -31,7 +20,6 @@ class Control:
 
     def __init__(self, cluster: SimulatedCluster) -> None:
         self.cluster = cluster
-        self.events: list[ScaleEvent] = []
         setup = cluster.setup
         self._settings = setup.rescheduling or ReschedulingSettings()
         self._rescheduler = Rescheduler(self._settings)
@@ -122,7 +110,9 @@ class Control:
         pool = next(pool for pool in cluster.setup.pools if pool.role == resize.pool)
         before = self._targets[resize.pool]
         self._targets[resize.pool] = resize.target
-        self.events.append(ScaleEvent(cluster.clock.now(), resize.pool, resize.target, resize.reason))
+        cluster.scale_events.append(
+            ScaleEvent(cluster.clock.now(), resize.pool, resize.target, resize.reason)
+        )
         for _ in range(resize.target - before):
             cluster.clock.after(pool.start_up, partial(self._spawn, pool))
         for _ in range(before - resize.target):

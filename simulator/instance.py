@@ -22,6 +22,7 @@ from engine.status import InstanceStatus
 from simulator.clock import VirtualClock
 from simulator.cost_tables.interpolation import FloatArray
 from simulator.runner import TOKEN, SimulatedRunner
+from simulator.spans import Spans
 
 LONGEST_COAST = 4096
 """Steps at once. Answers are longer only in theory."""
@@ -39,7 +40,8 @@ class Sink(Protocol):
 class SimulatedInstance:
     """`coasting` takes steps many at once where it makes no difference.
 
-    `busy` sums the seconds of its steps, `ended` is when the last one did.
+    `busy` sums the seconds of its steps, `ended` is when the last one did. It notes in `spans`, if there are
+    any, who was in which step.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class SimulatedInstance:
         self.core = core
         self.busy = self.ended = 0.0
         self.born = clock.now()
+        self.spans: Spans | None = None
         self._runner = runner
         self._clock = clock
         self._sink = sink
@@ -113,6 +116,11 @@ class SimulatedInstance:
         self._stepping = True
         seconds = self._runner.seconds(plan)
         self.busy += seconds
+        if self.spans is not None:
+            works = (
+                (work.request_id, work.draw is not None and work.draw.position > 0) for work in plan.works
+            )
+            self.spans.add(works, now, now + seconds)
         self._wake_at(now + seconds, plan)
 
     def _begin_coast(self, now: float) -> bool:
@@ -145,6 +153,8 @@ class SimulatedInstance:
             assert self._coast is not None
             (start, ends), self._coast = self._coast, None
             self.busy += float(ends[-1]) - start
+            if self.spans is not None:
+                self.spans.add(((one.request.id, True) for one in self.core.running), start, float(ends[-1]))
             self.core.coast(len(ends), TOKEN)
             self._sink.coasted(self.core.running, start, ends)
         else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -88,6 +89,9 @@ def summarise(
             "downtime": distribution(move.downtime for move in cluster.moves if move.moved),
         },
         "preemptions": sum(record.preemptions for record in done),
+        "swaps": _swaps(cluster),
+        "scale_events": [asdict(event) for event in cluster.scale_events],
+        "invariants": _invariants(cluster),
         "tenants": _tenants(done),
     }
 
@@ -130,6 +134,38 @@ def _pools(cluster: SimulatedCluster) -> dict[str, dict[str, float]]:
     for pool in pools.values():
         pool["busy"] /= pool["instances"]
     return pools
+
+
+def _swaps(cluster: SimulatedCluster) -> dict[str, float]:
+    """Blocks that went to host memory and came back, and the share of the time that it took."""
+    tiers = [member.instance.core.tiers for member in (*cluster.members.values(), *cluster.retired)]
+    seconds = sum((one.swapped_out + one.swapped_in) * one.settings.seconds for one in tiers)
+    return {
+        "out": sum(one.swapped_out for one in tiers),
+        "in": sum(one.swapped_in for one in tiers),
+        "share": seconds / max(cluster.clock.now(), 1e-9) / max(len(tiers), 1),
+    }
+
+
+def _invariants(cluster: SimulatedCluster) -> dict[str, bool]:
+    """What must hold of every run; `check` has raised if a ledger does not."""
+    cluster.check()
+    records = cluster.records
+    done = [record for record in records.records.values() if record.finished]
+    most = cluster.setup.max_tokens or cluster.setup.max_length
+    idle = [one.instance.core for one in cluster.members.values() if not one.instance.core.running]
+    return {
+        "ledgers_balance": True,
+        "every_token_once": records.duplicated == 0,
+        "every_answer_whole": all(
+            record.tokens == min(record.arrival.output_tokens, most) for record in done
+        ),
+        "idle_instances_hold_nothing": all(
+            core.pool.used == core.pool.reserved == core.tiers.used == 0
+            for core in idle
+            if not len(core.queue)
+        ),
+    }
 
 
 def _tenants(done: list[Record]) -> dict[str, dict[str, float]]:

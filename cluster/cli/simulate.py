@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +19,7 @@ from engine.errors import ConfigError
 from global_scheduler.placement import DECODE, PREFILL
 from simulator.cost_tables.load import load as load_cost
 from simulator.network import LinkSettings
-from simulator.page import page
+from simulator.page import Run, page
 from simulator.report import as_json, summarise
 from simulator.simulate import simulate
 from simulator.workload.named import workload
@@ -82,16 +83,18 @@ def command(
         configs[str(compare)] = load(compare, overrides(settings))
     objectives = {name: None if text is None else parse_duration(text) for name, text in
                   (("ttft", ttft), ("tpot", tpot))}  # fmt: skip
-    reports = {}
+    runs = []
+    short = {Path(name).name for name in configs}
     for name, config in configs.items():
         cluster = simulate(setup_of(config, hardware), arrivals)
-        reports[name] = summarise(cluster, **objectives) | {"trace": trace, "seed": seed}
-        if output is Form.HTML:
-            typer.echo(page(cluster, reports[name], title=name))
-    if output is Form.JSON:
-        typer.echo(as_json(reports if compare else next(iter(reports.values()))), nl=False)
-    elif output is Form.TABLE:
-        _print(reports)
+        report = summarise(cluster, **objectives) | {"trace": trace, "seed": seed, "speed": speed}
+        runs.append(Run(Path(name).name if len(short) == len(configs) else name, cluster, report))
+    if output is Form.HTML:
+        typer.echo(page(runs))
+    elif output is Form.JSON:
+        typer.echo(as_json({run.name: run.report for run in runs} if compare else runs[0].report), nl=False)
+    else:
+        _print(runs)
 
 
 def _costs(given: list[str]) -> dict[str, CostModel]:
@@ -123,19 +126,24 @@ LINES = (
     ("decode pool busy", "pools.decode.busy", "{:.0%}"),
     ("preemptions", "preemptions", "{:,.0f}"),
     ("handoffs kept at the source", "handoffs.kept", "{:,.0f}"),
+    ("migrations", "migrations.moved", "{:,.0f}"),
+    ("migration downtime, p99", "migrations.downtime.p99", "{:.4f} s"),
+    ("times a pool was resized", "scale_events", "{:,.0f}"),
     ("GPU hours", "gpu_hours", "{:.2f}"),
+    ("requests lost", "requests.lost", "{:,.0f}"),
+    ("tokens duplicated", "requests.duplicated_tokens", "{:,.0f}"),
 )
 
 
-def _print(reports: dict[str, dict[str, Any]]) -> None:
-    rows = table("", *(Path(name).name for name in reports))
+def _print(runs: list[Run]) -> None:
+    rows = table("", *(run.name for run in runs))
     for label, path, form in LINES:
-        rows.add_row(label, *(form.format(_at(report, path)) for report in reports.values()))
+        rows.add_row(label, *(form.format(_at(run.report, path)) for run in runs))
     out().print(rows)
 
 
-def _at(report: dict[str, Any], path: str) -> float:
+def _at(report: Mapping[str, Any], path: str) -> float:
     value: Any = report
     for key in path.split("."):
         value = value.get(key, 0.0)
-    return float(value)
+    return float(len(value) if isinstance(value, list) else value)

@@ -48,22 +48,67 @@ def test_two_configs_stand_side_by_side(cost: str, tmp_path: Path) -> None:
     assert "small.yaml" in text and "large.yaml" in text and "time to first token, p99" in text
 
 
-def test_the_page_fetches_nothing(cost: str) -> None:
-    page = run("--trace", MADE, "--cost", cost, "-o", "html").stdout
-    assert page.startswith("<!doctype html>") and "<svg" in page
+def test_two_configs_are_one_page_that_fetches_nothing(cost: str, tmp_path: Path) -> None:
+    """Curves of both in each chart, and for each who ran when on one instance."""
+    for name, replicas in (("small", 1), ("large", 3)):
+        (tmp_path / f"{name}.yaml").write_text(f"pools: {{decode: {{replicas: {replicas}}}}}\n")
+    pair = "-f", str(tmp_path / "small.yaml"), "--compare", str(tmp_path / "large.yaml")
+    page = run(*pair, "--trace", MADE, "--cost", cost, "-o", "html").stdout
+    assert page.count("<!doctype html>") == page.count("</html>") == 1
+    for title in ("time to first token", "time per output token", "end to end", "waiting requests over time",
+                  "instances over time", "small.yaml: the first requests of decode-0",
+                  "large.yaml: the first requests of decode-2"):  # fmt: skip
+        assert f"<h2>{title}" in page
+    assert page.count("<polyline") == 3 * 2 + 3 * 4, "two runs, two pools each"
+    assert page.count("<rect") > 30
     assert "src=" not in page and "href=" not in page
+
+
+def keys(value: object, path: str = "") -> set[str]:
+    """Every path in a report; names of pools and tenants are not of the schema."""
+    if not isinstance(value, dict) or not value:
+        return {path}
+    named = path in ("pools", "tenants")
+    return {
+        found
+        for key, one in value.items()
+        for found in keys(one, path + (".*" if named else f".{key}" if path else key))
+    }
+
+
+def test_the_page_of_the_simulator_names_every_field(cost: str) -> None:
+    """docs/simulator.md is the schema: fields that come or go have to be written there."""
+    text = (Path(__file__).parents[2] / "docs" / "simulator.md").read_text()
+    table = text[text.index("## The report") :]
+    named = {line.split("`")[1] for line in table.splitlines() if line.startswith("| `")}
+    report = json.loads(run("--trace", MADE, "--cost", cost, "-o", "json").stdout)
+    found = {
+        path.rsplit(".", 1)[0]
+        if path.rsplit(".", 1)[-1] in {"mean", "p50", "p90", "p95", "p99", "max"}
+        else path
+        for path in keys(report)
+    }
+    assert found == named
+    assert all(report["invariants"].values())
 
 
 @pytest.mark.parametrize(
     "setting",
-    ["engine.queue=fair", "engine.admission=reserve_max", "engine.batch=decode_maximal"],
+    [
+        "engine.queue=fair",
+        "engine.admission=reserve_max",
+        "engine.batch=decode_maximal",
+        "engine.tenant_prediction=moving_average",
+        "engine.host_memory=1GiB",
+        "pools.decode.autoscale.enabled=true",
+    ],
 )
 def test_every_policy_can_be_tried(cost: str, setting: str) -> None:
     result = run("--trace", MADE, "--cost", cost, "--set", setting, "-o", "json")
     assert json.loads(result.stdout)["requests"]["finished"] == 30
 
 
-@pytest.mark.parametrize("setting", ["engine.queue=mlfq", "engine.batch=stall_free"])
+@pytest.mark.parametrize("setting", ["engine.queue=mlfq", "engine.batch=stall_free", "engine.batch=slices"])
 def test_what_decides_by_the_cost_of_steps_asks_for_it(cost: str, setting: str) -> None:
     refused = run("--trace", MADE, "--cost", cost, "--set", setting)
     assert refused.exit_code == 2 and "engine.step_cost" in refused.stderr
