@@ -44,8 +44,9 @@ proto: install ## Regenerate the protobuf modules.
 	$(PROTOC) migration/wire.proto
 	$(PROTOC) --grpc_python_out=. cluster/control.proto
 
-docs: install ## Regenerate docs/configuration.md.
+docs: install ## Regenerate docs/configuration.md and docs/cli.md.
 	$(BIN)/tandem config schema -o markdown > docs/configuration.md
+	$(BIN)/python -m cluster.cli.manual > docs/cli.md
 
 manifests: install ## Render k8s/ from the default configuration.
 	$(BIN)/tandem k8s render -o k8s

@@ -239,7 +239,7 @@ def devices(around: Surroundings) -> Iterator[Finding]:
             "kernels",
             WARN,
             f"torch's slower ones are used: {obstacle}",
-            "install g++ and tandem-serving again",
+            "where the processor can: install g++ and tandem-serving again",
         )
 
 

@@ -1,0 +1,56 @@
+"""docs/cli.md is current, and what docs/upgrades.md prints can be typed."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.main import get_command
+
+from cluster.cli.failures import Exit
+from cluster.cli.main import build
+from cluster.cli.manual import CODES, manual
+from cluster.serve_schema import faults
+
+ROOT = Path(__file__).resolve().parents[2]
+UPGRADES = (ROOT / "docs/upgrades.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", UPGRADES, re.DOTALL)
+COMMANDS = [
+    line for kind, text in BLOCKS if kind == "sh" for line in text.splitlines() if line.startswith("tandem ")
+]
+
+
+def test_the_page_of_the_command_line_is_current() -> None:
+    page = (ROOT / "docs/cli.md").read_text(encoding="utf-8")
+    assert page == manual(), "run `make docs`"
+
+
+def test_the_page_names_every_verb_and_every_exit_code() -> None:
+    page = manual()
+    verbs = getattr(get_command(build()), "commands", {})
+    assert len(verbs) > 25
+    assert [
+        name for name, verb in verbs.items() if not verb.hidden and f"### tandem {name}\n" not in page
+    ] == []
+    assert set(CODES) == set(Exit)
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_a_printed_command_has_the_verbs_and_flags_of_the_command_line(line: str) -> None:
+    words = shlex.split(line)[1:]
+    verb = get_command(build())
+    while (inner := getattr(verb, "commands", None)) and words:
+        verb = inner[words.pop(0)]
+    known = {flag for parameter in verb.params for flag in (*parameter.opts, *parameter.secondary_opts)}
+    assert [word for word in words if word.startswith("-") and word not in known] == []
+
+
+def test_printed_serve_configs_are_ones_that_serve_takes() -> None:
+    found = [yaml.safe_load(text) for kind, text in BLOCKS if kind == "yaml"]
+    assert len(found) == 2
+    whole, gateways = found
+    whole["applications"][0]["deployments"] += gateways["deployments"]
+    assert list(faults(whole)) == []
