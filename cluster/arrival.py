@@ -10,6 +10,7 @@ import secrets
 import time
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Any
 
 from cluster.timeline import Timeline
 
@@ -25,8 +26,13 @@ class Arrival:
     span: str = field(default_factory=lambda: secrets.token_hex(8))
     parent: str = ""
     sampled: bool = False
-    request_id: str = ""
+    state: dict[str, Any] = field(default_factory=dict)
     timelines: list[Timeline] = field(default_factory=list)
+
+    @property
+    def request_id(self) -> str:
+        """The id under which the request is answered, '' before it has one."""
+        return str(self.state.get("request_id", ""))
 
     @property
     def traceparent(self) -> str:
@@ -44,3 +50,9 @@ def arrived(traceparent: str) -> Arrival:
     if found is None or not int(found[1], 16) or not int(found[2], 16):
         return Arrival(now)
     return Arrival(now, trace=found[1], parent=found[0], sampled=bool(int(found[3], 16) & 1))
+
+
+def traceparent() -> str:
+    """Of the request that is being answered in this task, '' outside of one."""
+    arrival = ARRIVAL.get()
+    return "" if arrival is None else arrival.traceparent

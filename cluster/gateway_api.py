@@ -17,6 +17,7 @@ from cluster.openai_answers import spelled
 from cluster.openai_errors import MethodNotAllowed
 from cluster.openapi import document
 from cluster.resume import digest_of
+from cluster.tracing import Traced, Traces
 from engine.errors import InvalidParameter, NotFound, Overloaded
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -24,10 +25,11 @@ METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 B = TypeVar("B", CompletionBody, ChatBody, TokenizeBody, DetokenizeBody)
 
 
-def build_api(service: GatewayService) -> FastAPI:
+def build_api(service: GatewayService, traces: Traces | None = None) -> FastAPI:
     """All routes, with OpenAI's shapes for answers and errors."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.add_middleware(Frame, access=service.access, origins=service.config.cors_origins)
+    app.add_middleware(Traced, traces=traces)
     app.add_exception_handler(HTTPException, _http_error)
     _add_openai(app, service)
     _add_tokens(app, service)

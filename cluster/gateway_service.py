@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from cluster.access import Access
+from cluster.arrival import traceparent
 from cluster.cluster_facts import ClusterFacts
 from cluster.config import GatewayConfig
 from cluster.job import Job
@@ -164,6 +165,7 @@ class GatewayService:
                 tenant=tenant or body.user or "",
                 priority=body.priority or 0,
                 salt=tenant,
+                trace=traceparent(),
             )
             for number, prompt in enumerate(prompts)
         ]

@@ -25,6 +25,7 @@ from cluster.stream_order import Piece
 from cluster.timeline import Timeline
 from cluster.timelines import Timelines
 from cluster.token_streams import TokenStreams
+from cluster.trace_names import asked
 from engine.errors import Overloaded, TandemError
 from engine.request import Request
 from engine.sequence import Epoch
@@ -377,7 +378,8 @@ class Run:
 def _timeline(request: Request) -> Timeline:
     """Begins when the client's request came, if one is being answered in this task."""
     now = time.monotonic()
-    arrival = ARRIVAL.get() or Arrival(now)
+    found = ARRIVAL.get()
+    arrival = found or Arrival(now)
     timeline = Timeline(
         request.id,
         tenant=request.tenant,
@@ -386,5 +388,8 @@ def _timeline(request: Request) -> Timeline:
         began=arrival.begun,
         now=now,
     )
+    timeline.asked = asked(request.sampling)
     arrival.timelines.append(timeline)
+    if found is None:
+        timeline.answered(now)
     return timeline

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from cluster import control_pb2 as pb
 
@@ -58,6 +59,8 @@ class Timeline:
         self.over = False
         self.phases = [Phase(ADMIT, began)]
         self._decode = ""
+        self.asked: dict[str, Any] = {}
+        self._left = False
         self._trouble = ""
         self._last = now
         self._next(PLACE, now)
@@ -122,9 +125,16 @@ class Timeline:
         """The last token has come, or none will."""
         self.outcome, self.detail = outcome, detail
         self._next(RESPOND, now)
+        if self._left:
+            self.answered(now)
+
+    def spent(self, *names: str) -> float:
+        """Seconds in phases of these names that are over."""
+        return sum(one.end - one.start for one in self.phases if one.name in names and one.end is not None)
 
     def answered(self, now: float) -> None:
-        """The client has its answer, or has left; of a request that goes on without it, nothing."""
+        """The client has its answer, or has left; a request that goes on without it ends when it ends."""
+        self._left = True
         if self.current.name == RESPOND and not self.over:
             self.current.end = now
             self.over = True

@@ -11,6 +11,7 @@ one loses nothing; the gateway drops repeats. A home that is away longer than th
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
@@ -20,6 +21,7 @@ import grpc
 
 from cluster import control_pb2 as pb
 from cluster import control_pb2_grpc
+from cluster.chunk_notes import ChunkNotes
 from cluster.home_link import Connect, HomeLink
 from cluster.rpc import error_message
 from cluster.stream_text import ChoiceText, Detokenizer
@@ -51,6 +53,7 @@ class TokenPusher:
     def __init__(
         self, instance: str, detokenizer: Texts, connect: Connect, *, lease: float = 30.0, texts: int = 2048
     ) -> None:
+        self.chunks = ChunkNotes()
         self._instance = instance
         self._detokenizer = detokenizer
         self._connect = connect
@@ -71,7 +74,7 @@ class TokenPusher:
         events = self._events
         if events is None or events.is_closed():
             return
-        events.call_soon_threadsafe(self._take, tuple(emitted))
+        events.call_soon_threadsafe(self._take, tuple(emitted), time.monotonic())
 
     def taken(self, request_id: str, home: str, epoch: Epoch) -> None:
         """Tell a home that a request of its has gone to another gateway. Never blocks."""
@@ -91,10 +94,14 @@ class TokenPusher:
         await asyncio.gather(*(link.close() for link in self._links.values()))
         self._links.clear()
 
-    def _take(self, emitted: tuple[Emitted, ...]) -> None:
+    def _take(self, emitted: tuple[Emitted, ...], drawn: float) -> None:
         homes: dict[str, list[pb.Tokens]] = {}
         for one in emitted:
             message = self._message(one)
+            if message is not None and not one.index and not one.key.choice:
+                prompt = len(one.sequence.request.prompt)
+                chunks = self.chunks.take(one.key.request_id, prompt, one.cached, drawn)
+                message.chunks.extend(pb.Chunk(tokens=tokens, age=age) for tokens, age in chunks)
             if message is not None:
                 homes.setdefault(one.home, []).append(message)
         for home, messages in homes.items():

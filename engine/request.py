@@ -48,7 +48,10 @@ class SLO:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One admitted request. `arrival` is in seconds on the clock of the gateway that admitted it."""
+    """One admitted request. `arrival` is in seconds on the clock of the gateway that admitted it.
+
+    `trace` is its W3C `traceparent`, which decides nothing: logs name it.
+    """
 
     id: str
     prompt: tuple[int, ...]
@@ -59,6 +62,7 @@ class Request:
     adapter: str = ""
     effort: float = 1.0
     salt: str = ""
+    trace: str = ""
     slo: SLO = field(default_factory=SLO)
 
     @property

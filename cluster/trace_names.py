@@ -1,0 +1,64 @@
+"""Names of spans and attributes: OpenTelemetry's GenAI conventions, still in development, and vLLM's.
+
+They are renamed now and then; nothing else in tandem spells them.
+"""
+
+from __future__ import annotations
+
+from cluster import timeline
+from engine.request import Sampling
+
+SERVICE = "tandem"
+PROVIDER = "tandem"
+
+SPANS = {
+    timeline.ADMIT: "admit",
+    timeline.PLACE: "schedule",
+    timeline.QUEUE: "queue",
+    timeline.PREFILL: "prefill",
+    timeline.HANDOFF: "kv_transfer",
+    timeline.DECODE: "decode",
+    timeline.MIGRATE: "migrate",
+    timeline.RECOVER: "recover",
+    timeline.RESPOND: "respond",
+}
+CHUNK = "prefill.chunk"
+PROMPT = "prompt"
+
+OPERATION = "gen_ai.operation.name"
+PROVIDER_NAME = "gen_ai.provider.name"
+REQUEST_MODEL = "gen_ai.request.model"
+REQUEST_MAX_TOKENS = "gen_ai.request.max_tokens"
+REQUEST_TEMPERATURE = "gen_ai.request.temperature"
+REQUEST_TOP_P = "gen_ai.request.top_p"
+REQUEST_TOP_K = "gen_ai.request.top_k"
+REQUEST_SEED = "gen_ai.request.seed"
+REQUEST_CHOICES = "gen_ai.request.choice.count"
+RESPONSE_MODEL = "gen_ai.response.model"
+RESPONSE_ID = "gen_ai.response.id"
+FINISH_REASONS = "gen_ai.response.finish_reasons"
+INPUT_TOKENS = "gen_ai.usage.input_tokens"
+OUTPUT_TOKENS = "gen_ai.usage.output_tokens"
+CACHED_TOKENS = "gen_ai.usage.cache_read.input_tokens"
+TIME_TO_FIRST_TOKEN = "gen_ai.latency.time_to_first_token"
+TIME_IN_QUEUE = "gen_ai.latency.time_in_queue"
+TIME_IN_PREFILL = "gen_ai.latency.time_in_model_prefill"
+TIME_IN_DECODE = "gen_ai.latency.time_in_model_decode"
+ERROR = "error.type"
+TENANT = "tandem.tenant"
+INSTANCE = "tandem.instance"
+REASON = "tandem.reason"
+TOKENS = "tandem.tokens"
+
+
+def asked(sampling: Sampling) -> dict[str, int | float]:
+    """What a request asked for, as attributes."""
+    return {
+        REQUEST_MAX_TOKENS: sampling.max_tokens,
+        REQUEST_TEMPERATURE: sampling.temperature,
+        REQUEST_TOP_P: sampling.top_p,
+        REQUEST_TOP_K: sampling.top_k,
+        # A span's integers have 64 bits with a sign.
+        REQUEST_SEED: sampling.seed & (2**63 - 1),
+        REQUEST_CHOICES: sampling.n,
+    }

@@ -1,0 +1,233 @@
+"""One trace per request, on the real path: HTTP, real instances, a handoff and a migration between them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from cluster import trace_names as names
+from cluster.arrival import arrived
+from cluster.cluster_facts import ClusterFacts
+from cluster.config import GatewayConfig
+from cluster.gateway_api import build_api
+from cluster.gateway_service import GatewayService
+from cluster.metrics import Metrics
+from cluster.openai_answers import ModelCard
+from cluster.tracing import Traces
+from model.tokenizer import Detokenizer, Tokenizer
+from tests.cluster.doubles import until
+from tests.cluster.local_cluster import local_cluster
+from tests.cluster.pools import Pools, pools
+
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+BODY = {"model": "tiny", "prompt": "0123456789" * 3, "max_tokens": 20}
+
+
+class Spans:
+    """What a collector would be sent."""
+
+    def __init__(self, share: float = 1.0) -> None:
+        self.exporter = InMemorySpanExporter()
+        self.traces = Traces("tiny", SimpleSpanProcessor(self.exporter), share)
+
+    @property
+    def all(self) -> tuple[ReadableSpan, ...]:
+        return self.exporter.get_finished_spans()
+
+    @property
+    def root(self) -> ReadableSpan:
+        known = {span.context.span_id for span in self.all if span.context is not None}
+        (root,) = [span for span in self.all if span.parent is None or span.parent.span_id not in known]
+        return root
+
+    def children(self, of: ReadableSpan) -> list[ReadableSpan]:
+        assert of.context is not None
+        found = [span for span in self.all if span.parent and span.parent.span_id == of.context.span_id]
+        return sorted(found, key=lambda span: span.start_time or 0)
+
+
+def seconds(span: ReadableSpan) -> float:
+    assert span.start_time is not None
+    assert span.end_time is not None
+    return (span.end_time - span.start_time) / 1e9
+
+
+def attributes(span: ReadableSpan) -> dict[str, object]:
+    return dict(span.attributes or {})
+
+
+async def traced(spans: Spans, body: dict[str, object], **headers: str) -> httpx.Response:
+    """One request through a gateway whose instances draw from a script."""
+    async with local_cluster(config=GatewayConfig(api_keys=())) as cluster:
+        app = build_api(cluster.service, spans.traces)
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://tandem") as client:
+            return await client.post("/v1/completions", json=body, headers=headers)
+
+
+def test_a_trace_goes_on_from_the_clients_and_back_to_it() -> None:
+    spans = Spans()
+    answer = asyncio.run(traced(spans, BODY, traceparent=PARENT, **{"x-request-id": "ask-1"}))
+    root = spans.root
+    assert root.context is not None
+    assert root.parent is not None
+    assert f"{root.context.trace_id:032x}" == PARENT[3:35]
+    assert f"{root.parent.span_id:016x}" == PARENT[36:52]
+    assert answer.headers["traceparent"] == f"{PARENT[:35]}-{root.context.span_id:016x}-01"
+    assert root.name == "text_completion tiny"
+    assert root.kind.name == "SERVER"
+    told = attributes(root)
+    assert told[names.RESPONSE_ID] == "ask-1"
+    assert (told[names.INPUT_TOKENS], told[names.OUTPUT_TOKENS]) == (30, 20)
+    assert told[names.FINISH_REASONS] == ("length",)
+    assert told[names.REQUEST_MAX_TOKENS] == 20
+
+
+def test_prompts_and_answers_are_in_no_span() -> None:
+    spans = Spans()
+    answer = asyncio.run(traced(spans, BODY))
+    text = json.dumps([span.to_json() for span in spans.all])
+    assert "0123456789" not in text
+    assert answer.json()["choices"][0]["text"] not in text
+
+
+def test_a_client_that_says_no_is_not_traced_and_a_share_is_kept() -> None:
+    spans = Spans()
+    asyncio.run(traced(spans, BODY, traceparent=f"{PARENT[:-2]}00"))
+    assert spans.all == ()
+    none = Spans(share=0.0)
+    answer = asyncio.run(traced(none, BODY))
+    assert none.all == ()
+    assert answer.headers["traceparent"].endswith("-00")
+
+
+@pytest.mark.parametrize(
+    "wrong", ["", "x", PARENT.replace("00-0af", "ff-0af"), f"00-{'0' * 32}-{'1' * 16}-01"]
+)
+def test_a_header_that_is_none_counts_as_absent(wrong: str) -> None:
+    arrival = arrived(wrong)
+    assert arrival.parent == ""
+    assert len(arrival.trace) == 32
+
+
+def test_several_prompts_are_several_parts_of_one_trace() -> None:
+    spans = Spans()
+    asyncio.run(traced(spans, BODY | {"prompt": ["one", "two"]}))
+    assert [span.name for span in spans.children(spans.root)] == ["prompt 0", "prompt 1"]
+    assert {"prefill", "decode"} <= {span.name for span in spans.children(spans.children(spans.root)[1])}
+
+
+def test_an_answer_that_failed_says_so() -> None:
+    spans = Spans()
+    answer = asyncio.run(traced(spans, BODY | {"max_tokens": 10_000}))
+    assert answer.status_code == 400
+    assert attributes(spans.root)[names.ERROR] == "400"
+    assert spans.children(spans.root) == []
+
+
+def test_log_lines_of_a_request_name_it(caplog: pytest.LogCaptureFixture) -> None:
+    from cluster.logs import JsonFormatter
+
+    lines: list[str] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(self.format(record))
+
+    handler = Keep()
+    handler.setFormatter(JsonFormatter({}))
+    logger = logging.getLogger("tandem.gateway")
+    logger.addHandler(handler)
+    before, logger.level = logger.level, logging.DEBUG
+    try:
+        spans = Spans()
+        asyncio.run(traced(spans, BODY, traceparent=PARENT, **{"x-request-id": "ask-1"}))
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+    found = [json.loads(line) for line in lines]
+    ended = [one for one in found if one["msg"].startswith("answered")]
+    assert len(ended) == 1
+    assert (ended[0]["request_id"], ended[0]["trace_id"]) == ("ask-1", PARENT[3:35])
+    assert "0123456789" not in "".join(lines)
+
+
+@asynccontextmanager
+async def gateway(real: Pools, spans: Spans) -> AsyncIterator[httpx.AsyncClient]:
+    """The whole gateway in front of real instances."""
+    tokenizer = Tokenizer(real.decode.runner.assets)
+    facts = ClusterFacts(_nothing)
+    service = GatewayService(
+        model=ModelCard("tiny", 2048, 0, "none"),
+        tokenizer=tokenizer,
+        detokenizer=lambda _: Detokenizer(tokenizer),
+        driver=real.driver,
+        facts=facts,
+        metrics=Metrics("tiny", lambda: facts.status),
+        config=GatewayConfig(),
+        version="0.0",
+    )
+    transport = httpx.ASGITransport(build_api(service, spans.traces))
+    async with httpx.AsyncClient(transport=transport, base_url="http://tandem", timeout=60) as client:
+        yield client
+
+
+async def _nothing() -> object:
+    raise ConnectionError("there is no controller")
+
+
+def test_spans_add_up_to_the_time_that_a_client_measures(tmp_path: Path) -> None:
+    """Through prefill in chunks, a handoff and a migration; within 1 % of what the client sees."""
+    spans = Spans()
+
+    async def ask() -> float:
+        async with pools(tmp_path, prefill=True, decodes=2, budget=32) as real, gateway(real, spans) as client:
+            body = {
+                "model": "tiny",
+                "prompt": "one two three four " * 20,
+                "max_tokens": 48,
+                "ignore_eos": True,
+            }
+            begun = time.monotonic()
+            asking = asyncio.create_task(client.post("/v1/completions", json=body))
+            await _decodes(real)
+            (run,) = real.driver.runs.values()
+            to = real.decodes[1].instance._receiver.address
+            moved = await asyncio.wrap_future(real.decode.instance.move(run.request.id, to, "a test"))
+            assert moved.committed, moved
+            assert (await asking).status_code == 200
+            return time.monotonic() - begun
+
+    measured = asyncio.run(ask())
+    root = spans.root
+    children = spans.children(root)
+    shown = [span.name for span in children]
+    assert shown == [
+        "admit", "schedule", "queue", "prefill", "kv_transfer", "decode", "migrate", "decode", "respond"
+    ]  # fmt: skip
+    assert abs(sum(map(seconds, children)) - seconds(root)) < 1e-6 * len(children)
+    assert abs(seconds(root) - measured) < 0.01 * measured + 0.002
+    prefill = children[shown.index("prefill")]
+    chunks = spans.children(prefill)
+    assert [attributes(chunk)[names.TOKENS] for chunk in chunks][:-1] == [32] * (len(chunks) - 1)
+    assert len(chunks) >= 2
+    assert abs(sum(map(seconds, chunks)) - seconds(prefill)) < 0.01 * seconds(prefill) + 1e-6
+    assert [attributes(span)[names.INSTANCE] for span in children if span.name == "decode"] == [
+        "decode-0", "decode-1"
+    ]  # fmt: skip
+
+
+async def _decodes(real: Pools) -> None:
+    """Until the one request there is decodes."""
+    await until(lambda: any(run.progress.output_tokens > 4 for run in real.driver.runs.values()))
