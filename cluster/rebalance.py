@@ -70,9 +70,10 @@ class Rebalancer:
                 one.prompt_tokens + one.output_tokens,
                 one.priority,
                 self._came.get(one.id, -math.inf),
+                waiting=one.phase == "waiting",
             )
             for one in requests
-            if one.phase == "decode" and not one.moving
+            if one.phase in ("decode", "waiting") and not one.moving
         ]
         wanted = choose(movable, self._settings, now, largest=move.largest, leaving=False)
         return next((one for one in requests if one.id == wanted), None)

@@ -53,12 +53,13 @@ class ReschedulingSettings:
 
 @dataclass(frozen=True, slots=True)
 class Movable:
-    """A request that runs: `tokens` known of its longest choice, `since` when it came to run here."""
+    """A request that runs or waits: `tokens` known of its longest choice, `since` when it came here."""
 
     request_id: str
     tokens: int
     priority: int = 0
     since: float = -math.inf
+    waiting: bool = False
 
 
 def choose(
@@ -66,11 +67,13 @@ def choose(
 ) -> str | None:
     """The request that moves: of the lowest priority the shortest, since it is the cheapest to copy.
 
+    One that waits costs nothing at all and goes first: it may run elsewhere at once, and what stands behind a
+    large one here need not stand there.
     One that has just come stays, unless its instance is `leaving`; one of more than `largest` tokens
     would not fit. Requests in prefill are not movable and are not to be offered. None if nobody may go.
     """
     fit = [one for one in running if one.tokens <= largest and (leaving or one.since + settings.rest <= now)]
-    best = min(fit, key=lambda one: (one.priority, one.tokens, one.request_id), default=None)
+    best = min(fit, key=lambda one: (one.priority, not one.waiting, one.tokens, one.request_id), default=None)
     return None if best is None else best.request_id
 
 

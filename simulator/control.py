@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from engine.core import EngineCore
-from engine.sequence import Phase
+from engine.sequence import Phase, Tier
 from global_scheduler.autoscaling import Autoscaler, PoolState, Resize
 from global_scheduler.rescheduling import Movable, Move, Rescheduler, ReschedulingSettings, choose
 from migration.events import Bounds
@@ -62,13 +62,21 @@ class Control:
         cluster, now = self.cluster, self.cluster.clock.now()
         if move.source not in cluster.members or move.destination not in cluster.members:
             return
-        running = [
-            Movable(one.request.id, len(one), one.request.priority, self._came.get(one.request.id, -1e18))
-            for one in core.running
-            if one.phase is Phase.DECODE and one.request.id not in cluster.movements
+        movable = [
+            Movable(
+                one.request.id,
+                len(one),
+                one.request.priority,
+                self._came.get(one.request.id, -1e18),
+                waiting=one.phase is Phase.WAITING,
+            )
+            for one in (*core.running, *core.queue)
+            if one.phase in (Phase.DECODE, Phase.WAITING)
+            and one.tier is Tier.DEVICE
+            and one.request.id not in cluster.movements
         ]
         leaving = move.source in self._leaving
-        chosen = choose(running, self._settings, now, largest=move.largest, leaving=leaving)
+        chosen = choose(movable, self._settings, now, largest=move.largest, leaving=leaving)
         if chosen is None:
             return
         self._came[chosen] = now

@@ -17,7 +17,10 @@ from simulator.workload.arrivals import Arrival
 
 @dataclass(slots=True)
 class Record:
-    """One request. Times are in seconds on the virtual clock, NaN until they come."""
+    """One request. Times are in seconds on the virtual clock, NaN until they come.
+
+    `lost` are the seconds without a token after preemptions: waiting again, and computing again.
+    """
 
     arrival: Arrival
     first: float = math.nan
@@ -26,6 +29,7 @@ class Record:
     finished: bool = False
     refused: str = ""
     preemptions: int = 0
+    lost: float = 0.0
     moves: int = 0
 
     @property
@@ -63,13 +67,15 @@ class Records:
                 continue
             if one.index:
                 self._gap(now - record.last, 1)
+                if one.sequence.preemptions > record.preemptions:
+                    record.lost += now - record.last
             else:
                 record.first = now
             record.last = now
             record.tokens += 1
+            record.preemptions = one.sequence.preemptions
             if one.finish is not None:
                 record.finished = True
-                record.preemptions = one.sequence.preemptions
                 self._finished(one.key.request_id)
 
     def coasted(self, running: Sequence[LiveSequence], start: float, ends: FloatArray) -> None:

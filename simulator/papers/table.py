@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
-from simulator.papers import distserve, fastserve, llumnix, orca, paged, sarathi, sarathi_serve, vtc
+from simulator.papers import distserve, fastserve, llumnix, orca, paged, sarathi, sarathi_serve, slices, vtc
 from simulator.papers.rows import Row
 
 EXPERIMENTS: dict[str, Callable[[bool], list[Row]]] = {
@@ -16,6 +16,7 @@ EXPERIMENTS: dict[str, Callable[[bool], list[Row]]] = {
     "12": lambda quick: orca.rows(quick=quick),
     "13": lambda quick: vtc.rows(quick=quick),
     "18": lambda quick: llumnix.rows(quick=quick),
+    "20": lambda quick: slices.rows(quick=quick),
 }
 
 HEADER = (
