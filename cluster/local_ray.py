@@ -68,6 +68,9 @@ def prepare_process(scratch: Scratch, threads: int | None, *, secure: bool) -> N
     os.environ.setdefault("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.5")
     # Two OpenMP threads on a busy core are many times slower than one.
     os.environ.setdefault("OMP_NUM_THREADS", str(threads or 1))
+    if secure:
+        # Else Ray takes the machine's address for a loopback one, and listens on all interfaces.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     if secure and "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = uuid.uuid4().hex
