@@ -10,12 +10,13 @@ when that one ends, however it ends, and leaves nothing behind.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import socket
 
 WAITING = 64
-"""Processes that may wait at one place."""
+"""Processes that may be told at once; more look again after each `PAUSE` seconds."""
+
+PAUSE = 0.1
 
 
 class Place:
@@ -45,10 +46,16 @@ class Place:
             self._held = None
 
     async def free(self) -> None:
-        """Pends while somebody else has it."""
-        with contextlib.suppress(ConnectionError):
-            reader, writer = await asyncio.open_unix_connection(self._address)
-            try:
-                await reader.read()
-            finally:
-                writer.close()
+        """Pends while somebody else has it; may return early, so ask `take`."""
+        waiting = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        waiting.setblocking(False)
+        try:
+            waiting.connect(self._address)
+            # Nobody ever sends anything: this is the end of who has the place.
+            await asyncio.get_running_loop().sock_recv(waiting, 1)
+        except ConnectionError:
+            return
+        except BlockingIOError:  # too many wait already
+            await asyncio.sleep(PAUSE)
+        finally:
+            waiting.close()

@@ -7,9 +7,11 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 
 import httpx
 import pytest
+import uvloop
 from starlette.responses import PlainTextResponse
 
 from cluster.http_listener import Listener
@@ -84,13 +86,19 @@ def test_a_second_gateway_of_the_machine_stands_by_and_takes_over() -> None:
     asyncio.run(run())
 
 
-def test_a_gateway_that_is_killed_is_followed_by_the_one_that_stands_by() -> None:
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_a_gateway_that_is_killed_is_followed_by_the_one_that_stands_by(
+    loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    """Ray Serve's replicas have uvloop."""
     port = free_port()
 
     async def run(killed: subprocess.Popen[bytes]) -> None:
         second = Listener("127.0.0.1", port, place=Place("ours"))
         second.serve(PlainTextResponse("second"))
+        await asyncio.sleep(0)
         assert second.standby
+        second.check()
         killed.kill()
         async with httpx.AsyncClient(trust_env=False) as client:
             assert await answered(client, second.url) == "second"
@@ -99,7 +107,8 @@ def test_a_gateway_that_is_killed_is_followed_by_the_one_that_stands_by() -> Non
     with subprocess.Popen([sys.executable, "-c", HOLDER, str(port)], stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline()
-        asyncio.run(run(holder))
+        with asyncio.Runner(loop_factory=loop) as runner:
+            runner.run(run(holder))
 
 
 def test_a_port_that_another_cluster_has_is_taken() -> None:
