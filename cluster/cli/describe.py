@@ -14,6 +14,7 @@ from cluster.cli.failures import Exit, Failure
 from cluster.cli.listing import EVENTS, INSTANCES, MIGRATIONS, REQUESTS, clock, show, state, used
 from cluster.cli.options import ControlAddress, ControlToken, Form, Listing
 from cluster.cli.output import out, plain, print_json
+from cluster.cli.timeline_text import show_timeline
 from cluster.control_client import ControlClient
 from cluster.migrations import names
 
@@ -110,11 +111,16 @@ def _instance(client: ControlClient, name: str, form: Listing) -> None:
 def _request(client: ControlClient, wanted: str, form: Listing) -> None:
     found = client.requests(wanted)
     moves = [move for move in client.migrations() if names(move.request_id, wanted)]
-    if not found and not moves:
-        raise Failure(Exit.NOT_FOUND, "not_found", f"no request {wanted!r} runs", "see `tandem get requests`")
+    timelines = client.timelines(wanted)
+    if not (found or moves or timelines):
+        reason = f"no request {wanted!r} runs or is remembered"
+        raise Failure(Exit.NOT_FOUND, "not_found", reason, "see `tandem get requests`")
     if form is not Listing.TABLE and form is not Listing.WIDE:
-        _data("Request", pb.RequestList(requests=found), {"migrations": moves})
+        more = {"timelines": timelines, "migrations": moves}
+        _data("Request", pb.RequestList(requests=found), more)
         return
+    for timeline in timelines:
+        show_timeline(timeline)
     for one in found:
         _lines(
             {
@@ -127,7 +133,7 @@ def _request(client: ControlClient, wanted: str, form: Listing) -> None:
                 "age": f"{one.age:.1f} s",
             }
         )
-    if not found:
+    if not found and not timelines:
         out().print(f"{wanted} does not run any more")
     _section("migrations", MIGRATIONS, moves)
 

@@ -30,6 +30,7 @@ def print_addresses(state: LocalState, config: Config) -> None:
     console.print(curl(url, state.model or "", config), markup=False)
     console.print()
     console.print(snippet(url, state.model or "", config), markup=False)
+    console.print("\nThe web console: `tandem console` prints its address and token.")
     sys.stdout.flush()
 
 

@@ -18,6 +18,7 @@ import pytest
 
 from cluster import control_pb2 as pb
 from cluster.config import (
+    AdminConfig,
     CacheConfig,
     Config,
     ControlConfig,
@@ -148,6 +149,7 @@ def session_cluster(
         engine=EngineConfig(kv_memory=4 * 2**20, token_budget=64, threads=1),
         scheduler=SchedulerConfig(place_timeout=20.0),
         gateway=GatewayConfig(port=0, replicas=1),
+        admin=AdminConfig(token="test-admin", sample_period=0.5),
         control=ControlConfig(
             token="test", port=_free_port(), beat=0.1, drain_timeout=20.0, silence_timeout=3.0
         ),
