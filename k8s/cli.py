@@ -15,6 +15,7 @@ import typer
 from cluster.cli.failures import Exit, Failure
 from cluster.cli.options import ConfigFile, ControlAddress, Settings, overrides, root
 from cluster.cli.output import messages, print_json
+from cluster.cli.progress import Steps
 from cluster.config import Config, read
 from cluster.config_yaml import Mark, Problem
 from cluster.units import parse_duration
@@ -85,7 +86,8 @@ def lint(
     from k8s.lint import lint as check
     from k8s.lint import texts
 
-    report = check(texts(files), Kinds(schemas, version))
+    with Steps(messages(quiet=root(context).quiet)).step("checking manifests"):
+        report = check(texts(files), Kinds(schemas, version))
     if output is LintFormat.JSON:
         print_json("ManifestProblemList", [_plain(problem) for problem in report.problems])
     else:

@@ -12,6 +12,7 @@ from cluster.cli.connect import HINT
 from cluster.cli.failures import Exit, Failure
 from cluster.cli.options import Timeout, root
 from cluster.cli.output import messages
+from cluster.cli.progress import Steps
 from cluster.local import sweep
 from cluster.local_ray import wait_until
 from cluster.local_state import is_held, read_state
@@ -24,8 +25,8 @@ def command(context: typer.Context, timeout: Timeout = "90s") -> None:  # type: 
     if state is None:
         raise Failure(Exit.NOT_FOUND, "not_found", "no local cluster is running", HINT)
     if is_held():
-        console.print(f"ending process {state.pid}, which finishes its requests first")
-        _ask(state.pid, timeout)
+        with Steps(console).step(f"ending process {state.pid}, which finishes its requests first"):
+            _ask(state.pid, timeout)
     sweep(state)
     console.print("stopped; nothing is left running")
 
