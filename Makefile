@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PROTOC := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I. --python_out=. --mypy_out=.
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-full lint types proto docs manifests dist clean
+.PHONY: help install run test test-full lint types audit proto docs manifests dist clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -39,6 +39,9 @@ lint: install ## Check style.
 
 types: install ## Check types.
 	$(BIN)/mypy
+
+audit: install ## Look the pinned dependencies up in the advisory database, where it can be reached.
+	@.ci/audit
 
 proto: install ## Regenerate the protobuf modules.
 	$(PROTOC) migration/wire.proto
