@@ -7,7 +7,7 @@ functions are timed, and how, is handed in: so the cases can be tried with the d
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -54,6 +54,8 @@ class Sizes:
     block: int = 16
     blocks: int = 256
     layers: int = 32
+    tuned: tuple[tuple[int, int], int] = ((64, 4096), 8192)
+    """The decode batch and the prompt at which tiles are compared."""
 
 
 def triton_kernels() -> SimpleNamespace:
@@ -83,7 +85,7 @@ def gpu_timer(work: Callable[[], object]) -> tuple[float, float, float]:
     return median, low, high
 
 
-class _Cases:
+class Cases:
     """Inputs of one dtype on one device, drawn from a seeded generator."""
 
     def __init__(
@@ -118,7 +120,7 @@ def measure(
     ops: Any, timer: Timer, sizes: Sizes, device: torch.device, dtype: torch.dtype
 ) -> Iterator[KernelTime]:
     """Every kernel of `ops`, which has the functions of `kernels.reference`; a plain copy first."""
-    cases = _Cases(ops, timer, sizes, device, dtype)
+    cases = Cases(ops, timer, sizes, device, dtype)
     yield _copy(cases)
     for batch, context in sizes.batches:
         yield _decode(cases, batch, context)
@@ -130,60 +132,66 @@ def measure(
     yield from _blocks(cases)
 
 
-def _copy(cases: _Cases) -> KernelTime:
+def _copy(cases: Cases) -> KernelTime:
     """What the device can move: one large tensor onto another."""
     source = cases.normal(cases.sizes.copied // 2 // cases.normal(1).element_size())
     target = torch.empty_like(source)
     return cases.time("copy", f"{source.nbytes >> 20} MiB", lambda: target.copy_(source), 2 * source.nbytes)
 
 
-def _decode(cases: _Cases, batch: int, context: int) -> KernelTime:
+def decode_inputs(
+    cases: Cases, batch: int, context: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, float]:
+    """The arguments of paged_attention: blocks in random order."""
     sizes = cases.sizes
     each = -(-context // sizes.block)
     keys, values = cases.cache(batch * each * sizes.block)
     table = cases.permutation(batch * each).view(batch, each).to(torch.int32)
     lengths = cases.integers([context] * batch)
     q = cases.normal(batch, sizes.heads, sizes.dim)
-    scale = sizes.dim**-0.5
-    moved = 2 * batch * context * sizes.kv_heads * sizes.dim * q.element_size() + 2 * q.nbytes
-    operations = 4 * batch * context * sizes.heads * sizes.dim
-    return cases.time(
-        "decode attention",
-        f"{batch} × {context}",
-        lambda: cases.ops.paged_attention(q, keys, values, table, lengths, scale),
-        moved,
-        operations,
-    )
+    return q, keys, values, table, lengths, sizes.dim**-0.5
 
 
-def _prefill(cases: _Cases, tokens: int) -> KernelTime:
+def decode_costs(sizes: Sizes, batch: int, context: int, width: int) -> tuple[int, int]:
+    """Bytes and operations of decode attention; `width` is the bytes of an element."""
+    moved = 2 * batch * width * sizes.dim * (context * sizes.kv_heads + sizes.heads)
+    return moved, 4 * batch * context * sizes.heads * sizes.dim
+
+
+def prefill_inputs(cases: Cases, tokens: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, float]:
+    """The arguments of prefill_attention: one prompt, nothing cached."""
     sizes = cases.sizes
     keys, values = cases.cache(tokens)
     table = cases.permutation(len(keys)).view(1, -1).to(torch.int32)
     starts, lengths = cases.integers([0, tokens]), cases.integers([tokens])
     q = cases.normal(tokens, sizes.heads, sizes.dim)
-    scale = sizes.dim**-0.5
+    return q, keys, values, table, starts, lengths, sizes.dim**-0.5
+
+
+def prefill_costs(sizes: Sizes, tokens: int, width: int) -> tuple[int, int]:
+    """Bytes and operations of causal prefill attention: half of the square is masked."""
+    moved = 2 * tokens * (sizes.heads + sizes.kv_heads) * sizes.dim * width
+    return moved, 2 * tokens * (tokens + 1) * sizes.heads * sizes.dim
+
+
+def _decode(cases: Cases, batch: int, context: int) -> KernelTime:
+    arguments = decode_inputs(cases, batch, context)
+    costs = decode_costs(cases.sizes, batch, context, arguments[0].element_size())
+    return cases.time(
+        "decode attention", f"{batch} × {context}", lambda: cases.ops.paged_attention(*arguments), *costs
+    )
+
+
+def _prefill(cases: Cases, tokens: int) -> KernelTime:
+    arguments = prefill_inputs(cases, tokens)
+    costs = prefill_costs(cases.sizes, tokens, arguments[0].element_size())
     found = cases.time(
-        "prefill attention",
-        str(tokens),
-        lambda: cases.ops.prefill_attention(q, keys, values, table, starts, lengths, scale),
-        2 * q.nbytes + 2 * tokens * sizes.kv_heads * sizes.dim * q.element_size(),
-        # Half of the square is masked.
-        2 * tokens * (tokens + 1) * sizes.heads * sizes.dim,
+        "prefill attention", str(tokens), lambda: cases.ops.prefill_attention(*arguments), *costs
     )
-    return KernelTime(
-        found.name,
-        found.case,
-        found.median,
-        found.low,
-        found.high,
-        found.moved,
-        found.operations,
-        _torch_attention(cases, tokens),
-    )
+    return replace(found, rival=_torch_attention(cases, tokens))
 
 
-def _torch_attention(cases: _Cases, tokens: int) -> float | None:
+def _torch_attention(cases: Cases, tokens: int) -> float | None:
     """The median of torch's fastest causal attention over contiguous keys and values of all heads.
 
     They are repeated beforehand, outside what is timed: not every one of torch's ways takes grouped heads.
@@ -202,7 +210,7 @@ def _torch_attention(cases: _Cases, tokens: int) -> float | None:
     return min(medians, default=None)
 
 
-def _rowwise(cases: _Cases, rows: int) -> Iterator[KernelTime]:
+def _rowwise(cases: Cases, rows: int) -> Iterator[KernelTime]:
     sizes, ops = cases.sizes, cases.ops
     x, residual = cases.normal(rows, sizes.hidden), cases.normal(rows, sizes.hidden)
     weight = cases.normal(sizes.hidden)
@@ -229,7 +237,7 @@ def _rowwise(cases: _Cases, rows: int) -> Iterator[KernelTime]:
     )
 
 
-def _sampling(cases: _Cases, rows: int) -> KernelTime:
+def _sampling(cases: Cases, rows: int) -> KernelTime:
     size = cases.sizes.vocabulary
     logits = cases.normal(rows, size, dtype=torch.float32)
     ones = torch.ones(rows, dtype=torch.float32, device=logits.device)
@@ -243,7 +251,7 @@ def _sampling(cases: _Cases, rows: int) -> KernelTime:
     )
 
 
-def _blocks(cases: _Cases) -> Iterator[KernelTime]:
+def _blocks(cases: Cases) -> Iterator[KernelTime]:
     sizes, ops = cases.sizes, cases.ops
     block = (sizes.block, sizes.kv_heads, sizes.dim)
     pool = cases.normal(sizes.layers, 2, 2 * sizes.blocks, *block)

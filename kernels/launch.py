@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import NamedTuple
 
 import torch
 import triton
@@ -10,6 +11,21 @@ import triton.language as tl
 from triton.runtime.interpreter import InterpretedFunction
 
 LOG2E = 1.4426950408889634
+
+
+class Tile(NamedTuple):
+    """How an attention kernel is cut: rows of queries and tokens at a time, warps, stages of its pipeline.
+
+    A tile's addresses come out of the block table, which takes two stages of a pipeline for itself: up to
+    four stages keep one tile of keys and values in shared memory; five keep two, and load one while the other
+    is used.
+    """
+
+    rows: int
+    tokens: int
+    warps: int
+    stages: int
+
 
 _TRITON_TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 _INTERPRETED = (2, 80)

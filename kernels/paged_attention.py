@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.launch import LOG2E, dot_type, power_of_two, properties, register_limit
+from kernels.launch import LOG2E, Tile, dot_type, power_of_two, properties, register_limit
 from kernels.online_softmax import fold_tile
 
 _LEAST_SPAN = 128
@@ -119,6 +119,24 @@ def split_count(sequences: int, kv_heads: int, longest: int, multiprocessors: in
     return max(1, min(power_of_two(wanted), power_of_two(triton.cdiv(longest, _LEAST_SPAN)), _MOST_SPLITS))
 
 
+TILES = (
+    Tile(16, 64, 4, 3), Tile(16, 64, 4, 5), Tile(16, 32, 4, 3), Tile(16, 32, 4, 5), Tile(16, 32, 2, 5),
+    Tile(16, 128, 4, 3),
+)  # fmt: skip
+"""Tiles worth comparing on a GPU, for 16-bit types and heads of up to 128: see `kernels.tuning`."""
+
+
+def tile_for(dtype: torch.dtype, width: int, group: int) -> Tile:
+    """The tile for activations of `dtype`, heads of `width` dimensions, and so many query heads a KV head.
+
+    float32 multiplies exactly, without tensor cores: more warps hold its unrolled code in registers.
+    """
+    rows = power_of_two(group, 16)
+    if dtype is torch.float32:
+        return Tile(rows, 16, 8, 2)
+    return Tile(rows, 32, 4, 2) if width > 128 else Tile(rows, 64, 4, 3)
+
+
 def paged_attention(
     q: Tensor, keys: Tensor, values: Tensor, block_table: Tensor, lengths: Tensor, scale: float
 ) -> Tensor:
@@ -131,26 +149,30 @@ def paged_attention(
     Returns a new contiguous [batch, heads, dim] of q's dtype. Grids: (batch, kv_heads, splits), then
     (batch, heads) if splits > 1. Raises TypeError for other dtypes.
     """
+    tile = tile_for(q.dtype, power_of_two(q.shape[2], 16), q.shape[1] // keys.shape[2])
+    return attend(q, keys, values, block_table, lengths, scale, tile)
+
+
+def attend(
+    q: Tensor, keys: Tensor, values: Tensor, block_table: Tensor, lengths: Tensor, scale: float, tile: Tile
+) -> Tensor:
+    """`paged_attention` with a tile of one's own: `rows` a power of two, ≥ 16 and ≥ the group."""
     batch, heads, dim = q.shape
     size, kv_heads = keys.shape[1:3]
-    group = heads // kv_heads
     width = power_of_two(dim, 16)
     splits = split_count(batch, kv_heads, block_table.shape[1] * size, properties(q.device)[0])
     output = torch.empty((batch, heads, dim), dtype=q.dtype, device=q.device)
     partial = output.new_empty((batch, heads, splits, dim) if splits > 1 else (1,), dtype=torch.float32)
     logs = output.new_empty((batch, heads, splits) if splits > 1 else (1,), dtype=torch.float32)
-    # float32 multiplies exactly, without tensor cores: more warps hold its unrolled code in registers.
-    full = q.dtype is torch.float32
-    tile = 16 if full else (32 if width > 128 else 64)
     _attend_span[(batch, kv_heads, splits)](
         q, keys, values, block_table, lengths, output, partial, logs,
         scale * LOG2E,
         q.stride(0), q.stride(1), *keys.stride()[:3], *values.stride()[:3],
         block_table.stride(0), output.stride(0), output.stride(1),
-        GROUP=group, ROWS=power_of_two(group, 16), DIM=dim, WIDTH=width,
-        BLOCK=size, TILE=tile, LEAST_SPAN=_LEAST_SPAN, SPLIT=splits > 1,
-        TYPE=dot_type(_attend_span, q.dtype), num_warps=8 if full else 4,
-        num_stages=3 if tile == 64 else 2, maxnreg=register_limit(q.dtype),
+        GROUP=heads // kv_heads, ROWS=tile.rows, DIM=dim, WIDTH=width,
+        BLOCK=size, TILE=tile.tokens, LEAST_SPAN=_LEAST_SPAN, SPLIT=splits > 1,
+        TYPE=dot_type(_attend_span, q.dtype), num_warps=tile.warps, num_stages=tile.stages,
+        maxnreg=register_limit(q.dtype),
     )  # fmt: skip
     if splits > 1:
         _combine_spans[(batch, heads)](

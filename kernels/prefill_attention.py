@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.launch import LOG2E, dot_type, power_of_two, properties, register_limit
+from kernels.launch import LOG2E, Tile, dot_type, power_of_two, properties, register_limit
 from kernels.online_softmax import fold_tile
 
 
@@ -133,18 +133,27 @@ def _attend_chunk(
     )  # fmt: skip
 
 
-def _shape(dtype: torch.dtype, width: int, short: bool, capability: int) -> tuple[int, int, int, int]:
-    """ROWS, TILE, warps and stages: the largest that stay in registers (compiled for sm_80 and sm_90).
+TILES = (
+    Tile(128, 64, 8, 3), Tile(128, 64, 8, 5), Tile(128, 128, 8, 3), Tile(128, 32, 8, 5), Tile(64, 64, 4, 3),
+    Tile(64, 64, 4, 5),
+)  # fmt: skip
+"""Tiles worth comparing on a GPU, for 16-bit types and heads of up to 128: see `kernels.tuning`."""
+
+
+def tile_for(dtype: torch.dtype, width: int, group: int, short: bool, capability: int) -> Tile:
+    """The largest tile that stays in registers (compiled for sm_80 and sm_90); `short`: chunks of few rows.
 
     float32 multiplies exactly, without tensor cores, in unrolled code that spills from 32 by 32 on.
     """
     if dtype is torch.float32:
-        return (32 if width <= 64 else 16), 16, 8, 2
-    if width > 128:
-        return 64, 32, 8, 2
-    if short:
-        return 64, 32, 4 if capability >= 90 or width <= 64 else 8, 3
-    return 128, 64 if capability >= 90 or width <= 64 else 32, 8, 3
+        tile = Tile(32 if width <= 64 else 16, 16, 8, 2)
+    elif width > 128:
+        tile = Tile(64, 32, 8, 2)
+    elif short:
+        tile = Tile(64, 32, 4 if capability >= 90 or width <= 64 else 8, 3)
+    else:
+        tile = Tile(128, 64 if capability >= 90 or width <= 64 else 32, 8, 3)
+    return tile._replace(rows=power_of_two(group, tile.rows))
 
 
 def prefill_attention(
@@ -167,24 +176,38 @@ def prefill_attention(
     tiles = tokens // queries + sequences. Raises TypeError for other dtypes.
     """
     tokens, heads, dim = q.shape
+    short, capability = tokens <= 16 * lengths.shape[0], properties(q.device)[1]
+    tile = tile_for(q.dtype, power_of_two(dim, 16), heads // keys.shape[2], short, capability)
+    return attend(q, keys, values, block_table, query_starts, lengths, scale, mask, tile)
+
+
+def attend(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    block_table: Tensor,
+    query_starts: Tensor,
+    lengths: Tensor,
+    scale: float,
+    mask: Tensor | None,
+    tile: Tile,
+) -> Tensor:
+    """`prefill_attention` with a tile of one's own: `rows` a power of two ≥ the query heads of a KV head."""
+    tokens, heads, dim = q.shape
     size, kv_heads = keys.shape[1:3]
     sequences = lengths.shape[0]
     group = heads // kv_heads
-    width = power_of_two(dim, 16)
-    capability = properties(q.device)[1]
-    tile_rows, tile, warps, stages = _shape(q.dtype, width, tokens <= 16 * sequences, capability)
-    tile_rows = power_of_two(group, tile_rows)
     output = torch.empty((tokens, heads, dim), dtype=q.dtype, device=q.device)
     if tokens == 0:
         return output
-    _attend_chunk[(tokens // (tile_rows // group) + sequences, kv_heads)](
+    _attend_chunk[(tokens // (tile.rows // group) + sequences, kv_heads)](
         q, keys, values, block_table, query_starts, lengths, output if mask is None else mask, output,
         sequences, scale * LOG2E,
         q.stride(0), q.stride(1), *keys.stride()[:3], *values.stride()[:3],
         block_table.stride(0), 0 if mask is None else mask.stride(0), output.stride(0), output.stride(1),
-        SEQUENCES=power_of_two(sequences), GROUP=group, ROWS=tile_rows, DIM=dim,
-        WIDTH=width, BLOCK=size, TILE=tile, MASKED=mask is not None,
-        TYPE=dot_type(_attend_chunk, q.dtype), num_warps=warps, num_stages=stages,
+        SEQUENCES=power_of_two(sequences), GROUP=group, ROWS=tile.rows, DIM=dim,
+        WIDTH=power_of_two(dim, 16), BLOCK=size, TILE=tile.tokens, MASKED=mask is not None,
+        TYPE=dot_type(_attend_chunk, q.dtype), num_warps=tile.warps, num_stages=tile.stages,
         maxnreg=register_limit(q.dtype),
     )  # fmt: skip
     return output

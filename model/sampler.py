@@ -51,7 +51,7 @@ def cleaned(logits: Tensor) -> Tensor:
         logits, nan=float("-inf"), posinf=torch.finfo(logits.dtype).max, neginf=float("-inf")
     )
     hopeless = tidy.amax(-1, keepdim=True) == float("-inf")
-    return torch.where(hopeless, 0.0, tidy)
+    return tidy.masked_fill(hopeless, 0.0)
 
 
 def is_simple(item: Draw) -> bool:

@@ -199,6 +199,21 @@ def _mask(inputs: Inputs, kind: str, counts: list[int], lengths: list[int]) -> T
     return seen.to(inputs.device)
 
 
+def tiles(device: str, kind: str) -> None:
+    """Every tile that `kernels.tuning` compares computes the same."""
+    inputs = Inputs(device, "float16")
+    decoding = kind == "paged_attention"
+    lengths, counts = [150, 3], [1, 1] if decoding else [70, 2]
+    keys, values, table = inputs.cache(lengths, 16, 2, 64, None)
+    q, scale = inputs.normal(sum(counts), 6, 64), 0.125
+    starts = [] if decoding else [inputs.ints([0, counts[0], sum(counts)])]
+    arguments = (q, keys, values, table, *starts, inputs.ints(lengths), scale)
+    expected = getattr(reference, kind)(*arguments)
+    for tile in kernel(kind).TILES:
+        got = kernel(kind).attend(*arguments, *([] if decoding else [None]), tile)
+        inputs.same(got, expected)
+
+
 def kv_copy(device: str, dtype: str, shape: list[int]) -> None:
     """Gather, scatter, and a copy in which one pair's target is another's source."""
     inputs = Inputs(device, "float32")

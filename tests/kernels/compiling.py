@@ -164,9 +164,9 @@ def table(calls: Mapping[str, Callable[[], object]], capability: int, *, code: b
 
 
 if __name__ == "__main__":
-    from tests.kernels.launches import LAUNCHES, ONLY_SM90
+    from tests.kernels.launches import LAUNCHES, ONLY_SM90, tuned
 
     wanted = sys.argv[1:]
-    for level, calls in ((80, LAUNCHES), (90, {**LAUNCHES, **ONLY_SM90})):
+    for level, calls in ((80, LAUNCHES), (90, {**LAUNCHES, **ONLY_SM90, **dict(tuned())})):
         chosen = {name: call for name, call in calls.items() if not wanted or name in wanted}
         table(chosen, level, code=bool(wanted))

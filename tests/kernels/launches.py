@@ -114,6 +114,26 @@ ONLY_SM90: dict[str, Call] = {
 SHAPES = ((9, 3, 64), (32, 32, 80), (16, 8, 96), (32, 8, 128), (64, 8, 128), (8, 2, 256))
 
 
+def tuned() -> Iterator[tuple[str, Call]]:
+    """The tiles that are compared on a GPU, in bfloat16 with heads of 128."""
+    cache = zeros(4, 16, 8, 128)
+    q, scale = zeros(128, 32, 128), 0.125
+    table, lengths = zeros(128, 256, dtype=torch.int32), zeros(128, dtype=torch.int32)
+    starts = zeros(129, dtype=torch.int32)
+    for tile in paged_attention.TILES:
+        yield (
+            f"decode {tuple(tile)}",
+            lambda tile=tile: paged_attention.attend(q, cache, cache, table, lengths, scale, tile),
+        )
+    for tile in prefill_attention.TILES:
+        yield (
+            f"prefill {tuple(tile)}",
+            lambda tile=tile: prefill_attention.attend(
+                q, cache, cache, table, starts, lengths, scale, None, tile
+            ),
+        )
+
+
 def every(capability: int) -> Iterator[Call]:
     """Every kernel in every type of activations and storage, at every head size."""
     storages = {80: (None, E5M2), 90: (None, E5M2, E4M3)}[capability]

@@ -63,6 +63,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "prefill_attention",
         {**CHUNKS, "counts": [5], "lengths": [60], "mask": "late"},
     ),
+    "decode-every-tile": ("tiles", {"kind": "paged_attention"}),
+    "prefill-every-tile": ("tiles", {"kind": "prefill_attention"}),
     "copy-fp16": ("kv_copy", {"dtype": "float16", "shape": [2, 6, 3, 2, 80]}),
     "copy-fp8": ("kv_copy", {"dtype": "float8_e4m3fn", "shape": [1, 5, 16, 3, 64]}),
     "copy-fp32": ("kv_copy", {"dtype": "float32", "shape": [3, 4, 1, 1, 6]}),

@@ -8,7 +8,7 @@ import pytest
 
 from kernels import paged_attention
 from tests.kernels.compiling import SHARED_BYTES, Launch, compiled, record, tool, usage
-from tests.kernels.launches import LAUNCHES, ONLY_SM90, Call, every
+from tests.kernels.launches import LAUNCHES, ONLY_SM90, Call, every, tuned
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +52,11 @@ def test_every_head_size_and_type_compiles_within_its_budgets(
         except AssertionError as error:
             wrong.append(str(error).splitlines()[0])
     assert not wrong, "\n".join(wrong)
+
+
+def test_tiles_that_are_compared_compile_within_their_budgets_for_sm90(full: bool, cuobjdump: Path) -> None:
+    for _, call in tuned() if full else ():
+        check(call, 90, cuobjdump)
 
 
 def test_a_spilling_kernel_is_noticed(cuobjdump: Path) -> None:
