@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from cluster.cli.bench_ablate import ablate
 from cluster.cli.bench_agreement import agreement
 from cluster.cli.bench_decisions import decisions
 from cluster.cli.bench_engine import engine, overhead
@@ -15,5 +16,5 @@ from cluster.cli.bench_servers import replay, serve
 commands = typer.Typer(
     no_args_is_help=True, help="Measure servers, the engine, migration and the GPU's kernels."
 )
-for verb in (serve, replay, engine, overhead, agreement, migration, decisions, kernels, gpu, papers):
+for verb in (serve, replay, engine, overhead, agreement, migration, decisions, kernels, gpu, papers, ablate):
     commands.command()(verb)

@@ -76,7 +76,7 @@ def command(
     if not arrivals:
         raise ConfigError(f"{trace}: there are no requests in it")
     hardware = Hardware(
-        _costs(cost), kv_tokens, kv_bytes, LinkSettings(bandwidth * 1e9), gpus, overhead / 1000
+        costs_of(cost), kv_tokens, kv_bytes, LinkSettings(bandwidth * 1e9), gpus, overhead / 1000
     )
     configs = {str(file or "config"): load(file, overrides(settings))}
     if compare is not None:
@@ -97,7 +97,8 @@ def command(
         _print(runs)
 
 
-def _costs(given: list[str]) -> dict[str, CostModel]:
+def costs_of(given: list[str]) -> dict[str, CostModel]:
+    """The cost model of each pool. Raises ConfigError where one is missing."""
     costs: dict[str, CostModel] = {}
     for text in given:
         pool, equals, rest = text.partition("=")
@@ -138,11 +139,12 @@ LINES = (
 def _print(runs: list[Run]) -> None:
     rows = table("", *(run.name for run in runs))
     for label, path, form in LINES:
-        rows.add_row(label, *(form.format(_at(run.report, path)) for run in runs))
+        rows.add_row(label, *(form.format(value_at(run.report, path)) for run in runs))
     out().print(rows)
 
 
-def _at(report: Mapping[str, Any], path: str) -> float:
+def value_at(report: Mapping[str, Any], path: str) -> float:
+    """A number in a report by its path; of a list, its length; 0 for what is not there."""
     value: Any = report
     for key in path.split("."):
         value = value.get(key, 0.0)

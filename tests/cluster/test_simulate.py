@@ -99,7 +99,7 @@ def test_the_page_of_the_simulator_names_every_field(cost: str) -> None:
         "engine.admission=reserve_max",
         "engine.batch=decode_maximal",
         "engine.tenant_prediction=moving_average",
-        "engine.host_memory=1GiB",
+        "engine.host_memory=1Gi",
         "pools.decode.autoscale.enabled=true",
     ],
 )
@@ -124,3 +124,20 @@ def test_a_wrong_workload_is_named(cost: str, trace: str, message: str) -> None:
     result = run("--trace", trace, "--cost", cost)
     assert result.exit_code == 2
     assert message in result.stderr
+
+
+def test_each_policy_that_is_on_is_switched_off_in_turn(cost: str) -> None:
+    """And one that is off is not; migration and placement have no setting of their own."""
+
+    def names(*settings: str) -> dict[str, dict[str, object]]:
+        given = [word for setting in settings for word in ("--set", setting)]
+        arguments = ["bench", "ablate", "--trace", MADE, "--cost", cost, "-o", "json", *given]
+        result = CliRunner().invoke(build(), arguments)
+        return {item["name"]: item["report"] for item in json.loads(result.stdout)["items"]}
+
+    plain = names("engine.prefix_cache=false")
+    assert list(plain) == ["everything", "without prefill where it decodes", "without placement by load",
+                           "without live migration"]  # fmt: skip
+    more = names("engine.queue=fair", "engine.admission=reserve_max")
+    assert {"without the queue", "without reserving the longest", "without the prefix cache"} <= more.keys()
+    assert all(report["requests"] == more["everything"]["requests"] for report in more.values())
