@@ -7,7 +7,7 @@ from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
-INTERFACE = 1
+INTERFACE = 2
 """Changes with the structures that kernels.native fills in; the library has the same."""
 
 
@@ -24,8 +24,8 @@ def library() -> ctypes.CDLL | str:
         return f"not loaded: {error}"
     if loaded.tandem_interface() != INTERFACE:
         return "built from other sources: install tandem again"
-    if not loaded.tandem_supported():
-        return "for processors that have AVX-512 with bfloat16"
+    if not loaded.tandem_instructions():
+        return "for processors that have AVX2 or AVX-512 with bfloat16"
     pointer, number, long = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
     loaded.tandem_open.restype = pointer
     loaded.tandem_open.argtypes = [pointer, number, number]
@@ -34,6 +34,13 @@ def library() -> ctypes.CDLL | str:
     loaded.tandem_sample.argtypes = [pointer, long, long, pointer, pointer]
     loaded.tandem_multiply.argtypes = [pointer, number, pointer, long, pointer]
     return loaded
+
+
+def instructions() -> str:
+    """The instruction set whose kernels run: AVX-512 or AVX2. To be asked only where there is no obstacle."""
+    found = library()
+    assert not isinstance(found, str), found
+    return "AVX-512" if found.tandem_instructions() == 512 else "AVX2"
 
 
 def obstacle() -> str | None:

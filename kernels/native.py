@@ -1,6 +1,6 @@
 """The compiled CPU kernels: which models they take, a product, draws, and a decoder of whole steps.
 
-Where `kernels.library` finds an obstacle, no compiler at install or a processor without AVX-512 and bfloat16,
+Where `kernels.library` finds an obstacle, no compiler at install or a processor with neither AVX2 nor AVX-512,
 torch's operations serve.
 """
 

@@ -9,7 +9,7 @@ import typer
 
 from cluster.cli.options import Format, Output
 from cluster.cli.output import out, print_json, table
-from model.installation import kernels_obstacle
+from model.installation import kernels_instructions, kernels_obstacle
 
 PACKAGES = ("ray", "torch", "triton", "grpcio", "protobuf")
 
@@ -19,7 +19,11 @@ def command(context: typer.Context, output: Output = Format.TABLE) -> None:
     versions = {"tandem": _version("tandem-serving"), "python": platform.python_version()}
     versions |= {name: _version(name) for name in PACKAGES}
     obstacle = kernels_obstacle()
-    versions["kernels"] = "compiled" if obstacle is None else f"torch's, as the compiled ones are {obstacle}"
+    versions["kernels"] = (
+        f"compiled, {kernels_instructions()}"
+        if obstacle is None
+        else f"torch's, as the compiled ones are {obstacle}"
+    )
     if output is Format.JSON:
         print_json("Version", [versions])
         return

@@ -7,34 +7,16 @@
 #pragma once
 
 #include <limits>
+#include <type_traits>
 #include <vector>
 
 #include "matrix.h"
 
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma,f16c")
-
-namespace tandem {
+namespace tandem::LANES {
 
 constexpr int POSITIONS = 64;
 constexpr int QUERY_ROWS = 96;
 constexpr int MOST_DIM = 256;
-
-// One sequence of a step: its rows are `count` positions that end at `length`.
-struct Span {
-    int64_t first;
-    int64_t count;
-    int64_t length;
-    const int32_t* blocks;
-};
-
-struct Heads {
-    int64_t heads;
-    int64_t kv_heads;
-    int64_t dim;
-    int64_t block_size;
-    float scale;
-};
 
 template <class T>
 struct AttentionScratch {
@@ -48,49 +30,6 @@ struct AttentionScratch {
     float most[QUERY_ROWS];
     float total[QUERY_ROWS];
 };
-
-// 16 rows of up to 16 words become `words` rows of 16.
-static inline void transpose(const uint8_t* const (&rows)[16], int words, uint8_t* to) {
-    const __mmask16 mask = __mmask16((1u << words) - 1);
-    __m512i a[16], b[16];
-    for (int i = 0; i < 16; ++i)
-        a[i] = rows[i] ? _mm512_maskz_loadu_epi32(mask, rows[i]) : _mm512_setzero_si512();
-    for (int i = 0; i < 16; i += 2) {
-        b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
-        b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
-    }
-    for (int i = 0; i < 16; i += 4) {
-        a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
-        a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
-        a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
-        a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
-    }
-    for (int i = 0; i < 4; ++i) {
-        b[i] = _mm512_shuffle_i32x4(a[i], a[i + 4], 0x88);
-        b[i + 4] = _mm512_shuffle_i32x4(a[i], a[i + 4], 0xdd);
-        b[i + 8] = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0x88);
-        b[i + 12] = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0xdd);
-    }
-    for (int i = 0; i < 4; ++i) {
-        a[i] = _mm512_shuffle_i32x4(b[i], b[i + 8], 0x88);
-        a[i + 4] = _mm512_shuffle_i32x4(b[i + 4], b[i + 12], 0x88);
-        a[i + 8] = _mm512_shuffle_i32x4(b[i], b[i + 8], 0xdd);
-        a[i + 12] = _mm512_shuffle_i32x4(b[i + 4], b[i + 12], 0xdd);
-    }
-    for (int i = 0; i < words; ++i) _mm512_store_si512(to + i * 256, a[i]);
-}
-
-static inline void store_pair(uint8_t* to, const uint16_t* first, const uint16_t* second) {
-    const __m512i low = first ? _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)first))
-                              : _mm512_setzero_si512();
-    const __m512i high = second ? _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)second))
-                                : _mm512_setzero_si512();
-    _mm512_store_si512(to, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
-}
-
-static inline void store_pair(uint8_t* to, const float* first, const float*) {
-    _mm512_store_si512(to, first ? _mm512_loadu_si512(first) : _mm512_setzero_si512());
-}
 
 // Where positions [start, start + 64) of a sequence begin in a layer's keys or values, in KV heads.
 struct Places {
@@ -151,75 +90,78 @@ static void gather_tile(
     }
 }
 
+// out [ROWS, columns] = or, with `ADDING`, += a · columns, as many columns at a time as registers hold.
+template <class T, int ROWS, bool ADDING>
+static inline void multiply_all(
+    const uint8_t* a, int64_t stride, const uint8_t* panel, int64_t step, int64_t words, float* out, int64_t out_stride,
+    int64_t columns
+) {
+    auto some = [&](int64_t column, auto count) __attribute__((always_inline)) {
+        constexpr int vectors = count.value;
+        Vector sums[ROWS][vectors];
+        for (int r = 0; r < ROWS; ++r)
+            for (int v = 0; v < vectors; ++v)
+                sums[r][v] = ADDING ? load(out + r * out_stride + column + v * WIDTH) : zeros();
+        multiply<T, ROWS, vectors>(a, stride, panel + column * 4, step, words, sums);
+        for (int r = 0; r < ROWS; ++r)
+            for (int v = 0; v < vectors; ++v) store(out + r * out_stride + column + v * WIDTH, sums[r][v]);
+    };
+    int64_t column = 0;
+    for (; column + TILE_VECTORS * WIDTH <= columns; column += TILE_VECTORS * WIDTH)
+        some(column, std::integral_constant<int, TILE_VECTORS>());
+    for (; column < columns; column += WIDTH) some(column, std::integral_constant<int, 1>());
+}
+
 template <class T, int ROWS>
 static inline void score_rows(AttentionScratch<T>& s, int64_t row, int64_t dim) {
-    Vector sums[ROWS][VECTORS] = {};
-    const uint8_t* a = (const uint8_t*)(s.queries + row * dim);
-    multiply<T, ROWS, VECTORS>(a, dim * int64_t(sizeof(typename T::Element)), s.keys, 256, dim / T::PER_WORD, sums);
-    for (int r = 0; r < ROWS; ++r)
-        for (int v = 0; v < VECTORS; ++v) _mm512_store_ps(s.scores + (row + r) * POSITIONS + v * 16, sums[r][v]);
+    multiply_all<T, ROWS, false>((const uint8_t*)(s.queries + row * dim), dim * int64_t(sizeof(typename T::Element)),
+                                 s.keys, WORD_ROW, dim / T::PER_WORD, s.scores + row * POSITIONS, POSITIONS, POSITIONS);
 }
 
 // Scores of one row into weights; the row sees the first `seen` positions of the tile (≥ 0, may exceed 64).
 template <class T>
 static inline void soften(AttentionScratch<T>& s, int64_t row, int64_t seen, float scale, int64_t dim) {
-    const Vector never = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
+    const Vector never = all(-std::numeric_limits<float>::infinity());
     Vector x[VECTORS];
     Vector top = never;
     for (int v = 0; v < VECTORS; ++v) {
-        const int64_t left = seen - v * 16;
-        const __mmask16 mask = left >= 16 ? 0xffff : left <= 0 ? 0 : __mmask16((1u << left) - 1);
-        x[v] = _mm512_mask_mul_ps(never, mask, _mm512_load_ps(s.scores + row * POSITIONS + v * 16),
-                                  _mm512_set1_ps(scale));
-        top = _mm512_max_ps(top, x[v]);
+        const Vector score = times(load(s.scores + row * POSITIONS + v * WIDTH), all(scale));
+        x[v] = chosen(never, first_lanes(seen - v * WIDTH), score);
+        top = greatest(top, x[v]);
     }
-    const float before = s.most[row], most = std::max(before, _mm512_reduce_max_ps(top));
-    const float shrink = _mm512_cvtss_f32(exponential(_mm512_set1_ps(before - most)));
-    Vector sum = _mm512_setzero_ps();
+    const float before = s.most[row], now = std::max(before, most(top));
+    const float shrink = first(exponential(all(before - now)));
+    Vector total = zeros();
     for (int v = 0; v < VECTORS; ++v) {
-        const __mmask16 mask = _mm512_cmp_ps_mask(x[v], never, _CMP_NEQ_UQ);
-        const Vector weight = _mm512_maskz_mov_ps(mask, exponential(_mm512_sub_ps(x[v], _mm512_set1_ps(most))));
-        T::store(s.weights + row * POSITIONS + v * 16, weight);
-        sum = _mm512_add_ps(sum, T::rounded(weight));
+        const Vector weight = kept(differs(x[v], never), exponential(subtract(x[v], all(now))));
+        T::store(s.weights + row * POSITIONS + v * WIDTH, weight);
+        total = add(total, T::rounded(weight));
     }
-    s.most[row] = most;
-    s.total[row] = s.total[row] * shrink + _mm512_reduce_add_ps(sum);
-    for (int64_t d = 0; d < dim; d += 16) {
+    s.most[row] = now;
+    s.total[row] = s.total[row] * shrink + sum(total);
+    for (int64_t d = 0; d < dim; d += WIDTH) {
         float* mixed = s.mixed + row * dim + d;
-        _mm512_store_ps(mixed, _mm512_mul_ps(_mm512_load_ps(mixed), _mm512_set1_ps(shrink)));
+        store(mixed, times(load(mixed), all(shrink)));
     }
-}
-
-template <class T, int ROWS, int COLUMNS>
-static inline void mix_columns(AttentionScratch<T>& s, int64_t row, int64_t dim, int64_t column) {
-    Vector sums[ROWS][COLUMNS];
-    float* mixed = s.mixed + row * dim + column;
-    for (int r = 0; r < ROWS; ++r)
-        for (int v = 0; v < COLUMNS; ++v) sums[r][v] = _mm512_load_ps(mixed + r * dim + v * 16);
-    const uint8_t* a = (const uint8_t*)(s.weights + row * POSITIONS);
-    multiply<T, ROWS, COLUMNS>(a, POSITIONS * sizeof(typename T::Element), s.values + column * 4, dim * 4,
-                               POSITIONS / T::PER_WORD, sums);
-    for (int r = 0; r < ROWS; ++r)
-        for (int v = 0; v < COLUMNS; ++v) _mm512_store_ps(mixed + r * dim + v * 16, sums[r][v]);
 }
 
 template <class T, int ROWS>
 static inline void mix_rows(AttentionScratch<T>& s, int64_t row, int64_t dim) {
-    int64_t column = 0;
-    for (; column + 64 <= dim; column += 64) mix_columns<T, ROWS, 4>(s, row, dim, column);
-    for (; column < dim; column += 16) mix_columns<T, ROWS, 1>(s, row, dim, column);
+    multiply_all<T, ROWS, true>((const uint8_t*)(s.weights + row * POSITIONS),
+                                POSITIONS * int64_t(sizeof(typename T::Element)), s.values, dim * 4,
+                                POSITIONS / T::PER_WORD, s.mixed + row * dim, dim, dim);
 }
 
 template <class T>
 static inline void score(AttentionScratch<T>& s, int64_t row, int64_t end, int64_t dim) {
-    for (; row + 6 <= end; row += 6) score_rows<T, 6>(s, row, dim);
+    for (; row + T::TILE_ROWS <= end; row += T::TILE_ROWS) score_rows<T, T::TILE_ROWS>(s, row, dim);
     for (; row + 3 <= end; row += 3) score_rows<T, 3>(s, row, dim);
     for (; row < end; ++row) score_rows<T, 1>(s, row, dim);
 }
 
 template <class T>
 static inline void mix(AttentionScratch<T>& s, int64_t row, int64_t end, int64_t dim) {
-    for (; row + 6 <= end; row += 6) mix_rows<T, 6>(s, row, dim);
+    for (; row + T::TILE_ROWS <= end; row += T::TILE_ROWS) mix_rows<T, T::TILE_ROWS>(s, row, dim);
     for (; row + 3 <= end; row += 3) mix_rows<T, 3>(s, row, dim);
     for (; row < end; ++row) mix_rows<T, 1>(s, row, dim);
 }
@@ -279,12 +221,9 @@ static void attend(
         }
     }
     for (int64_t row = 0; row < rows; ++row) {
-        const Vector total = _mm512_set1_ps(s.total[row]);
-        for (int64_t d = 0; d < dim; d += 16)
-            T::store(out + place(row) + d, _mm512_div_ps(_mm512_load_ps(s.mixed + row * dim + d), total));
+        for (int64_t d = 0; d < dim; d += WIDTH)
+            T::store(out + place(row) + d, divide(load(s.mixed + row * dim + d), all(s.total[row])));
     }
 }
 
-}  // namespace tandem
-
-#pragma GCC pop_options
+}  // namespace tandem::LANES

@@ -12,53 +12,13 @@
 #include <vector>
 
 #include "attention.h"
+#include PRODUCT_HEADER
 #include "team.h"
 
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma,f16c")
-
-namespace tandem {
-
-struct Layer {
-    Matrix qkv;
-    Matrix output;
-    Matrix gate_up;
-    Matrix down;
-    const float* input_norm;
-    const float* mlp_norm;
-    const float* q_norm;
-    const float* k_norm;
-};
-
-struct Model {
-    int64_t layers;
-    int64_t hidden;
-    int64_t width;
-    int64_t vocabulary;
-    Heads heads;
-    float eps;
-    float magnitude;
-    const float* frequencies;
-    const float* norm;
-    Matrix embedding;
-    Matrix head;
-    const Layer* layer;
-};
-
-struct Step {
-    int64_t rows;
-    const int32_t* tokens;
-    int64_t spans;
-    const Span* span;
-    void* pool;
-    int64_t blocks;
-    int64_t drawn;
-    const int32_t* drawn_rows;
-    float* logits;
-};
+namespace tandem::LANES {
 
 static inline Vector biased(Vector x, const Matrix& w, int64_t column) {
-    return w.bias ? _mm512_add_ps(x, _mm512_loadu_ps(w.bias + column)) : x;
+    return w.bias ? add(x, load(w.bias + column)) : x;
 }
 
 // Sinks of products. Store: float32 results as they are.
@@ -70,8 +30,7 @@ struct Store {
         for (int v = 0; v < VECTORS; ++v) {
             const int64_t column = panel * PANEL + v * WIDTH, left = w.outputs - column;
             if (left <= 0) return;
-            const __mmask16 mask = left >= WIDTH ? 0xffff : __mmask16((1u << left) - 1);
-            _mm512_mask_storeu_ps(out + row * stride + column, mask, biased(sums[v], w, column));
+            store_masked(out + row * stride + column, first_lanes(left), biased(sums[v], w, column));
         }
     }
 };
@@ -105,7 +64,7 @@ class Decoder {
     Decoder(const Model& model, int threads) : m_(model), layers_(model.layer, model.layer + model.layers),
                                                team_(threads), scratch_(threads), attention_(threads) {
         int64_t most = std::max({m_.hidden, m_.width, m_.heads.heads * m_.heads.dim});
-        for (auto& scratch : scratch_) scratch.template take<uint8_t>(most * PANEL * sizeof(Element));
+        for (auto& scratch : scratch_) scratch.template take<uint8_t>(scratch_bytes<T>(most));
         for (auto& one : attention_) one.reset(new AttentionScratch<T>);
     }
 
@@ -148,7 +107,7 @@ class Decoder {
                 const int64_t column = panel * PANEL + v * WIDTH;
                 if (column >= w.outputs) return;
                 float* to = out + row * stride + column;
-                _mm512_storeu_ps(to, _mm512_add_ps(_mm512_loadu_ps(to), biased(sums[v], w, column)));
+                store(to, add(load(to), biased(sums[v], w, column)));
             }
         }
     };
@@ -163,7 +122,7 @@ class Decoder {
                 const int64_t column = panel * PANEL + v * WIDTH;
                 const Vector gate = biased(sums[v], w, column);
                 const Vector up = biased(sums[v + VECTORS / 2], w, column + PANEL / 2);
-                T::store(out + row * stride + panel * PANEL / 2 + v * WIDTH, _mm512_mul_ps(silu(gate), up));
+                T::store(out + row * stride + panel * PANEL / 2 + v * WIDTH, times(silu(gate), up));
             }
         }
     };
@@ -177,6 +136,8 @@ class Decoder {
         });
     }
 
+    // What every layer needs to know of the rows: where they stand, where their KV goes, and by how much they
+    // are turned: 64 sines and cosines a row, which in each layer anew would take a twentieth of a prefill.
     void locate(const Step& step) {
         positions_.resize(step.rows);
         slots_.resize(step.rows);
@@ -190,6 +151,16 @@ class Decoder {
                 slots_[span.first + j] = span.blocks[position / size] * size + position % size;
             }
         }
+        const int64_t half = m_.heads.dim / 2;
+        cosines_ = cosines_memory_.template take<float>(step.rows * half);
+        sines_ = sines_memory_.template take<float>(step.rows * half);
+        share_rows(step.rows, [&](int64_t row) {
+            for (int64_t i = 0; i < half; ++i) {
+                const float angle = float(positions_[row]) * m_.frequencies[i];
+                cosines_[row * half + i] = std::cos(angle) * m_.magnitude;
+                sines_[row * half + i] = std::sin(angle) * m_.magnitude;
+            }
+        });
     }
 
     void embed(const Step& step) {
@@ -208,20 +179,17 @@ class Decoder {
             for (int i = 0; i < T::PER_WORD; ++i) to[word * T::PER_WORD + i] = T::widen(pair[i]);
         };
         if (w.format == PLAIN) {
-            for (int64_t word = 0; word < w.inputs / T::PER_WORD; ++word) keep(word, panel + word * 256 + column * 4);
+            for (int64_t word = 0; word < w.inputs / T::PER_WORD; ++word) keep(word, panel + word * WORD_ROW + column * 4);
             return;
         }
         for (int64_t group = 0; group < w.inputs / GROUP; ++group) {
             const int64_t first = group * GROUP / T::PER_WORD;
-            auto pick = [&](int word, __m512i x) {
+            auto pick = [&](int word, typename T::Columns x) {
                 alignas(64) uint8_t lanes[64];
-                _mm512_store_si512(lanes, x);
+                store_words(lanes, T::words(x));
                 keep(first + word, lanes + column % WIDTH * 4);
             };
-            if (w.format == FOUR_BIT)
-                Expand<T>::four_bit(panel + group * FOUR_BIT_GROUP, int(column / WIDTH), pick);
-            else
-                Expand<T>::eight_bit(panel + group * EIGHT_BIT_GROUP, int(column / WIDTH), pick);
+            expand<T>(w.format == FOUR_BIT, panel + group * group_bytes(w), int(column / WIDTH), pick);
         }
     }
 
@@ -233,20 +201,18 @@ class Decoder {
     }
 
     static float root_mean_square(const float* from, int64_t size, float eps) {
-        Vector sum = _mm512_setzero_ps();
+        Vector squares = zeros();
         for (int64_t i = 0; i < size; i += WIDTH) {
-            const Vector v = _mm512_loadu_ps(from + i);
-            sum = _mm512_fmadd_ps(v, v, sum);
+            const Vector v = load(from + i);
+            squares = times_add(v, v, squares);
         }
-        return 1.0f / std::sqrt(_mm512_reduce_add_ps(sum) / float(size) + eps);
+        return 1.0f / std::sqrt(sum(squares) / float(size) + eps);
     }
 
     void norm_row(const float* from, const float* weight, Element* to) const {
-        const Vector scale = _mm512_set1_ps(root_mean_square(from, m_.hidden, m_.eps));
-        for (int64_t i = 0; i < m_.hidden; i += WIDTH) {
-            const Vector v = _mm512_mul_ps(_mm512_loadu_ps(from + i), scale);
-            T::store(to + i, _mm512_mul_ps(v, _mm512_loadu_ps(weight + i)));
-        }
+        const Vector scale = all(root_mean_square(from, m_.hidden, m_.eps));
+        for (int64_t i = 0; i < m_.hidden; i += WIDTH)
+            T::store(to + i, times(times(load(from + i), scale), load(weight + i)));
     }
 
     void norm(const float* from, const float* weight, int64_t rows, Element* to) {
@@ -263,12 +229,8 @@ class Decoder {
         const Heads& h = m_.heads;
         const int64_t half = h.dim / 2, turned = h.heads + h.kv_heads, all = turned + h.kv_heads;
         share_rows(rows, [&](int64_t row) {
-            float cosines[MOST_DIM / 2], sines[MOST_DIM / 2];
-            for (int64_t i = 0; i < half; ++i) {
-                const float angle = float(positions_[row]) * m_.frequencies[i];
-                cosines[i] = std::cos(angle) * m_.magnitude;
-                sines[i] = std::sin(angle) * m_.magnitude;
-            }
+            const float* cosines = cosines_ + row * half;
+            const float* sines = sines_ + row * half;
             for (int64_t head = 0; head < all; ++head) {
                 float* from = projected + (row * all + head) * h.dim;
                 const bool query = head < h.heads;
@@ -283,7 +245,7 @@ class Decoder {
                 const int64_t kv_head = (head - h.heads) % h.kv_heads;
                 Element* cache = (head < turned ? keys : values) + (slots_[row] * h.kv_heads + kv_head) * h.dim;
                 Element* to = query ? q + (row * h.heads + head) * h.dim : cache;
-                for (int64_t i = 0; i < h.dim; i += WIDTH) T::store(to + i, _mm512_loadu_ps(from + i));
+                for (int64_t i = 0; i < h.dim; i += WIDTH) T::store(to + i, load(from + i));
             }
         });
     }
@@ -303,11 +265,12 @@ class Decoder {
     std::vector<Buffer> scratch_;
     std::vector<std::unique_ptr<AttentionScratch<T>>> attention_;
     Buffer residual_memory_, projected_memory_, x_memory_, q_memory_, mixed_memory_, active_memory_;
+    Buffer cosines_memory_, sines_memory_;
     std::vector<int64_t> positions_, slots_;
     std::vector<Piece> pieces_;
     float* residual_ = nullptr;
+    float* cosines_ = nullptr;
+    float* sines_ = nullptr;
 };
 
-}  // namespace tandem
-
-#pragma GCC pop_options
+}  // namespace tandem::LANES

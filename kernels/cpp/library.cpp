@@ -1,78 +1,48 @@
 // What Python calls, through a plain C interface: see kernels/native.py.
-#include <algorithm>
-#include <atomic>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <functional>
-#include <limits>
-#include <memory>
-#include <new>
-#include <thread>
-#include <vector>
+#include "standard.h"
 
-constexpr int INTERFACE = 1;
+#include <exception>
 
-#if defined(__x86_64__) && defined(__linux__)
-#include "decoder.h"
-#include "sampling.h"
+constexpr int INTERFACE = 2;
 
 using namespace tandem;
-
-namespace {
-
-struct Handle {
-    std::unique_ptr<Decoder<Float32>> float32;
-    std::unique_ptr<Decoder<BFloat16>> bfloat16;
-};
-
-template <class T>
-void multiply_all(const Matrix& w, const void* x, int64_t rows, float* out) {
-    Buffer scratch;
-    uint8_t* panel = scratch.take<uint8_t>(w.inputs * PANEL * int64_t(sizeof(typename T::Element)));
-    const Store sink{out, w.outputs, w};
-    product<T>(w, (const typename T::Element*)x, rows, 0, rounded_up(w.outputs, PANEL) / PANEL, panel, sink);
-}
-
-}  // namespace
 
 extern "C" {
 
 // Changes with the structures that Python fills in.
 int tandem_interface() { return INTERFACE; }
 
-// Whether this processor has every instruction that is used here. The only function that is safe without.
-int tandem_supported() {
+#if defined(__x86_64__) && defined(__linux__)
+
+// The widest instruction set of this processor that is served: 512, 2 (AVX2), or 0 for none.
+int tandem_instructions() {
     __builtin_cpu_init();
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("fma");
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("fma"))
+        return 512;
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") ? 2 : 0;
+}
+
+static const Kernels& chosen() {
+    static const Kernels& kernels = tandem_instructions() == 512 ? avx512_kernels : avx2_kernels;
+    return kernels;
 }
 
 // A decoder of a model whose tensors stay where they are; null if memory or threads do not suffice.
 void* tandem_open(const Model* model, int bfloat16, int threads) {
     try {
-        auto handle = std::make_unique<Handle>();
-        if (bfloat16)
-            handle->bfloat16 = std::make_unique<Decoder<BFloat16>>(*model, threads);
-        else
-            handle->float32 = std::make_unique<Decoder<Float32>>(*model, threads);
-        return handle.release();
+        return chosen().open(*model, bfloat16, threads);
     } catch (const std::exception&) {
         return nullptr;
     }
 }
 
-void tandem_close(void* handle) { delete (Handle*)handle; }
+void tandem_close(void* decoder) { chosen().close(decoder); }
 
-// 0, or 1 if memory does not suffice.
-int tandem_forward(void* handle, const Step* step) {
-    auto* decoder = (Handle*)handle;
+// The others return 0, or 1 if memory does not suffice.
+int tandem_forward(void* decoder, const Step* step) {
     try {
-        if (decoder->bfloat16)
-            decoder->bfloat16->forward(*step);
-        else
-            decoder->float32->forward(*step);
+        chosen().forward(decoder, *step);
         return 0;
     } catch (const std::bad_alloc&) {
         return 1;
@@ -82,37 +52,30 @@ int tandem_forward(void* handle, const Step* step) {
 // One product: x [rows, inputs] of the element type, out [rows, outputs] float32.
 int tandem_multiply(const Matrix* w, int bfloat16, const void* x, int64_t rows, float* out) {
     try {
-        if (bfloat16)
-            multiply_all<BFloat16>(*w, x, rows, out);
-        else
-            multiply_all<Float32>(*w, x, rows, out);
+        chosen().multiply(*w, bfloat16, x, rows, out);
         return 0;
     } catch (const std::bad_alloc&) {
         return 1;
     }
 }
 
-// tokens[row]: one of logits [rows, size] for each draw. 0, or 1 if memory does not suffice.
+// tokens[row]: one of logits [rows, size] for each draw.
 int tandem_sample(const float* logits, int64_t rows, int64_t size, const Draw* draws, int64_t* tokens) {
     try {
-        Sampler sampler;
-        for (int64_t row = 0; row < rows; ++row)
-            tokens[row] = sampler.draw(logits + row * size, size, draws[row]);
+        chosen().sample(logits, rows, size, draws, tokens);
         return 0;
     } catch (const std::bad_alloc&) {
         return 1;
     }
 }
-
-}  // extern "C"
 
 #else
 
-extern "C" int tandem_interface() { return INTERFACE; }
-
-extern "C" int tandem_supported() { return 0; }
+int tandem_instructions() { return 0; }
 
 #endif
 
 // The library is found through Python's import system, which never runs this.
-extern "C" void* PyInit__native() { return nullptr; }
+void* PyInit__native() { return nullptr; }
+
+}  // extern "C"

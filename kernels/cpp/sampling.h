@@ -5,22 +5,10 @@
 #include <functional>
 #include <vector>
 
-#include "numbers.h"
+#include "functions.h"
+#include "structures.h"
 
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma,f16c")
-
-namespace tandem {
-
-struct Draw {
-    float temperature;
-    float top_p;
-    float min_p;
-    uint32_t first_key;
-    uint32_t second_key;
-    int32_t unused;
-    int64_t top_k;
-};
+namespace tandem::LANES {
 
 class Sampler {
   public:
@@ -40,14 +28,11 @@ class Sampler {
     // e to the (logit − most) / temperature; 0 for what is forbidden and as padding.
     void weigh(const float* logits, int64_t size, float most, float temperature) {
         weights_.resize(rounded_up(size, WIDTH));
-        const Vector never = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
+        const Vector never = all(-std::numeric_limits<float>::infinity());
         for (int64_t i = 0; i < size; i += WIDTH) {
-            const __mmask16 inside = size - i >= WIDTH ? 0xffff : __mmask16((1u << (size - i)) - 1);
-            const Vector x = _mm512_mask_loadu_ps(never, inside, logits + i);
-            const __mmask16 allowed = _mm512_cmp_ps_mask(x, never, _CMP_NEQ_UQ);
-            const Vector below = _mm512_sub_ps(x, _mm512_set1_ps(most));
-            const Vector weight = exponential(_mm512_div_ps(below, _mm512_set1_ps(temperature)));
-            _mm512_storeu_ps(weights_.data() + i, _mm512_maskz_mov_ps(allowed, weight));
+            const Vector x = load_masked(never, first_lanes(size - i), logits + i);
+            const Vector weight = exponential(divide(subtract(x, all(most)), all(temperature)));
+            store(weights_.data() + i, kept(differs(x, never), weight));
         }
     }
 
@@ -104,45 +89,38 @@ class Sampler {
     double collect(float cutoff) {
         likely_.resize(weights_.size() + WIDTH);
         count_ = 0;
-        __m512d low = _mm512_setzero_pd(), high = _mm512_setzero_pd();
+        DoubleSum total;
         for (size_t i = 0; i < weights_.size(); i += WIDTH) {
-            const Vector w = _mm512_loadu_ps(weights_.data() + i);
-            const __mmask16 mask = _mm512_cmp_ps_mask(w, _mm512_set1_ps(cutoff), _CMP_GE_OQ);
-            if (!mask) continue;
-            _mm512_mask_compressstoreu_ps(likely() + count_, mask, w);
-            count_ += __builtin_popcount(mask);
-            const Vector kept = _mm512_maskz_mov_ps(mask, w);
-            low = _mm512_add_pd(low, _mm512_cvtps_pd(_mm512_castps512_ps256(kept)));
-            high = _mm512_add_pd(high, _mm512_cvtps_pd(_mm512_extractf32x8_ps(kept, 1)));
+            const Vector w = load(weights_.data() + i);
+            const Mask mask = at_least(w, all(cutoff));
+            if (!bits(mask)) continue;
+            store_compressed(likely() + count_, mask, w);
+            count_ += __builtin_popcount(bits(mask));
+            total.add(kept(mask, w));
         }
-        return _mm512_reduce_add_pd(_mm512_add_pd(low, high));
+        return total.total();
     }
 
-    static __m512i mix(__m512i x) {
-        x = _mm512_mullo_epi32(_mm512_xor_si512(x, _mm512_srli_epi32(x, 16)), _mm512_set1_epi32(0x7FEB352D));
-        x = _mm512_mullo_epi32(_mm512_xor_si512(x, _mm512_srli_epi32(x, 15)), _mm512_set1_epi32(int(0x846CA68B)));
-        return _mm512_xor_si512(x, _mm512_srli_epi32(x, 16));
+    static Words mix(Words x) {
+        x = times(exclusive(x, shifted_right<16>(x)), all_words(0x7FEB352D));
+        x = times(exclusive(x, shifted_right<15>(x)), all_words(0x846CA68B));
+        return exclusive(x, shifted_right<16>(x));
     }
 
     // The greatest weight / wait. A wait is −log(1 − u) ≥ u, so most tokens lose without a logarithm.
     int64_t race(int64_t size, float floor, const Draw& d) const {
-        const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-        const Vector half = _mm512_set1_ps(0.5f), unit = _mm512_set1_ps(0x1p-32f), least = _mm512_set1_ps(floor);
         float best = -1;
         int64_t winner = 0;
         for (int64_t i = 0; i < size; i += WIDTH) {
-            const Vector weight = _mm512_loadu_ps(weights_.data() + i);
-            const __mmask16 likely = _mm512_cmp_ps_mask(weight, least, _CMP_GE_OQ);
-            const __mmask16 kept = likely & _mm512_cmp_ps_mask(weight, _mm512_setzero_ps(), _CMP_GT_OQ);
-            if (!kept) continue;
-            const __m512i token = _mm512_add_epi32(lanes, _mm512_set1_epi32(int(i)));
-            __m512i bits = mix(_mm512_xor_si512(token, _mm512_set1_epi32(int(d.first_key))));
-            bits = mix(_mm512_xor_si512(bits, _mm512_set1_epi32(int(d.second_key))));
-            const Vector u = _mm512_mul_ps(_mm512_add_ps(_mm512_cvtepu32_ps(bits), half), unit);
-            const Vector reach = _mm512_mul_ps(u, _mm512_set1_ps(best * 0.9999f));
-            __mmask16 ahead = _mm512_mask_cmp_ps_mask(kept, weight, reach, _CMP_GE_OQ);
+            const Vector weight = load(weights_.data() + i);
+            const Mask running = both(at_least(weight, all(floor)), greater(weight, zeros()));
+            if (!bits(running)) continue;
+            const Words token = add(counting(), all_words(uint32_t(i)));
+            const Words drawn = mix(exclusive(mix(exclusive(token, all_words(d.first_key))), all_words(d.second_key)));
+            const Vector u = times(add(from_unsigned(drawn), all(0.5f)), all(0x1p-32f));
+            uint32_t ahead = bits(both(running, at_least(weight, times(u, all(best * 0.9999f)))));
             alignas(64) float weights[WIDTH], us[WIDTH];
-            if (ahead) _mm512_store_ps(weights, weight), _mm512_store_ps(us, u);
+            if (ahead) store(weights, weight), store(us, u);
             for (; ahead; ahead &= ahead - 1) {
                 const int lane = __builtin_ctz(ahead);
                 const float run = weights[lane] / -std::log1p(-us[lane]);
@@ -156,6 +134,4 @@ class Sampler {
     int64_t count_ = 0;
 };
 
-}  // namespace tandem
-
-#pragma GCC pop_options
+}  // namespace tandem::LANES
