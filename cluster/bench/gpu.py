@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 from cluster.bench.machine import Machine
@@ -47,6 +47,19 @@ class StepFigure(Value):
     predicted: float | None
 
 
+class Goal(Value):
+    """A ratio that is to be reached: at least `wanted`, or at most where `upper`."""
+
+    what: str
+    reached: float
+    wanted: float
+    upper: bool
+
+    @property
+    def met(self) -> bool:
+        return self.reached <= self.wanted if self.upper else self.reached >= self.wanted
+
+
 class GpuReport(Value):
     """The item of `tandem bench kernels -o json` and of `tandem bench gpu -o json`."""
 
@@ -56,6 +69,32 @@ class GpuReport(Value):
     versions: dict[str, str]
     kernels: tuple[KernelFigure, ...] = ()
     steps: tuple[StepFigure, ...] = ()
+    goals: tuple[Goal, ...] = ()
+
+
+def kernel_goals(kernels: Sequence[KernelFigure]) -> tuple[Goal, ...]:
+    """Decode attention of 64 × 4,096 beside a plain copy, prefill attention beside torch's fastest."""
+    copied = kernels[0].moved / kernels[0].seconds.median
+    found = []
+    for one in kernels:
+        if (one.name, one.case) == ("decode attention", "64 × 4096"):
+            share = one.moved / one.seconds.median / copied
+            found.append(Goal(what="decode attention, 64 × 4096: share of the bandwidth of a copy",
+                              reached=share, wanted=0.85, upper=False))  # fmt: skip
+        if one.name == "prefill attention" and one.rival is not None:
+            found.append(Goal(what=f"prefill attention, {one.case}: speed beside torch's best",
+                              reached=one.rival / one.seconds.median, wanted=0.8, upper=False))  # fmt: skip
+    return tuple(found)
+
+
+def step_goals(steps: Sequence[StepFigure]) -> tuple[Goal, ...]:
+    """Steps as they are served beside what is predicted of an H200."""
+    return tuple(
+        Goal(what=f"{one.phase}, batch {one.batch}: time beside the prediction",
+             reached=one.served.median / one.predicted, wanted=1.15, upper=True)
+        for one in steps
+        if one.predicted is not None
+    )  # fmt: skip
 
 
 def measure_kernels(say: Callable[[str], None]) -> GpuReport:
@@ -76,7 +115,12 @@ def measure_kernels(say: Callable[[str], None]) -> GpuReport:
         )
         say(f"{one.name} · {one.case} · {one.median * 1e6:,.1f} µs")
     return GpuReport(
-        command="kernels", machine=machine, device=device, versions=_versions(), kernels=tuple(found)
+        command="kernels",
+        machine=machine,
+        device=device,
+        versions=_versions(),
+        kernels=tuple(found),
+        goals=kernel_goals(found),
     )
 
 
@@ -96,7 +140,14 @@ def measure_steps(say: Callable[[str], None]) -> GpuReport:
             )
         )
         say(f"{one.phase} · batch {one.batch} · {found[-1].served.median * 1e3:.2f} ms")
-    return GpuReport(command="gpu", machine=machine, device=device, versions=_versions(), steps=tuple(found))
+    return GpuReport(
+        command="gpu",
+        machine=machine,
+        device=device,
+        versions=_versions(),
+        steps=tuple(found),
+        goals=step_goals(found),
+    )
 
 
 def sections(report: GpuReport) -> list[Section]:
@@ -106,6 +157,8 @@ def sections(report: GpuReport) -> list[Section]:
         found.append(_kernel_section(report))
     if report.steps:
         found.append(_step_section(report))
+    if report.goals:
+        found.append(_goal_section(report))
     return found
 
 
@@ -155,6 +208,19 @@ def _step_section(report: GpuReport) -> Section:
         "Llama-3.1-8B's shape, random bfloat16 weights. The prediction is for an H200, engine time left out."
     )
     return Section("Whole steps", columns, rows, note)
+
+
+def _goal_section(report: GpuReport) -> Section:
+    rows = [
+        [
+            one.what,
+            f"{one.reached:.2f}",
+            f"{'≤' if one.upper else '≥'} {one.wanted:.2f}",
+            "yes" if one.met else "no",
+        ]
+        for one in report.goals
+    ]
+    return Section("Goals", ["what", "reached", "wanted", "met"], rows)
 
 
 def _versions() -> dict[str, str]:
