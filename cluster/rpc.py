@@ -11,10 +11,11 @@ import hmac
 import re
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn, TypeVar
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from cluster import control_pb2 as pb
 from cluster.tls import Tls
@@ -87,10 +88,11 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], error: TandemError)
 
 
 def carried(metadata: Iterable[tuple[str, str | bytes]] | None) -> TandemError | None:
-    """The error that `abort` put into a call's trailing metadata."""
+    """The error that `abort` put into a call's trailing metadata; None too for what is no message."""
     for key, value in metadata or ():
         if key == _ERROR and isinstance(value, bytes):
-            return error_from(pb.Error.FromString(value))
+            with suppress(DecodeError):
+                return error_from(pb.Error.FromString(value))
     return None
 
 
