@@ -11,9 +11,10 @@ from random import Random
 import pytest
 
 from engine.errors import ConfigError
-from simulator.workload.arrivals import Arrival, prompt_of
+from simulator.workload.arrivals import PREFIX_BLOCK, Arrival, prompt_of
 from simulator.workload.generators import fixed, gamma, lognormal, make, poisson, power_law, uniform
 from simulator.workload.traces import read_trace, runs
+from tests.simulator.shared import shared
 
 
 def written(folder: Path, name: str, text: str) -> Path:
@@ -105,3 +106,35 @@ def test_lengths_follow_their_laws() -> None:
     tail = [draw() for _ in range(50_000)]
     assert statistics.fmean(tail) == pytest.approx(256, rel=0.05)
     assert max(tail) <= 6144 and min(tail) >= 1 and statistics.median(tail) < 64
+
+
+def test_the_mooncake_slice_has_the_published_share_of_prefixes() -> None:
+    """An unlimited cache hits 49,930 of 146,464 blocks, 25,555,226 of 73,604,194 prompt tokens."""
+    arrivals = read_trace(shared("traces/mooncake_conversation_0-30min.csv.gz"))
+    seen: set[int] = set()
+    blocks = tokens = requests = 0
+    for arrival in arrivals:
+        hits = next((i for i, block in enumerate(arrival.prefix) if block not in seen), len(arrival.prefix))
+        blocks += hits
+        tokens += min(hits * PREFIX_BLOCK, arrival.prompt_tokens)
+        requests += hits > 0
+        seen.update(arrival.prefix)
+    assert (blocks, sum(len(one.prefix) for one in arrivals)) == (49_930, 146_464)
+    assert (tokens, sum(one.prompt_tokens for one in arrivals)) == (25_555_226, 73_604_194)
+    assert (requests, len(arrivals), len(seen)) == (5_718, 5_719, 96_534)
+
+
+@pytest.mark.parametrize(
+    ("name", "requests", "prompts", "outputs"),
+    [
+        ("azure2023_conv_0-29min", 9_743, 12_052_751, 2_155_580),
+        ("azure2023_code_0-28min", 5_353, 10_857_844, 147_291),
+        ("vtc_lmsys_27tenants", 1_500, 204_398, 384_297),
+        ("servegen_msmall_1800s", 17_350, 2_152_214, 298_358),
+    ],
+)
+def test_public_traces_are_read_whole(name: str, requests: int, prompts: int, outputs: int) -> None:
+    arrivals = read_trace(shared(f"traces/{name}.csv.gz"))
+    assert len(arrivals) == requests
+    assert sum(one.prompt_tokens for one in arrivals) == prompts
+    assert sum(one.output_tokens for one in arrivals) == outputs
