@@ -17,6 +17,7 @@ from cluster import control_pb2 as pb
 from cluster.config import Config
 from cluster.events import Events
 from cluster.explanations import Explanations
+from cluster.figures import Figures
 from cluster.member import Member, State
 from cluster.policies import autoscaling_settings
 from cluster.pool import Pool
@@ -67,6 +68,7 @@ class PoolScaler:
         self._explanations = explanations
         self._change_role = change_role
         self._gateways = gateways
+        self.figures = Figures()
         self._period = min(pool.autoscale.period for pool in self._settings.values())
         self._watches = {name: _Watch(self._forecast(name)) for name in self._settings}
         self._start_timeout = config.control.start_timeout
@@ -232,6 +234,7 @@ class PoolScaler:
             self._events.add("role_failed", giver.name, error.message)
 
     def _resized(self, name: str, before: int, after: int, reason: str) -> None:
+        self.figures.resized(name, before, after, reason)
         self._events.add("scaled", name, f"from {before} to {after}, {reason}")
         self._explanations.add("resize", name, f"from {before} to {after} instances", reason)
 

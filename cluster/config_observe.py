@@ -24,7 +24,7 @@ class ObserveConfig(Section):
         100, description="The most tenants with series of their own; later ones are counted as `other`."
     )
     instances: Count = Field(
-        256, description="The most instances with series of their own; the rest are added up as `other`."
+        256, description="The most instances with series of their own; the rest have none."
     )
     finished: Count = Field(1000, description="How many finished requests each gateway can still describe.")
     traces: str | None = Field(

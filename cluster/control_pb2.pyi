@@ -104,6 +104,8 @@ class Instance(_message.Message):
     OUTDATED_FIELD_NUMBER: _builtins.int
     CHARGES_FIELD_NUMBER: _builtins.int
     TRANSFERS_FIELD_NUMBER: _builtins.int
+    FREENESS_FIELD_NUMBER: _builtins.int
+    VIRTUAL_USAGE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     role: _builtins.str
     state: _builtins.str
@@ -121,6 +123,10 @@ class Instance(_message.Message):
     """the digest of the settings that it was started with"""
     outdated: _builtins.str
     """why it is about to be replaced; '' for one that stays"""
+    freeness: _builtins.float
+    """blocks left per request, as placing sees it"""
+    virtual_usage: _builtins.float
+    """blocks used, reserved and asked for, as placing sees it"""
     @_builtins.property
     def address(self) -> _wire_pb2.Address: ...
     @_builtins.property
@@ -154,10 +160,12 @@ class Instance(_message.Message):
         outdated: _builtins.str = ...,
         charges: _abc.Iterable[Global___Charge] | None = ...,
         transfers: _abc.Iterable[Global___Transfers] | None = ...,
+        freeness: _builtins.float = ...,
+        virtual_usage: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "model", b"model", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "charges", b"charges", "cordoned", b"cordoned", "device", b"device", "model", b"model", "name", b"name", "node", b"node", "outdated", b"outdated", "pid", b"pid", "role", b"role", "settings", b"settings", "started", b"started", "state", b"state", "status", b"status", "transfers", b"transfers", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "charges", b"charges", "cordoned", b"cordoned", "device", b"device", "freeness", b"freeness", "model", b"model", "name", b"name", "node", b"node", "outdated", b"outdated", "pid", b"pid", "role", b"role", "settings", b"settings", "started", b"started", "state", b"state", "status", b"status", "transfers", b"transfers", "version", b"version", "virtual_usage", b"virtual_usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -597,6 +605,7 @@ class ClusterStatus(_message.Message):
     CONTROLLER_PID_FIELD_NUMBER: _builtins.int
     CONTROLLER_NODE_FIELD_NUMBER: _builtins.int
     ADMIN_FIELD_NUMBER: _builtins.int
+    FIGURES_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     uptime: _builtins.float
     ready: _builtins.bool
@@ -616,6 +625,8 @@ class ClusterStatus(_message.Message):
     def gateways(self) -> _containers.RepeatedCompositeFieldContainer[Global___Gateway]: ...
     @_builtins.property
     def migrations(self) -> Global___MigrationTotals: ...
+    @_builtins.property
+    def figures(self) -> Global___Figures: ...
     def __init__(
         self,
         *,
@@ -631,14 +642,74 @@ class ClusterStatus(_message.Message):
         controller_pid: _builtins.int = ...,
         controller_node: _builtins.str = ...,
         admin: _builtins.str = ...,
+        figures: Global___Figures | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["migrations", b"migrations", "model", b"model"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["figures", b"figures", "migrations", b"migrations", "model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admin", b"admin", "controller_node", b"controller_node", "controller_pid", b"controller_pid", "draining", b"draining", "gateways", b"gateways", "instances", b"instances", "migrations", b"migrations", "model", b"model", "pools", b"pools", "ready", b"ready", "uptime", b"uptime", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admin", b"admin", "controller_node", b"controller_node", "controller_pid", b"controller_pid", "draining", b"draining", "figures", b"figures", "gateways", b"gateways", "instances", b"instances", "migrations", b"migrations", "model", b"model", "pools", b"pools", "ready", b"ready", "uptime", b"uptime", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ClusterStatus: _TypeAlias = ClusterStatus  # noqa: Y015
+
+@_typing.final
+class Figures(_message.Message):
+    """Of the controller's own work since it began. `decisions` counts placements by how long they took."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DECISIONS_FIELD_NUMBER: _builtins.int
+    DECISION_SECONDS_FIELD_NUMBER: _builtins.int
+    RESIZED_FIELD_NUMBER: _builtins.int
+    decision_seconds: _builtins.float
+    @_builtins.property
+    def decisions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def resized(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScaleCount]: ...
+    def __init__(
+        self,
+        *,
+        decisions: _abc.Iterable[_builtins.int] | None = ...,
+        decision_seconds: _builtins.float = ...,
+        resized: _abc.Iterable[Global___ScaleCount] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision_seconds", b"decision_seconds", "decisions", b"decisions", "resized", b"resized"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Figures: _TypeAlias = Figures  # noqa: Y015
+
+@_typing.final
+class ScaleCount(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POOL_FIELD_NUMBER: _builtins.int
+    DIRECTION_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    pool: _builtins.str
+    direction: _builtins.str
+    """up | down"""
+    reason: _builtins.str
+    """request | autoscale"""
+    count: _builtins.int
+    def __init__(
+        self,
+        *,
+        pool: _builtins.str = ...,
+        direction: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "direction", b"direction", "pool", b"pool", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScaleCount: _TypeAlias = ScaleCount  # noqa: Y015
 
 @_typing.final
 class RunningRequest(_message.Message):

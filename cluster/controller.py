@@ -14,7 +14,7 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -23,6 +23,7 @@ from cluster.autoscaler import PoolScaler
 from cluster.config import Config
 from cluster.events import Events
 from cluster.explanations import Explanations, explain
+from cluster.figures import Figures
 from cluster.member import Handle, Member, State
 from cluster.members import Members
 from cluster.memo import Memo
@@ -40,9 +41,10 @@ from cluster.timelines import TimelineFinder
 from cluster.tls import cluster_tls
 from engine.errors import NotFound, RefusedError, TandemError
 from engine.request import SLO
+from global_scheduler.freeness import freeness
 from global_scheduler.placement import DECODE, PREFILL
 from global_scheduler.scheduler import Scheduler
-from global_scheduler.view import Summary
+from global_scheduler.view import Load, Summary
 
 logger = logging.getLogger("tandem.controller")
 
@@ -87,6 +89,7 @@ class Controller:
         self._kicked = asyncio.Event()
         self._gateways: dict[str, tuple[float, pb.Gateway]] = {}
         self.admin = ""
+        self.figures = Figures()
         self.timelines = TimelineFinder(
             lambda: [gateway for _, gateway in self._gateways.values()],
             config.control.token or "",
@@ -129,6 +132,7 @@ class Controller:
             change_role=self.operations.change_role,
             gateways=lambda: [gateway for _, gateway in self._gateways.values()],
         )
+        self.scaler.figures = self.figures
 
     async def start(self) -> None:
         """Adopt what is there, then keep the pools at their targets. Returns before instances are ready."""
@@ -214,11 +218,14 @@ class Controller:
             prefix=tuple(request.prefix),
             slo=SLO(request.slo_ttft or None, request.slo_tpot or None),
         )
+        begun = time.perf_counter()
         try:
             placement = self.scheduler.place(summary, time.monotonic())
         except TandemError as error:
+            self.figures.decided(time.perf_counter() - begun)
             self.explanations.add("refusal", summary.id, error.code, error.message)
             return pb.Placement(error=error_message(error))
+        self.figures.decided(time.perf_counter() - begun)
         self.explanations.add(
             "placement", summary.id, f"{placement.prefill} → {placement.decode}", placement.reason
         )
@@ -285,6 +292,8 @@ class Controller:
             status.instances.extend(self._described(member) for member in pool.members.values())
         status.gateways.extend(gateway for _, gateway in self._gateways.values())
         status.admin = self.admin
+        status.figures.CopyFrom(self.figures.message())
+        _add_loads(status, self.scheduler.view.loads(time.monotonic()))
         known = [instance.model for instance in status.instances if instance.model.name]
         if known:
             status.model.CopyFrom(known[0])
@@ -394,3 +403,12 @@ class Controller:
 def _sizes(config: Config) -> dict[str, int]:
     """The start size of each pool."""
     return {PREFILL: config.pools.prefill.replicas, DECODE: config.pools.decode.replicas}
+
+
+def _add_loads(status: pb.ClusterStatus, loads: Iterable[Load]) -> None:
+    """What placing sees of each instance, with what is on its way there."""
+    known = {load.instance: load for load in loads}
+    for instance in status.instances:
+        load = known.get(instance.name)
+        if load is not None:
+            instance.freeness, instance.virtual_usage = freeness(load), load.demand

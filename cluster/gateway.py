@@ -31,6 +31,7 @@ from cluster.installation import installed_version
 from cluster.instance_handle import InstanceHandle, address_of
 from cluster.metrics import Metrics
 from cluster.openai_answers import ModelCard
+from cluster.ray_metrics import PERIOD, RayMetrics
 from cluster.request_driver import RequestDriver
 from cluster.rpc import reachable
 from cluster.scheduler_client import SchedulerClient
@@ -105,7 +106,7 @@ class Gateway:
             detokenizer=lambda _: Detokenizer(tokenizer),
             driver=self._driver,
             facts=facts,
-            metrics=Metrics(model.name, lambda: facts.status),
+            metrics=Metrics(model.name, lambda: facts.status, self._config.observe),
             config=settings,
             version=installed_version(),
             access=Access(settings, security.tenants),
@@ -155,6 +156,7 @@ class Gateway:
     def _present(self) -> pb.Gateway:
         """This gateway as it is now, for the controller."""
         self._itself.requests = len(self._driver.runs)
+        self._itself.lately.CopyFrom(self._service.metrics.objectives.lately())
         self._itself.draining = self._service.leaving
         self._itself.standby = self._http.standby
         del self._itself.tenants[:]
@@ -162,7 +164,11 @@ class Gateway:
         return self._itself
 
     async def _beat(self, facts: ClusterFacts) -> None:
+        mirror, copied = RayMetrics(self._service.metrics.registry), 0.0
         while True:
+            if time.monotonic() - copied > PERIOD:
+                mirror.copy()
+                copied = time.monotonic()
             status = await facts.refresh()
             if facts.fresh:
                 others = [one for one in status.gateways if one.name != self._itself.name]

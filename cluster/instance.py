@@ -24,6 +24,7 @@ from cluster.home_claims import HomeClaims
 from cluster.logs import configure, of_request
 from cluster.policies import arrange, role_policy, tier_settings
 from cluster.rpc import channel, reachable
+from cluster.status_message import transfer_messages
 from cluster.step_watch import Present, watch
 from cluster.tls import cluster_tls
 from cluster.token_stream import TokenPusher
@@ -111,6 +112,7 @@ class EngineInstance:
                 max_length=self._core.limits.max_length,
                 digest=assets.digest,
             ),
+            transfers=transfer_messages(self._sender.transfers),
         )
 
     @property

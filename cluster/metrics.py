@@ -5,11 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 
 from cluster import control_pb2 as pb
+from cluster.config import ObserveConfig
 from cluster.job import Job
+from cluster.metrics_control import ControlCollector
 from cluster.metrics_status import StatusCollector
+from cluster.objectives import Objectives
 from cluster.run_progress import RunProgress
 from engine.errors import CapacityError, TandemError
 
@@ -64,25 +74,27 @@ GAP = (
 )
 TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000)
 
-MOST_TENANTS = 100
-"""Tenants with a label value of their own; later ones are counted as `other`."""
-
 CLIENT_CLOSED = "499"
 
 
-M = TypeVar("M", Counter, Histogram)
+M = TypeVar("M", Counter, Gauge, Histogram)
 
 
 class Metrics:
     """One registry per gateway. Where vLLM has a label `engine`, what the gateway measures has engine 0."""
 
-    def __init__(self, model: str, status: Callable[[], pb.ClusterStatus]) -> None:
+    def __init__(
+        self, model: str, status: Callable[[], pb.ClusterStatus], config: ObserveConfig = ObserveConfig()
+    ) -> None:
         # The time at which a counter began is of no use to anybody here and doubles the series.
         disable_created_metrics()
         self.registry = CollectorRegistry()
         self._model = model
         self._tenants: set[str] = set()
-        self.registry.register(StatusCollector(model, status))
+        self._most_tenants = config.tenants
+        self.objectives = Objectives(config)
+        self.registry.register(StatusCollector(model, status, config.instances))
+        self.registry.register(ControlCollector(status, config.instances, self.objectives))
         self._labels = (model, "0")
         self._make_vllm()
         self._make_own()
@@ -107,6 +119,9 @@ class Metrics:
         )
         self._vllm_itl = make(
             Histogram, "vllm:inter_token_latency_seconds", "Seconds between tokens.", by, GAP
+        )
+        self._vllm_old_tpot = make(
+            Histogram, "vllm:time_per_output_token_seconds", "The same under its older name.", by, GAP
         )
         self._vllm_tpot = make(
             Histogram,
@@ -134,7 +149,10 @@ class Metrics:
         make = self._make
         self._requests = make(Counter, "tandem_requests", "Requests by outcome.", ("model", "tenant", "code"))
         self._rejections = make(Counter, "tandem_rejections", "Requests turned away.", ("reason",))
+        for error in CapacityError.__subclasses__():
+            self._rejections.labels(error.code)
         self._resumes = make(Counter, "tandem_resumes", "Requests resumed elsewhere.", ("cause",))
+        self._resumes.labels("instance_lost")
         self._disagg = make(
             Counter, "tandem_disagg_decisions", "Requests by where their prefill ran.", ("type",)
         )
@@ -142,6 +160,12 @@ class Metrics:
         self._itl = make(Histogram, "tandem_itl_seconds", "Time between tokens.", (), GAP)
         self._tpot = make(Histogram, "tandem_tpot_seconds", "Time per output token after the first.", (), GAP)
         self._e2e = make(Histogram, "tandem_e2e_seconds", "Time from arrival to the last token.", (), LATENCY)
+        self._service = make(
+            Gauge,
+            "tandem_fairness_service_tokens",
+            "Service that a tenant has had: prompt tokens, and output tokens twice.",
+            ("tenant",),
+        )
         self._queue = make(
             Histogram, "tandem_queue_seconds", "Time waiting at an instance.", ("phase",), TTFT
         )
@@ -180,7 +204,13 @@ class Metrics:
         else:
             self._requests.labels(self._model, tenant, "200" if whole else CLIENT_CLOSED).inc()
         for run in job.runs:
-            self._observe(run.progress, len(run.request.prompt), whole=whole and error is None)
+            progress, prompt = run.progress, len(run.request.prompt)
+            self._observe(progress, prompt, whole=whole and error is None)
+            if progress.first is not None:
+                self._service.labels(tenant).inc(prompt + 2 * progress.output_tokens)
+            # A client that leaves says nothing about how it was served.
+            if whole or error is not None:
+                self.objectives.add(progress.ttft, progress.tpot)
 
     def _observe(self, progress: RunProgress, prompt: int, *, whole: bool) -> None:
         if progress.recoveries:
@@ -198,6 +228,7 @@ class Metrics:
         self._ttft.observe(ttft)
         for gap in progress.gaps:
             self._vllm_itl.labels(*labels).observe(gap)
+            self._vllm_old_tpot.labels(*labels).observe(gap)
             self._itl.observe(gap)
         self._vllm_queue.labels(*labels).observe(progress.queue_seconds)
         self._queue.labels("prefill").observe(progress.queue_seconds)
@@ -218,7 +249,7 @@ class Metrics:
 
     def _tenant(self, tenant: str) -> str:
         if tenant not in self._tenants:
-            if len(self._tenants) >= MOST_TENANTS:
+            if len(self._tenants) >= self._most_tenants:
                 return "other"
             self._tenants.add(tenant)
         return tenant or "default"

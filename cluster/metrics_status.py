@@ -12,10 +12,11 @@ from prometheus_client.registry import Collector
 from cluster import control_pb2 as pb
 from cluster.migrations import DOWNTIMES, STAGES
 
-STEP_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+CAUSES = ("operator", "drain", "role", "scale_down", "shutdown", "rebalance", "restart")
+OUTCOMES = ("committed", "aborted")
+"""Both are there from the beginning, so that a rate over them finds something before the first move."""
 
-MOST_INSTANCES = 256
-"""Instances with series of their own; the rest is left out."""
+STEP_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 
 _VLLM = ["model_name", "engine"]
 
@@ -23,9 +24,11 @@ _VLLM = ["model_name", "engine"]
 class StatusCollector(Collector):
     """Gauges and counters of every instance; counters fall to 0 with the instance that counted."""
 
-    def __init__(self, model: str, status: Callable[[], pb.ClusterStatus]) -> None:
+    def __init__(self, model: str, status: Callable[[], pb.ClusterStatus], most: int) -> None:
+        """`most` instances have series of their own; what the others do is in no series."""
         self._model = model
         self._status = status
+        self._most = most
         self._steps: dict[str, tuple[int, int]] = {}
         self._buckets = dict.fromkeys((*map(float, STEP_TOKENS), float("inf")), 0)
         self._sum = 0.0
@@ -36,7 +39,7 @@ class StatusCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         status = self._status()
-        instances = [each for each in status.instances if each.HasField("status")][:MOST_INSTANCES]
+        instances = [each for each in status.instances if each.HasField("status")][: self._most]
         yield from self._vllm(instances)
         yield self._iteration_tokens(instances)
         yield from self._pools(status)
@@ -113,7 +116,7 @@ class StatusCollector(Collector):
         roles = GaugeMetricFamily(
             "tandem_instance_role_info", "Role of an instance.", labels=["instance", "role"]
         )
-        for each in list(status.instances)[:MOST_INSTANCES]:
+        for each in list(status.instances)[: self._most]:
             roles.add_metric([each.name, each.role], 1)
         yield from (replicas, target, roles)
 
@@ -122,18 +125,12 @@ class StatusCollector(Collector):
         hits = GaugeMetricFamily(
             "tandem_prefix_hit_ratio", "Share of prompt tokens found.", labels=["instance"]
         )
-        failures = CounterMetricFamily(
-            "tandem_kv_transfer_failures",
-            "Handoffs that failed and went on at their source.",
-            labels=["instance"],
-        )
         for each in instances:
             for state in ("free", "used", "cached", "reserved"):
                 blocks.add_metric([each.name, state], getattr(each.status, f"blocks_{state}"))
             queries = each.status.prefix_queries
             hits.add_metric([each.name], each.status.prefix_hits / queries if queries else 0)
-            failures.add_metric([each.name], each.status.handoffs_failed)
-        yield from (blocks, hits, failures)
+        yield from (blocks, hits)
 
 
 def _usage(status: pb.InstanceStatus) -> float:
@@ -145,20 +142,21 @@ def _migrations(totals: pb.MigrationTotals) -> Iterator[Metric]:
     counts = CounterMetricFamily(
         "tandem_migrations", "Moves of requests between instances.", labels=["reason", "outcome"]
     )
-    for one in totals.counts:
-        counts.add_metric([one.cause, one.outcome], one.count)
+    known = {(one.cause, one.outcome): one.count for one in totals.counts}
+    for cause, outcome in sorted({(cause, outcome) for cause in CAUSES for outcome in OUTCOMES} | set(known)):
+        counts.add_metric([cause, outcome], known.get((cause, outcome), 0))
     yield counts
     downtime = HistogramMetricFamily(
         "tandem_migration_downtime_seconds", "Time in which a request that moved drew no token."
     )
-    downtime.add_metric([], _buckets(DOWNTIMES, totals.downtimes), totals.downtime_sum)
+    downtime.add_metric([], buckets(DOWNTIMES, totals.downtimes), totals.downtime_sum)
     yield downtime
     stages = HistogramMetricFamily("tandem_migration_stages", "Copies that a move took, the last included.")
-    stages.add_metric([], _buckets(STAGES, totals.stages), totals.stages_sum)
+    stages.add_metric([], buckets(STAGES, totals.stages), totals.stages_sum)
     yield stages
 
 
-def _buckets(bounds: Sequence[float], counts: Sequence[int]) -> list[tuple[str, float]]:
+def buckets(bounds: Sequence[float], counts: Sequence[int]) -> list[tuple[str, float]]:
     """Cumulative buckets; all 0 before the controller has told any."""
     found = list(accumulate(counts)) or [0] * (len(bounds) + 1)
     return list(zip([*(str(float(bound)) for bound in bounds), "+Inf"], map(float, found), strict=True))

@@ -8,6 +8,7 @@ from dataclasses import fields
 from cluster import control_pb2 as pb
 from engine.status import InstanceStatus, RequestStatus
 from migration.moved import COMMITTED, Moved
+from migration.transfers import TransferLog
 
 _NAMES = tuple(field.name for field in fields(InstanceStatus))
 
@@ -59,3 +60,20 @@ def migration_message(moved: Moved) -> pb.Migration:
         downtime=moved.downtime_seconds,
         seconds=moved.seconds,
     )
+
+
+def transfer_messages(log: TransferLog) -> list[pb.Transfers]:
+    """What an instance has sent, by transport and destination."""
+    return [
+        pb.Transfers(
+            transport=transport,
+            destination=destination,
+            bytes=one.bytes,
+            seconds=one.seconds,
+            buckets=one.buckets,
+            failures=[
+                pb.TransferFailures(reason=reason, count=count) for reason, count in one.failures.items()
+            ],
+        )
+        for transport, destination, one in log.listed()
+    ]

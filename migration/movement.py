@@ -83,6 +83,8 @@ class Movement:
     blocks_sent: int = 0
     bytes_sent: int = 0
     last_copies: int = 0
+    to: str = ""
+    began: float = field(default_factory=time.monotonic)
 
     @property
     def listed(self) -> Sequence[LiveSequence]:

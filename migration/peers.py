@@ -62,6 +62,11 @@ class Peers:
                 self._links.pop(to.instance, None)
         return None
 
+    def way(self, instance: str) -> str:
+        """The transport over which an instance is reached, `none` before the first connection."""
+        with self._door:
+            return self._taken.get(instance, "none")
+
     def close(self, timeout: float) -> None:
         """End all links. Waits `timeout` seconds at most."""
         with self._door:

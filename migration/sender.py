@@ -37,6 +37,7 @@ from migration.movement import Asked, Movement, Snapshot, snapshot
 from migration.outgoing import Outgoing
 from migration.peers import Peers
 from migration.source import Source, SourceState
+from migration.transfers import TransferLog
 from migration.transport import Address, BlockStore, Transport
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ class Sender:
     ) -> None:
         self.handed = 0
         self.failures: deque[tuple[str, str]] = deque(maxlen=REMEMBERED)
+        self.transfers = TransferLog()
         self._loop = loop
         self._store = store
         self._identity = identity
@@ -201,6 +203,7 @@ class Sender:
 
     def _give(self, movement: Movement, to: Address) -> bool:
         """Give a movement to the link to its destination; False once the sender is closed."""
+        movement.to = to.instance
         with self._door:
             given = self._peers.give(movement, to)
             if given is not None:
@@ -250,8 +253,15 @@ class Sender:
             elif source.state is not SourceState.CANCELLED:
                 self.failures.append((request_id, source.reason))
             waiting = bool(self._queued)
+        way = self._peers.way(movement.to)
+        if source.state is SourceState.GIVEN:
+            seconds = time.monotonic() - movement.began
+            self.transfers.committed(way, movement.to, movement.bytes_sent, seconds)
+        elif source.state is not SourceState.CANCELLED:
+            self.transfers.failed(way, movement.to, source.reason)
         if source.state is not SourceState.GIVEN:
-            log.info("%s stays here: %s", request_id, source.reason)
+            told = {"request_id": request_id, "trace_id": movement.request.trace[3:35]}
+            log.info("%s stays here: %s", request_id, source.reason, extra=told)
         movement.resolve()
         if waiting:
             self._loop.call(self._set_out)

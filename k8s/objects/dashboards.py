@@ -68,6 +68,11 @@ def _rate(metric: str, by: str, labels: str = "") -> str:
     return f"sum by ({by}) (rate({metric}{labels}[$__rate_interval]))"
 
 
+def _most(metric: str, by: str) -> str:
+    """A rate of what every gateway repeats."""
+    return f"max by ({by}) (rate({metric}[$__rate_interval]))"
+
+
 def _requests() -> tuple[Panel, ...]:
     tokens = f"{{{MODEL}}}"
     within = 'sum(rate(tandem_ttft_seconds_bucket{le="2.5"}[$__rate_interval]))'
@@ -98,6 +103,20 @@ def _requests() -> tuple[Panel, ...]:
             (("{{type}}", _rate("tandem_disagg_decisions_total", "type")),),
         ),
         Panel("Tenants", "reqps", (("{{tenant}}", _rate("tandem_requests_total", "tenant")),)),
+        Panel(
+            "Objectives met",
+            "percentunit",
+            (
+                ("{{slo}}", "avg by (slo) (tandem_slo_attainment_ratio)"),
+                ("both", "avg(tandem_goodput_ratio)"),
+            ),
+        ),
+        Panel("Time to place", "s", _quantiles("tandem_sched_decision_seconds")),
+        Panel(
+            "Service by tenant",
+            "short",
+            (("{{tenant}}", "sum by (tenant) (tandem_fairness_service_tokens)"),),
+        ),
         Panel("Resumed elsewhere", "reqps", (("{{cause}}", _rate("tandem_resumes_total", "cause")),)),
     )
 
@@ -110,6 +129,7 @@ def _instances() -> tuple[Panel, ...]:
             (
                 ("{{pool}} {{state}}", f"max by (pool, state) (tandem_pool_replicas{{{POOL}}})"),
                 ("{{pool}} target", f"max by (pool) (tandem_pool_target_replicas{{{POOL}}})"),
+                ("{{pool}} wished", f"max by (pool) (tandem_planner_target_replicas{{{POOL}}})"),
             ),
         ),
         Panel(
@@ -135,15 +155,28 @@ def _instances() -> tuple[Panel, ...]:
             "Prefix hits", "percentunit", (("{{instance}}", "max by (instance) (tandem_prefix_hit_ratio)"),)
         ),
         Panel(
-            "Handoffs that failed",
+            "Movements that failed",
             "ops",
+            (("{{instance}} {{reason}}", _most("tandem_kv_transfer_failures_total", "instance, reason")),),
+        ),
+        Panel(
+            "KV sent",
+            "Bps",
             (
                 (
-                    "{{instance}}",
-                    "max by (instance) (rate(tandem_kv_transfer_failures_total[$__rate_interval]))",
+                    "{{backend}}: {{src}} → {{dst}}",
+                    _most("tandem_kv_transfer_bytes_total", "backend, src, dst"),
                 ),
             ),
         ),
+        Panel("Time of a movement", "s", _quantiles("tandem_kv_transfer_seconds")),
+        Panel(
+            "Migrations",
+            "ops",
+            (("{{reason}} {{outcome}}", _most("tandem_migrations_total", "reason, outcome")),),
+        ),
+        Panel("Pause of a migration", "s", _quantiles("tandem_migration_downtime_seconds")),
+        Panel("Freeness", "short", (("{{instance}}", "max by (instance) (tandem_freeness)"),)),
         Panel(
             "Preemptions",
             "ops",

@@ -94,6 +94,20 @@ def alerts() -> list[Object]:
             "The KV cache of {{ $labels.engine }} is {{ $value | humanizePercentage }} full.",
         ),
         _alert(
+            "TandemObjectivesMissed",
+            "min(tandem_goodput_ratio) < 0.9",
+            "5m",
+            "warning",
+            "Only {{ $value | humanizePercentage }} of requests meet both objectives.",
+        ),
+        _alert(
+            "TandemMigrationsAbort",
+            'max by (reason) (rate(tandem_migrations_total{outcome="aborted"}[15m])) > 0.05',
+            "10m",
+            "warning",
+            "Migrations keep being given up: {{ $labels.reason }}.",
+        ),
+        _alert(
             "TandemResumes",
             "sum by (cause) (rate(tandem_resumes_total[15m])) > 0.05",
             "10m",

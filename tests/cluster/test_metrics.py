@@ -10,7 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from cluster.metrics import MOST_TENANTS
+from cluster.config import ObserveConfig
 from engine.errors import Overloaded
 from tests.cluster.doubles import ScriptedRunner, until
 from tests.cluster.local_cluster import LocalCluster, local_cluster
@@ -19,6 +19,7 @@ TEXT = "/v1/completions"
 HISTOGRAMS = [
     "vllm:time_to_first_token_seconds",
     "vllm:inter_token_latency_seconds",
+    "vllm:time_per_output_token_seconds",
     "vllm:request_time_per_output_token_seconds",
     "vllm:e2e_request_latency_seconds",
     "vllm:request_queue_time_seconds",
@@ -59,6 +60,19 @@ OURS = [
     "tandem_instance_role_info",
     "tandem_kv_blocks",
     "tandem_prefix_hit_ratio",
+    "tandem_slo_attainment_ratio",
+    "tandem_goodput_ratio",
+    "tandem_planner_target_replicas",
+    "tandem_sched_decision_seconds_bucket",
+    "tandem_virtual_usage",
+    "tandem_freeness",
+    "tandem_kv_transfer_failures_total",
+    "tandem_fairness_service_tokens",
+    "tandem_rejections_total",
+    "tandem_resumes_total",
+    "tandem_migrations_total",
+    "tandem_migration_downtime_seconds_bucket",
+    "tandem_migration_stages_bucket",
 ]
 
 
@@ -155,7 +169,8 @@ def test_blocks_add_up() -> None:
 
 
 def test_tenants_beyond_the_cap_share_a_label() -> None:
-    bodies: list[dict[str, object]] = [{"max_tokens": 1, "user": f"u{i}"} for i in range(MOST_TENANTS + 3)]
+    most = ObserveConfig().tenants
+    bodies: list[dict[str, object]] = [{"max_tokens": 1, "user": f"u{i}"} for i in range(most + 3)]
     samples = after_requests(*bodies)
     assert value(samples, "tandem_requests_total", tenant="other") == 3
 

@@ -119,6 +119,16 @@ FIRING = {
         {"engine": "decode-0"},
         "The KV cache of decode-0 is 99% full.",
     ),
+    "TandemObjectivesMissed": Story(
+        {"tandem_goodput_ratio": "0.5x60"},
+        {},
+        "Only 50% of requests meet both objectives.",
+    ),
+    "TandemMigrationsAbort": Story(
+        {'tandem_migrations_total{reason="drain",outcome="aborted"}': "0+60x60"},
+        {"reason": "drain"},
+        "Migrations keep being given up: drain.",
+    ),
     "TandemResumes": Story(
         {'tandem_resumes_total{cause="instance_lost"}': "0+60x60"},
         {"cause": "instance_lost"},
