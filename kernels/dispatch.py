@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -129,9 +130,13 @@ class _TensorAttention:
 
         return attend
 
-    def _integers(self, values: list[int] | list[list[int]]) -> Tensor:
+    def _integers(self, values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int32).to(self._device, non_blocking=True)
 
     def _table(self, spans: Spans) -> Tensor:
         width = max(map(len, spans.blocks))
-        return self._integers([[*blocks, *[0] * (width - len(blocks))] for blocks in spans.blocks])
+        flat = array("i")
+        for blocks in spans.blocks:
+            flat.extend(blocks)
+            flat.frombytes(bytes(flat.itemsize * (width - len(blocks))))
+        return torch.frombuffer(flat, dtype=torch.int32).view(-1, width).to(self._device)

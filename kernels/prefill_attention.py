@@ -150,9 +150,9 @@ def tile_for(dtype: torch.dtype, width: int, group: int, short: bool, capability
     elif width > 128:
         tile = Tile(64, 32, 8, 2)
     elif short:
-        tile = Tile(64, 32, 4 if capability >= 90 or width <= 64 else 8, 3)
+        tile = Tile(64, 32, 4 if capability >= 90 or width <= 64 else 8, 5)
     else:
-        tile = Tile(128, 64 if capability >= 90 or width <= 64 else 32, 8, 3)
+        tile = Tile(128, 64 if capability >= 90 or width <= 64 else 32, 8, 5)
     return tile._replace(rows=power_of_two(group, tile.rows))
 
 
