@@ -12,9 +12,13 @@ from cluster.cli.bench_gpu import gpu, kernels
 from cluster.cli.bench_migration import migration
 from cluster.cli.bench_papers import papers
 from cluster.cli.bench_servers import replay, serve
+from cluster.cli.bench_transfer import transfer
 
 commands = typer.Typer(
     no_args_is_help=True, help="Measure servers, the engine, migration and the GPU's kernels."
 )
-for verb in (serve, replay, engine, overhead, agreement, migration, decisions, kernels, gpu, papers, ablate):
+VERBS = (
+    serve, replay, engine, overhead, agreement, migration, transfer, decisions, kernels, gpu, papers, ablate,
+)  # fmt: skip
+for verb in VERBS:
     commands.command()(verb)
