@@ -1,4 +1,4 @@
-"""Brings settings into force in a running cluster, as far as that can be done without losing a request."""
+"""What changes a running cluster without losing a request: settings applied, instances replaced."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ from collections.abc import Mapping
 
 from cluster import control_pb2 as pb
 from cluster.controller import Controller
+from cluster.members import Members
 from cluster.settings_change import AT_ONCE, RESTART, differences, digest, with_settings
-from engine.errors import ConfigError
+from engine.errors import ConfigError, NotFound, RefusedError
+
+ALL = "all"
+CONTROLLER = "controller"
 
 
 async def apply(
@@ -53,3 +57,26 @@ async def declare(controller: Controller, settings: Mapping[str, object]) -> Non
             )
     await apply(controller, settings)
     controller.declared = name
+
+
+def restart(controller: Controller, what: str, *, dry_run: bool = False) -> pb.RestartReply:
+    """Have instances replaced one after the other: a pool's, one, or "all"; or begin a new controller.
+
+    Raises NotFound, and RefusedError for a controller that nobody would start again.
+    """
+    if what == CONTROLLER:
+        if controller.leave is None:
+            raise RefusedError("nobody would start this controller again: end it yourself", param="what")
+        if not dry_run:
+            controller.events.add("restarting", CONTROLLER, "a restart was asked for")
+            controller.leave()
+        return pb.RestartReply()
+    pools = controller.pools
+    names = [name for pool in pools.values() if what in (pool.role, ALL) for name in pool.members]
+    if what in (known := Members(pools)):
+        names = [what]
+    if not names:
+        raise NotFound(f"there is no instance or pool {what!r}: {', '.join([*pools, *known])}", param="what")
+    for name in () if dry_run else names:
+        controller.rollout.mark(name)
+    return pb.RestartReply(instances=names)

@@ -10,7 +10,7 @@ import grpc
 
 from cluster import control_pb2 as pb
 from cluster import control_pb2_grpc
-from cluster.applying import apply
+from cluster.applying import apply, restart
 from cluster.controller import Controller
 from cluster.rpc import abort, listen, server
 from cluster.settings_change import masked
@@ -90,7 +90,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
 
     async def Restart(self, request: pb.RestartRequest, context: Context) -> pb.RestartReply:
         try:
-            return self._controller.restart(request.what, dry_run=request.dry_run)
+            return restart(self._controller, request.what, dry_run=request.dry_run)
         except TandemError as error:
             await abort(context, error)
 

@@ -39,7 +39,7 @@ from cluster.rpc import error_message
 from cluster.settings_change import base_digest, fingerprint, with_settings
 from cluster.timelines import TimelineFinder
 from cluster.tls import cluster_tls
-from engine.errors import NotFound, RefusedError, TandemError
+from engine.errors import NotFound, TandemError
 from engine.request import SLO
 from global_scheduler.freeness import freeness
 from global_scheduler.placement import DECODE, PREFILL
@@ -179,29 +179,6 @@ class Controller:
         for task in self._loops:
             if task.done():
                 raise TandemError(f"the loop {task.get_name()!r} ended: {task.exception()}")
-
-    def restart(self, what: str, *, dry_run: bool = False) -> pb.RestartReply:
-        """Have instances replaced one after the other: a pool's, one, or "all"; or begin a new controller.
-
-        Raises NotFound, and RefusedError for a controller that nobody would start again.
-        """
-        if what == "controller":
-            if self.leave is None:
-                raise RefusedError("nobody would start this controller again: end it yourself", param="what")
-            if not dry_run:
-                self.events.add("restarting", "controller", "a restart was asked for")
-                self.leave()
-            return pb.RestartReply()
-        names = [name for pool in self.pools.values() if what in (pool.role, "all") for name in pool.members]
-        if what in (known := Members(self.pools)):
-            names = [what]
-        if not names:
-            raise NotFound(
-                f"there is no instance or pool {what!r}: {', '.join([*self.pools, *known])}", param="what"
-            )
-        for name in () if dry_run else names:
-            self.rollout.mark(name)
-        return pb.RestartReply(instances=names)
 
     def place(self, request: pb.PlaceRequest) -> pb.Placement:
         """Decide where a request runs; an error is part of the answer."""

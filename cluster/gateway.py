@@ -7,7 +7,6 @@ proxy's 0.5 to 1.6 ms.
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 import platform
 import time
@@ -45,8 +44,6 @@ from engine.errors import SetupError
 from global_scheduler.journey import Patience
 from model.assets import load_assets
 from model.tokenizer import Detokenizer, Tokenizer
-
-DRAIN_POLL = 0.1
 
 BEAT = 1.0
 """Seconds between two calls to the controller that keep this gateway on its list."""
@@ -135,12 +132,10 @@ class Gateway:
         return len(self._driver.runs)
 
     async def drain(self, within: float) -> None:
-        """Take no new requests, and wait for those that run, at most `within` seconds."""
-        self._service.draining = True
-        for _ in range(math.ceil(within / DRAIN_POLL)):
-            if not self.requests:
-                return
-            await asyncio.sleep(DRAIN_POLL)
+        """Accept nothing more, so that another gateway of this machine takes the port over, and wait for what
+        runs, at most `within` seconds.
+        """
+        await self._http.close(within)
 
     async def close(self) -> None:
         """Stop listening, drop what runs, leave the cluster."""

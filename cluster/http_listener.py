@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import socket
 import time
 from collections.abc import Iterator
@@ -19,6 +20,9 @@ from cluster.http_guard import Bounds, guarded
 from cluster.standby import Place
 from cluster.tls import Tls
 from engine.errors import SetupError
+
+CLOSE_PATIENCE = 2.0
+"""Seconds that answers under way may take when a listener closes."""
 
 BIND_PATIENCE = 5.0
 """Seconds that the port may take to be free after the end of who listened there."""
@@ -69,7 +73,6 @@ class Listener:
             log_config=None,
             access_log=False,
             server_header=False,
-            timeout_graceful_shutdown=2,
         )
         config.load()
         config.ssl = self._tls
@@ -81,9 +84,13 @@ class Listener:
         if self._task is not None and self._task.done():
             raise SetupError(f"nothing listens at {self.url} any more", param=self._where[2])
 
-    async def close(self) -> None:
+    async def close(self, within: float = CLOSE_PATIENCE) -> None:
+        """Accept nothing more, so that who stands by takes the port; answers may end, `within` seconds."""
         if self._server is not None and self._task is not None:
+            self._server.config.timeout_graceful_shutdown = math.ceil(within)
             self._server.should_exit = True
+            if self._place is not None:
+                self._place.leave()
             if self.standby:
                 self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from cluster import control_pb2 as pb
-from cluster.applying import apply, declare
+from cluster.applying import apply, declare, restart
 from cluster.config import Config, EngineConfig
 from cluster.controller import Controller
 from cluster.memo import Memo
@@ -52,7 +52,7 @@ def test_each_is_replaced_by_one_that_is_ready_before_it_drains() -> None:
                 most = max(most, len([n for n in fleet.alive if n.startswith("decode")]) + 1)
 
             fleet.prepare = count
-            assert controller.restart("decode").instances == ["decode-0", "decode-1"]
+            assert restart(controller, "decode").instances == ["decode-0", "decode-1"]
             await settled(controller, fleet, 2)
             assert fleet.alive == ["decode-2", "decode-3", "prefill-0"]
             assert most == 3
@@ -70,7 +70,7 @@ def test_requests_move_away_before_the_old_one_ends() -> None:
         async with controlling(fleet) as controller:
             await seen(controller, "ready", 3)
             fleet["decode-0"].run("a", "b")
-            controller.restart("decode-0")
+            restart(controller, "decode-0")
             await settled(controller, fleet, 1)
             running = [id for name in fleet.alive for id in fleet[name].running]
             assert sorted(running) == ["a", "b"]
@@ -86,7 +86,7 @@ def test_without_room_for_a_spare_the_old_one_goes_first() -> None:
         config = CONFIG.model_copy(update={"control": CONTROL.model_copy(update={"surge": 0})})
         async with controlling(fleet, config) as controller:
             await seen(controller, "ready", 3)
-            controller.restart("prefill-0")
+            restart(controller, "prefill-0")
             await settled(controller, fleet, 1)
             assert order(controller, "draining", "spawned")[-2:] == [
                 "draining prefill-0",
@@ -109,7 +109,7 @@ def test_a_spare_that_does_not_start_does_not_stop_it() -> None:
                     one.loaded.clear()
 
             fleet.prepare = no_room
-            controller.restart("decode-0")
+            restart(controller, "decode-0")
             await seen(controller, "no_spare")
             await settled(controller, fleet, 1)
             assert "decode-0" not in fleet.alive
@@ -153,7 +153,7 @@ def test_a_restart_goes_on_when_the_controller_begins_anew() -> None:
         fleet = Fleet()
         async with controlling(fleet) as first:
             await seen(first, "ready", 3)
-            first.restart("all")
+            restart(first, "all")
             for member in first.pools["decode"].members.values():
                 member.polled.clear()
                 await member.polled.wait()
@@ -169,8 +169,8 @@ def test_what_is_not_there_cannot_be_restarted() -> None:
         async with controlling(Fleet()) as controller:
             await seen(controller, "ready", 3)
             with pytest.raises(NotFound, match="decode-7"):
-                controller.restart("decode-7")
-            assert controller.restart("all", dry_run=True).instances == ["prefill-0", "decode-0", "decode-1"]
+                restart(controller, "decode-7")
+            assert restart(controller, "all", dry_run=True).instances == ["prefill-0", "decode-0", "decode-1"]
             assert not controller.rollout.marked
 
     run(test())
@@ -180,12 +180,12 @@ def test_a_controller_that_nobody_would_start_again_stays() -> None:
     async def test() -> None:
         async with controlling(Fleet()) as controller:
             with pytest.raises(RefusedError, match="nobody would start"):
-                controller.restart("controller")
+                restart(controller, "controller")
             left: list[bool] = []
             controller.leave = lambda: left.append(True)
-            controller.restart("controller", dry_run=True)
+            restart(controller, "controller", dry_run=True)
             assert not left
-            controller.restart("controller")
+            restart(controller, "controller")
             assert left
 
     run(test())

@@ -163,7 +163,7 @@ def deployed(tiny_model: Path, request: pytest.FixtureRequest) -> Iterator[Deplo
 
 
 def test_the_shipped_config_serves_through_serve_s_proxy_and_at_the_gateway(deployed: Deployed) -> None:
-    (gateway,) = deployed.control.status().gateways
+    gateway = deployed.control.status().gateways[0]
     asked = [
         httpx.post(f"{url}/v1/completions", json=BODY, timeout=60, trust_env=False).json()
         for url in (deployed.proxy, gateway.url)
@@ -212,8 +212,8 @@ def test_an_external_scaler_and_a_policy_of_ours_set_the_number_of_gateways(depl
     deployed.application["external_scaler_enabled"] = True
     deployed.deploy()
     scale = f"{deployed.dashboard}/api/v1/applications/tandem/deployments/Gateway/scale"
-    deployed.until(lambda: _post(scale, {"target_num_replicas": 2}) == 200, "the external scaler is let in")
-    deployed.until(lambda: len(deployed.control.status().gateways) == 2, "two gateways")
+    deployed.until(lambda: _post(scale, {"target_num_replicas": 3}) == 200, "the external scaler is let in")
+    deployed.until(lambda: len(deployed.control.status().gateways) == 3, "three gateways")
     deployed.application["external_scaler_enabled"] = False
     policy = {"policy_function": "cluster.serve_scaling:RequestsPerGateway", "policy_kwargs": {"requests": 2}}
     scaling = {
