@@ -7,12 +7,12 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 import httpx
 import pytest
 import uvloop
-from starlette.responses import PlainTextResponse
+from starlette.responses import PlainTextResponse, StreamingResponse
 
 from cluster.http_listener import Listener
 from cluster.standby import Place
@@ -109,6 +109,38 @@ def test_a_gateway_that_is_killed_is_followed_by_the_one_that_stands_by(
         assert holder.stdout.readline()
         with asyncio.Runner(loop_factory=loop) as runner:
             runner.run(run(holder))
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_who_closes_hands_the_port_over_at_once_and_lets_an_answer_under_way_end(
+    loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    async def run() -> None:
+        asked, goes_on = asyncio.Event(), asyncio.Event()
+
+        async def slowly() -> AsyncIterator[str]:
+            yield "be"
+            asked.set()
+            await goes_on.wait()
+            yield "gun"
+
+        first = Listener("127.0.0.1", free_port(), place=Place("ours"))
+        second = Listener("127.0.0.1", port_of(first), place=Place("ours"))
+        first.serve(StreamingResponse(slowly()))
+        second.serve(PlainTextResponse("second"))
+        async with httpx.AsyncClient(trust_env=False) as early, httpx.AsyncClient(trust_env=False) as late:
+            answer = asyncio.create_task(early.get(first.url))
+            await asked.wait()
+            closing = asyncio.create_task(first.close(30))
+            assert await answered(late, second.url) == "second"
+            assert not answer.done()
+            goes_on.set()
+            assert (await answer).text == "begun"
+        await closing
+        await second.close()
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(run())
 
 
 def test_a_port_that_another_cluster_has_is_taken() -> None:
