@@ -302,14 +302,15 @@ class Pair:
         padding: int = 0,
         max_sessions: int = 16,
         more: Callable[[], dict[str, Transport]] = dict,
+        made: Callable[..., Engine] = Engine,
         secrets: tuple[bytes, bytes] = (b"between us", b"between us"),
         reach: Callable[[Address], Address] = lambda address: address,
     ) -> None:
         self.home = Home()
         options = {"timeouts": timeouts, "max_sessions": max_sessions, "forced": forced, "bounds": bounds}
         options["more"] = more
-        self.p = Engine("p", self.home, total=blocks[0], padding=padding, block_size=sizes[0])
-        self.d = Engine("d", self.home, total=blocks[1], padding=padding, block_size=sizes[1])
+        self.p = made("p", self.home, total=blocks[0], padding=padding, block_size=sizes[0])
+        self.d = made("d", self.home, total=blocks[1], padding=padding, block_size=sizes[1])
         source = Ends(self.p, secrets[0], **options)
         destination = Ends(self.d, secrets[1], **options)
         self.ends = source, destination
