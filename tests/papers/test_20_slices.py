@@ -90,13 +90,13 @@ def test_a_wrong_cut_is_found(monkeypatch: pytest.MonkeyPatch, old: str, new: st
 def test_the_estimate_is_within_a_tenth_where_it_was_not_fitted() -> None:
     """Slices of batches of unlike lengths, step by step by the cost model, against one formula."""
     rng, errors = Random(2), []
-    time = experiment.TIME
+    estimator = experiment.TIME
     for _ in range(50):
         lengths = [rng.randint(20, 900) for _ in range(rng.randint(1, 14))]
         longest, count = max(lengths), len(lengths)
         seconds = OPT_13B.seconds(Batch(tuple((longest, 0) for _ in lengths)))
         seconds += sum(OPT_13B.seconds(Batch((), count, count * (longest + i + 1))) for i in range(128))
-        errors.append(abs(time.seconds(count, longest, 128) / seconds - 1))
+        errors.append(abs(estimator.seconds(count, longest, 128) / seconds - 1))
     assert statistics.fmean(errors) <= 0.10
 
 
@@ -121,8 +121,8 @@ def test_points_that_do_not_tell_the_terms_apart_are_refused() -> None:
 
 def makespan(times: list[float], places: list[int], machines: int) -> float:
     loads = [0.0] * machines
-    for time, place in zip(times, places, strict=True):
-        loads[place] += time
+    for seconds, place in zip(times, places, strict=True):
+        loads[place] += seconds
     return max(loads)
 
 
