@@ -37,14 +37,14 @@ from cluster.recording import Recorder
 from cluster.rollout import Rollout
 from cluster.rpc import error_message
 from cluster.settings_change import base_digest, fingerprint, with_settings
+from cluster.status_message import summary_of
 from cluster.timelines import TimelineFinder
 from cluster.tls import cluster_tls
 from engine.errors import NotFound, TandemError
-from engine.request import SLO
 from global_scheduler.freeness import freeness
 from global_scheduler.placement import DECODE, PREFILL
 from global_scheduler.scheduler import Scheduler
-from global_scheduler.view import Load, Summary
+from global_scheduler.view import Load
 
 logger = logging.getLogger("tandem.controller")
 
@@ -182,19 +182,7 @@ class Controller:
 
     def place(self, request: pb.PlaceRequest) -> pb.Placement:
         """Decide where a request runs; an error is part of the answer."""
-        summary = Summary(
-            id=request.request_id,
-            prompt_tokens=request.prompt_tokens,
-            max_tokens=request.max_tokens,
-            choices=max(1, request.n),
-            tenant=request.tenant,
-            priority=request.priority,
-            attempt=request.attempt,
-            exclude=frozenset(request.exclude),
-            adapter=request.adapter,
-            prefix=tuple(request.prefix),
-            slo=SLO(request.slo_ttft or None, request.slo_tpot or None),
-        )
+        summary = summary_of(request)
         begun = time.perf_counter()
         try:
             placement = self.scheduler.place(summary, time.monotonic())

@@ -6,7 +6,9 @@ from collections.abc import Iterable
 from dataclasses import fields
 
 from cluster import control_pb2 as pb
+from engine.request import SLO
 from engine.status import InstanceStatus, RequestStatus
+from global_scheduler.view import Summary
 from migration.moved import COMMITTED, Moved
 from migration.transfers import TransferLog
 
@@ -20,6 +22,23 @@ def status_message(status: InstanceStatus) -> pb.InstanceStatus:
 
 def status_from(message: pb.InstanceStatus) -> InstanceStatus:
     return InstanceStatus(**{name: getattr(message, name) for name in _NAMES})
+
+
+def summary_of(request: pb.PlaceRequest) -> Summary:
+    """What a gateway asks a place for."""
+    return Summary(
+        id=request.request_id,
+        prompt_tokens=request.prompt_tokens,
+        max_tokens=request.max_tokens,
+        choices=max(1, request.n),
+        tenant=request.tenant,
+        priority=request.priority,
+        attempt=request.attempt,
+        exclude=frozenset(request.exclude),
+        adapter=request.adapter,
+        prefix=tuple(request.prefix),
+        slo=SLO(request.slo_ttft or None, request.slo_tpot or None),
+    )
 
 
 def request_list(requests: Iterable[RequestStatus], instance: str, role: str) -> pb.RequestList:

@@ -72,17 +72,18 @@ def decode(runner: ModelRunner, batch: int, context: int, steps: int) -> list[fl
     return found[1:]
 
 
-def prefill(runner: ModelRunner, tokens: int, repeats: int) -> list[float]:
+def prefill(runner: ModelRunner, tokens: int, repeats: int, *, before: int = 0) -> list[float]:
     """Seconds of each of `repeats` steps that prefill one prompt of `tokens` tokens and draw its first.
 
-    Raises ConfigError if the runner's KV cache is too small.
+    With `before` so many tokens of the prompt have been computed already. Raises ConfigError if the
+    runner's KV cache is too small.
     """
-    (table,) = _tables(runner, 1, tokens)
+    (table,) = _tables(runner, 1, before + tokens)
     rng = random.Random(0)
     found = []
     for _ in range(repeats + 1):
         prompt = [rng.randrange(runner.config.vocab_size) for _ in range(tokens)]
-        work = Work("bench", 0, prompt, 0, table, Draw(_GREEDY, (0,), 0))
+        work = Work("bench", 0, prompt, before, table, Draw(_GREEDY, (0,), 0))
         found.append(_timed(runner, StepPlan((work,))))
     return found[1:]
 
