@@ -22,6 +22,7 @@ from cluster.cluster_facts import ClusterFacts
 from cluster.config import GatewayConfig
 from cluster.gateway_api import build_api
 from cluster.gateway_service import GatewayService
+from cluster.logs import JsonFormatter
 from cluster.metrics import Metrics
 from cluster.openai_answers import ModelCard
 from cluster.tracing import Traces
@@ -136,9 +137,7 @@ def test_an_answer_that_failed_says_so() -> None:
     assert spans.children(spans.root) == []
 
 
-def test_log_lines_of_a_request_name_it(caplog: pytest.LogCaptureFixture) -> None:
-    from cluster.logs import JsonFormatter
-
+def test_log_lines_of_a_request_name_it() -> None:
     lines: list[str] = []
 
     class Keep(logging.Handler):
@@ -149,7 +148,8 @@ def test_log_lines_of_a_request_name_it(caplog: pytest.LogCaptureFixture) -> Non
     handler.setFormatter(JsonFormatter({}))
     logger = logging.getLogger("tandem.gateway")
     logger.addHandler(handler)
-    before, logger.level = logger.level, logging.DEBUG
+    before = logger.level
+    logger.setLevel(logging.DEBUG)
     try:
         spans = Spans()
         asyncio.run(traced(spans, BODY, traceparent=PARENT, **{"x-request-id": "ask-1"}))
