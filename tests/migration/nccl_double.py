@@ -68,6 +68,8 @@ class DoublePair:
         self._work.put(None)
 
     def _enqueue(self, work: Work) -> Event:
+        if self.aborted.is_set():
+            raise TransferFailed("NCCL failed: the communicator was aborted")
         event = DoneEvent()
         self._work.put((event, work))
         return event

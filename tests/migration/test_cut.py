@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -93,11 +94,11 @@ def test_a_prefix_that_the_destination_has_in_larger_blocks_is_not_sent() -> Non
         assert len(both.p.store.gathered) == 1
 
 
-def travelling(count: int, forced: str, seed: str) -> None:
+def travelling(count: int, forced: str, **options: Any) -> None:
     """Requests of all kinds go to and fro between instances with blocks of 4, 16 and 6 slots."""
-    rng = random.Random(seed)
-    bounds = Bounds(moves=64, last_blocks=4)
-    with mesh(forced, sizes=(4, 16, 6), pace=0.004, blocks=1024, bounds=bounds, max_sessions=64) as all_:
+    rng = random.Random(forced)
+    options |= {"bounds": Bounds(moves=64, last_blocks=4), "max_sessions": 64}
+    with mesh(forced, sizes=(4, 16, 6), pace=0.004, blocks=1024, **options) as all_:
         itinerary = Itinerary(all_)
         requests = [shape(rng, f"r{number}") for number in range(count)]
         for one in requests:
@@ -116,7 +117,7 @@ def travelling(count: int, forced: str, seed: str) -> None:
 
 @BOTH
 def test_streams_do_not_depend_on_the_block_sizes_that_a_request_meets(forced: str, full: bool) -> None:
-    travelling(300 if full else 30, forced, forced)
+    travelling(300 if full else 30, forced)
 
 
 MUTANTS = {

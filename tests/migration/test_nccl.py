@@ -28,6 +28,7 @@ from tests.engine.mutants import mutate
 from tests.engine.toy import alone, prompt, request
 from tests.migration.nccl_double import DoubleDevice
 from tests.migration.pair import BOUND, pair
+from tests.migration.test_cut import travelling
 
 ROOT = Path(__file__).resolve().parents[2]
 HASTY = 0.3
@@ -276,6 +277,32 @@ def test_a_request_is_handed_over_through_it() -> None:
             assert both.home.output(one) == alone(one)
         both.rest()
         assert both.prefill.status().result(BOUND).handoffs == len(requests)
+
+
+def test_requests_go_to_and_fro_over_it_between_blocks_of_all_sizes(full: bool) -> None:
+    travelling(300 if full else 12, "nccl", more=lambda: {"nccl": transport(DoubleDevice())})
+
+
+def test_a_communicator_that_breaks_costs_its_movements_and_then_another_transport_is_taken() -> None:
+    devices: list[DoubleDevice] = []
+
+    def more() -> dict[str, Transport]:
+        devices.append(DoubleDevice())
+        return {"nccl": transport(devices[-1])}
+
+    with pair("nccl", blocks=(256, 256), more=more) as both:
+        requests = [request(f"r{number}", prompt(33, number), 12) for number in range(3)]
+        for number, one in enumerate(requests):
+            both.start(one)
+            assert both.home.output(one) == alone(one)
+            both.rest()
+            if number == 0:
+                for device in devices:
+                    for broken in device.pairs:
+                        broken.abort()
+        assert both.sender.handed == 2
+        assert [len(device.pairs) for device in devices] == [1, 1]
+        assert "NCCL" in " ".join(reason for _, reason in both.sender.failures)
 
 
 def test_another_transport_is_taken_when_the_two_cannot_meet() -> None:

@@ -21,6 +21,7 @@ from migration.paired import SLOTS
 from migration.tcp import TcpTransport
 from tests.engine.toy import alone, prompt, request
 from tests.migration.pair import BOUND, pair
+from tests.migration.test_cut import travelling
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -111,6 +112,11 @@ def test_a_request_is_handed_over_through_it() -> None:
             assert both.home.output(one) == alone(one)
         both.rest()
         assert both.prefill.status().result(BOUND).handoffs == len(requests)
+
+
+@needed
+def test_requests_go_to_and_fro_over_it_between_blocks_of_all_sizes(full: bool) -> None:
+    travelling(300 if full else 12, "nixl", more=lambda: {"nixl": nixl_transport(TcpTransport(BOUND), BOUND)})
 
 
 def test_where_it_is_missing_it_is_refused_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
