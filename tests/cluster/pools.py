@@ -34,11 +34,14 @@ BOUND = 1200.0
 
 
 class WatchedRunner(ModelRunner):
-    """Remembers how many sequences its widest step had."""
+    """Remembers how many sequences its widest step had; waits for `dawdle` before each."""
 
     widest = 0
+    dawdle: Callable[[], None] | None = None
 
     def run(self, plan: StepPlan) -> StepResult:
+        if self.dawdle is not None:
+            self.dawdle()
         self.widest = max(self.widest, len(plan.works))
         return super().run(plan)
 
@@ -49,7 +52,11 @@ class PooledInstance:
     def __init__(self, config: Config, name: str, role: str, blocks: int) -> None:
         self.name = name
         self.runner = WatchedRunner(
-            config.model.path, dtype=config.model.dtype, cache=config.cache_directory, blocks=blocks
+            config.model.path,
+            dtype=config.model.dtype,
+            cache=config.cache_directory,
+            blocks=blocks,
+            exact=config.engine.exact,
         )
         self.instance = EngineInstance(config, name, role, self.runner, "cpu")
 
@@ -140,6 +147,8 @@ async def pools(
     decodes: int = 1,
     model: Path | None = None,
     security: SecurityConfig = SecurityConfig(),
+    exact: bool = False,
+    transfer: TransferConfig = TransferConfig(max_moves=32),
 ) -> AsyncIterator[Pools]:
     """Runs while the context is open; at its end no request may be known anywhere.
 
@@ -148,8 +157,8 @@ async def pools(
     config = Config(
         model=ModelConfig(path=None if model is None else str(model), dtype=dtype),  # type: ignore[arg-type]
         security=security,
-        engine=EngineConfig(token_budget=budget),
-        transfer=TransferConfig(transport=transport, max_moves=32),  # type: ignore[arg-type]
+        engine=EngineConfig(token_budget=budget, exact=exact),
+        transfer=transfer.model_copy(update={"transport": transport}),
         control=ControlConfig(token=TOKEN),
         cache={"directory": str(cache)},  # type: ignore[arg-type]
     )
