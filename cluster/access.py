@@ -1,4 +1,4 @@
-"""Who may use the gateway, and how much: API keys, the token for `/metrics`, and the limits of tenants."""
+"""Who may use the gateway, and how much: API keys, the token for metrics, and the limits of tenants."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from engine.errors import InvalidKey
 OPEN = frozenset({"/health", "/ready", "/ping"})
 """Paths that need no key: they tell a load balancer whether to send requests, and nobody anything else."""
 
-METRICS = "/metrics"
+METRICS = frozenset({"/metrics", "/load"})
+"""What the metrics' token opens: figures, of no request."""
 
 
 class Access:
@@ -31,7 +32,7 @@ class Access:
         scheme, _, key = authorization.partition(" ")
         key = key.strip()
         tenant = self._keys.tenant(key) if scheme.lower() == "bearer" else None
-        if tenant is None and path == METRICS and self._metrics is not None:
+        if tenant is None and path in METRICS and self._metrics is not None:
             same = hmac.compare_digest(key.encode("utf-8", "replace"), self._metrics)
             tenant = "" if same and scheme.lower() == "bearer" else None
         if tenant is None:

@@ -158,7 +158,7 @@ class GatewayConfig(Section):
         None,
         repr=False,
         json_schema_extra={"secret": True},
-        description="A secret that opens `/metrics` and nothing else, where API keys are asked for.",
+        description="A secret that opens `/metrics` and `/load` and nothing else, where API keys are asked for.",
     )
     cors_origins: Names = Field((), description="Web origins that browsers may call from.")
     body_limit: Quantity = Field(

@@ -163,7 +163,7 @@ def leave(
 
     say, config = messages().print, _config(context, None, None)
     if gateway is not None:
-        leave_gateway(gateway, next(iter(config.gateway.api_keys), None), deadline, say)
+        leave_gateway(gateway, config.gateway.metrics_token, deadline, say)
     else:
         flags = root(context)
         token = flags.token or config.control.token

@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from cluster.config import Config
-from k8s.objects.names import CLUSTER_LABEL, GATEWAY, GROUP_LABEL, HEAD, NODE_TYPE_LABEL, metadata, pods
+from k8s.objects.names import (
+    CLUSTER_LABEL,
+    GATEWAY,
+    GROUP_LABEL,
+    HEAD,
+    METRICS_TOKEN_KEY,
+    NODE_TYPE_LABEL,
+    SECRET,
+    metadata,
+    pods,
+)
 from k8s.yaml_text import Object
 
 API_VERSION = "monitoring.coreos.com/v1"
@@ -25,9 +35,14 @@ def pod_monitors(config: Config) -> list[Object]:
             config,
             f"{name}-gateway",
             {GROUP_LABEL: GATEWAY},
-            [{**_endpoint("http"), "path": "/metrics", "honorLabels": True}],
+            [{**_endpoint("http"), "path": "/metrics", "honorLabels": True, "authorization": _token()}],
         ),
     ]
+
+
+def _token() -> Object:
+    """Where clients need keys, Prometheus shows a token that opens nothing else."""
+    return {"type": "Bearer", "credentials": {"name": SECRET, "key": METRICS_TOKEN_KEY}}
 
 
 def prometheus_rule(config: Config) -> Object:

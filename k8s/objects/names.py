@@ -17,9 +17,10 @@ SERVE_PORT = 8000
 CONTROL_PORT = 8002
 
 SECRET = "tandem-secrets"
-"""Holds `control-token` and `api-keys`; made by hand, see docs/kubernetes.md."""
+"""Holds `control-token`, `api-keys` and `metrics-token`; made by hand, see docs/kubernetes.md."""
 CONTROL_TOKEN_KEY = "control-token"
 API_KEYS_KEY = "api-keys"
+METRICS_TOKEN_KEY = "metrics-token"
 
 CLUSTER_LABEL = "tandem.dev/cluster"
 GROUP_LABEL = "ray.io/group"

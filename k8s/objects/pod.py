@@ -14,6 +14,7 @@ from k8s.objects.names import (
     DASHBOARD_PORT,
     GATEWAY,
     METRICS_PORT,
+    METRICS_TOKEN_KEY,
     POOLS,
     SECRET,
     SERVE_PORT,
@@ -118,6 +119,7 @@ def _container(config: Config, name: str, resources: Object, ports: dict[str, in
         "env": [
             secret_variable("TANDEM_CONTROL__TOKEN", CONTROL_TOKEN_KEY),
             secret_variable("TANDEM_GATEWAY__API_KEYS", API_KEYS_KEY),
+            secret_variable("TANDEM_GATEWAY__METRICS_TOKEN", METRICS_TOKEN_KEY),
             {"name": "TANDEM_CACHE__DIRECTORY", "value": CACHE},
         ],
         "ports": [{"name": port, "containerPort": number} for port, number in ports.items()],

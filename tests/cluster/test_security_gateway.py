@@ -105,7 +105,8 @@ def test_the_metrics_token_opens_metrics_and_nothing_else() -> None:
         headers = bearer("only-for-prometheus")
         assert (await client.get("/metrics", headers=headers)).status_code == 200
         assert (await client.get("/metrics", headers=bearer(ACME))).status_code == 200
-        for path in ("/v1/models", "/load", "/version", "/openapi.json"):
+        assert (await client.get("/load", headers=headers)).status_code == 200
+        for path in ("/v1/models", "/version", "/openapi.json"):
             refused(await client.get(path, headers=headers), 401, "invalid_api_key", None)
 
     on_cluster(run, config=KEYS)

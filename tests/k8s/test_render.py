@@ -66,7 +66,7 @@ def test_rendering_again_gives_the_same_bytes() -> None:
 
 
 def test_another_config_renders_to_something_else() -> None:
-    assert files(with_settings(gateway__replicas=2)) != files(Config())
+    assert files(with_settings(gateway__replicas=3)) != files(Config())
 
 
 def test_a_pool_group_has_the_pool_s_size_bounds_and_resource() -> None:
@@ -109,7 +109,11 @@ def test_every_container_takes_the_secrets_from_the_secret() -> None:
     for spec in (service()["spec"]["rayClusterConfig"]["headGroupSpec"], group("gateway"), group("decode")):
         variables = spec["template"]["spec"]["containers"][0]["env"]
         secret = {each["name"] for each in variables if "valueFrom" in each}
-        assert secret == {"TANDEM_CONTROL__TOKEN", "TANDEM_GATEWAY__API_KEYS"}
+        assert secret == {
+            "TANDEM_CONTROL__TOKEN",
+            "TANDEM_GATEWAY__API_KEYS",
+            "TANDEM_GATEWAY__METRICS_TOKEN",
+        }
 
 
 def test_gpus_are_requested_as_they_are_limited_and_tolerated() -> None:
