@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 from cluster import control_pb2 as pb
+from cluster.config import Config
 from cluster.controller import Controller
 from cluster.members import Members
 from cluster.settings_change import AT_ONCE, RESTART, differences, digest, with_settings
 from engine.errors import ConfigError, NotFound, RefusedError
 
 ALL = "all"
+SIZES = ("replicas", "min_replicas", "max_replicas", "autoscale.enabled")
 CONTROLLER = "controller"
 
 
@@ -24,20 +27,47 @@ async def apply(
     Raises ConfigError, and RefusedError for a size that no pool may have.
     """
     present = controller.sized()
-    changes = differences(present, with_settings(present, settings))
+    changes = differences(present, with_settings(present, _left_to_autoscaling(present, settings)))
     if dry_run or not changes:
         return pb.ApplyReply(changes=changes)
     for change in changes:
         text = f"from {change.before} to {change.after}: {change.reason}"
         controller.events.add("not_applied" if change.effect == RESTART else "applied", change.path, text)
-    sizes = {one.path: json.loads(one.after) for one in changes if one.effect == AT_ONCE}
-    deep = {one.path: json.loads(one.after) for one in changes if one.effect not in (AT_ONCE, RESTART)}
+    values = {change.path: json.loads(change.after) for change in changes if change.effect != RESTART}
+    deep = {one.path: values[one.path] for one in changes if one.effect not in (AT_ONCE, RESTART)}
     if deep:
-        # Sizes go along: new bounds and new sizes may only fit together.
-        await controller.renew(deep | sizes)
-    for path, replicas in sizes.items():
-        controller.scale(path.split(".")[1], replicas)
+        await controller.renew(deep)
+    for role in controller.pools:
+        _size(controller, role, {key: values.get(f"pools.{role}.{key}") for key in SIZES})
     return pb.ApplyReply(changes=changes)
+
+
+def _size(controller: Controller, role: str, values: Mapping[str, Any]) -> None:
+    """Bring what is not None into force. Raises RefusedError."""
+    if all(value is None for value in values.values()):
+        return
+    replicas, automatic = values["replicas"], values["autoscale.enabled"]
+    if automatic is False and replicas is None:
+        replicas = controller.pools[role].target
+    controller.scale(
+        role,
+        None if automatic else replicas,
+        least=values["min_replicas"],
+        most=values["max_replicas"],
+        automatic=bool(automatic),
+    )
+
+
+def _left_to_autoscaling(present: Config, settings: Mapping[str, object]) -> dict[str, object]:
+    """Where the settings have the controller size a pool, its size is not theirs, but within their bounds."""
+    wanted = dict(settings)
+    for role in ("prefill", "decode"):
+        name, pool = f"pools.{role}", getattr(present.pools, role)
+        least = wanted.get(f"{name}.min_replicas", pool.min_replicas)
+        most = wanted.get(f"{name}.max_replicas", pool.max_replicas)
+        if wanted.get(f"{name}.autoscale.enabled") and isinstance(least, int) and isinstance(most, int):
+            wanted[f"{name}.replicas"] = max(least, min(most, pool.replicas))
+    return wanted
 
 
 async def declare(controller: Controller, settings: Mapping[str, object]) -> None:

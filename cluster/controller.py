@@ -276,8 +276,16 @@ class Controller:
         return message
 
     def sized(self) -> Config:
-        """The settings in force, with the pools as large as they are to be now."""
-        sizes = {f"pools.{role}.replicas": pool.target for role, pool in self.pools.items()}
+        """The settings in force, with the pools' sizes, bounds and autoscaling as they are now."""
+        sizes: dict[str, object] = {}
+        for role, pool in self.pools.items():
+            own, name = self.scaler.scaling[role], f"pools.{role}"
+            sizes |= {
+                f"{name}.replicas": pool.target,
+                f"{name}.min_replicas": min(own.least, pool.target),
+                f"{name}.max_replicas": max(own.most, pool.target),
+                f"{name}.autoscale.enabled": own.automatic,
+            }
         return with_settings(self.config, sizes)
 
     def _instance(self, name: str) -> pb.Instance:

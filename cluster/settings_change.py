@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from cluster import control_pb2 as pb
 from cluster.config import Config
 from cluster.config_schema import expected, is_secret
+from cluster.config_section import CONTRADICTION
 from cluster.config_yaml import Path, leaves
 from engine.errors import ConfigError
 
@@ -31,9 +32,12 @@ MASK = "…"
 
 # The first pattern that fits decides.
 RULES: tuple[tuple[str, str, str], ...] = (
-    ("pools.*.replicas", AT_ONCE, "instances come, or drain and go"),
+    ("pools.*.replicas", AT_ONCE, "instances come, or drain and go; autoscaling ends"),
+    ("pools.*.min_replicas", AT_ONCE, "the controller keeps the bounds"),
+    ("pools.*.max_replicas", AT_ONCE, "the controller keeps the bounds"),
+    ("pools.*.autoscale.enabled", AT_ONCE, "who sets the size"),
     ("pools.*.resources*", INSTANCES, "instances ask for it when they start"),
-    ("pools.*", CONTROLLER, "the controller keeps the bounds"),
+    ("pools.*", CONTROLLER, "the controller sizes pools by it"),
     ("scheduler.place_timeout", RESTART, "gateways read it when they start"),
     ("scheduler.*", CONTROLLER, "the controller decides by it"),
     ("engine.*", INSTANCES, "engines are built with it"),
@@ -147,6 +151,8 @@ def _leaves(config: Config) -> Iterator[tuple[Path, object]]:
 def _problem(path: Path, details: Any) -> str:
     if details["type"] == "extra_forbidden":
         return f"{'.'.join(path)}: unknown key"
+    if details["type"] == CONTRADICTION:
+        return f"{'.'.join(path)}: {details['msg']}"
     try:
         wanted = expected(Config, path, details.get("ctx", {}))
     except (KeyError, AttributeError):

@@ -212,11 +212,44 @@ def test_bounds_change_without_an_instance_being_touched() -> None:
             with pytest.raises(RefusedError):
                 controller.scale("decode", 65)
             (change,) = (await apply(controller, {"pools.decode.max_replicas": 70})).changes
-            assert change.effect == CONTROLLER
-            await seen(controller, "adopted", 3)
+            assert change.effect == AT_ONCE
             controller.scale("decode", 65, dry_run=True)
             assert fleet.alive == ["decode-0", "decode-1", "prefill-0"]
             assert len(fleet.made) == 3
+
+    run(test())
+
+
+def test_what_operators_changed_by_hand_is_what_a_file_is_compared_with() -> None:
+    async def test() -> None:
+        fleet = Fleet()
+        async with controlling(fleet) as controller:
+            await seen(controller, "ready", 3)
+            controller.scale("decode", 70, most=80, dry_run=True)
+            controller.scale("decode", None, least=2, most=80)
+            (change,) = (await apply(controller, {"pools.decode.max_replicas": 64}, dry_run=True)).changes
+            assert (change.before, change.after) == ("80", "64")
+            await apply(controller, {"pools.decode.max_replicas": 64})
+            assert not (await apply(controller, {"pools.decode.max_replicas": 64})).changes
+            with pytest.raises(ConfigError, match="not within"):
+                await apply(controller, {"pools.decode.max_replicas": 1})
+
+    run(test())
+
+
+def test_a_file_that_has_autoscaling_on_leaves_the_size_to_it() -> None:
+    async def test() -> None:
+        fleet = Fleet()
+        async with controlling(fleet) as controller:
+            await seen(controller, "ready", 3)
+            wanted = {"pools.decode.autoscale.enabled": True, "pools.decode.replicas": 5}
+            (change,) = (await apply(controller, wanted)).changes
+            assert change.path == "pools.decode.autoscale.enabled"
+            assert controller.status().pools[1].autoscale
+            assert controller.pools["decode"].target == 2
+            assert not (await apply(controller, wanted)).changes
+            await apply(controller, {"pools.decode.autoscale.enabled": False})
+            assert not controller.status().pools[1].autoscale
 
     run(test())
 
@@ -257,16 +290,17 @@ def test_applied_settings_outlive_the_controller_until_another_config_is_deploye
         fleet = Fleet()
         async with controlling(fleet) as first:
             await seen(first, "ready", 3)
-            await apply(first, {"pools.decode.max_replicas": 3})
+            (change,) = (await apply(first, {"scheduler.rest": "7s"})).changes
+            assert change.effect == CONTROLLER
             await seen(first, "ready", 6)
             for member in first.pools["decode"].members.values():
                 member.polled.clear()
                 await member.polled.wait()
         async with controlling(fleet) as second:
-            assert second.config.pools.decode.max_replicas == 3
+            assert second.config.scheduler.rest == 7
         log = CONFIG.log.model_copy(update={"level": "debug"})
         async with controlling(fleet, CONFIG.model_copy(update={"log": log})) as third:
-            assert third.config.pools.decode.max_replicas == 64
+            assert third.config.scheduler.rest == CONFIG.scheduler.rest
 
     run(test())
 
