@@ -42,16 +42,16 @@ static inline __attribute__((always_inline)) void expand(
         Expand<T>::eight_bit(group + vector * word_bytes, word_bytes * VECTORS, scales + PANEL * GROUP, use);
 }
 
-// `groups` groups of a compressed panel, from `from` on, as plain ones.
+// One vector of columns of `groups` groups of a compressed panel, from `from` on, as plain words `step` bytes apart.
 template <class T>
-static void expand_groups(const Matrix& w, const uint8_t* from, int64_t groups, uint8_t* plain) {
+static void expand_columns(
+    const Matrix& w, const uint8_t* from, int64_t groups, int vector, uint8_t* plain, int64_t step
+) {
     constexpr int words = GROUP / T::PER_WORD;
     for (int64_t group = 0; group < groups; ++group) {
-        for (int vector = 0; vector < VECTORS; ++vector) {
-            uint8_t* to = plain + group * words * WORD_ROW + vector * 64;
-            expand<T>(w.format == FOUR_BIT, from + group * group_bytes(w), vector,
-                      [to](int word, typename T::Columns x) { store_words(to + word * WORD_ROW, T::words(x)); });
-        }
+        uint8_t* to = plain + group * words * step;
+        expand<T>(w.format == FOUR_BIT, from + group * group_bytes(w), vector,
+                  [=](int word, typename T::Columns x) { store_words(to + word * step, T::words(x)); });
     }
 }
 

@@ -72,7 +72,8 @@ static void product(
         const bool expanded = w.format != PLAIN && last - first > FUSED_ROWS;
         for (int64_t index = begin; index < end; ++index) {
             const uint8_t* panel = w.data + index * bytes;
-            if (expanded) expand_groups<T>(w, panel, w.inputs / GROUP, scratch);
+            for (int v = 0; expanded && v < VECTORS; ++v)
+                expand_columns<T>(w, panel, w.inputs / GROUP, v, scratch + v * 64, WORD_ROW);
             const bool plain = expanded || w.format == PLAIN;
             const int64_t next = index + 1 < end && !first ? bytes : 0;
             tiles<T>(w, a, first, last, stride, expanded ? scratch : panel, plain, index, sink, panel + bytes, next);
