@@ -27,7 +27,7 @@ class HostTier:
         self._kv = kv
         pinned = kv.pool.device.type == "cuda"
         self._tensor = torch.empty(nbytes, dtype=torch.uint8, pin_memory=pinned)
-        self._memory = memoryview(self._tensor.numpy()).cast("B")
+        self._memory = self._tensor.numpy().data.cast("B")
 
     def swap_out(self, pairs: Pairs) -> None:
         """Copy (block, slot) each, from the cache to here."""

@@ -120,16 +120,17 @@ def pooled(arm: str, rate: float, *, requests: int, seeds: Sequence[int], instan
 
 def rows(*, quick: bool) -> list[Row]:
     """All four arms below, at and above the knee; then priorities and autoscaling."""
-    seeds = (0,) if quick else (0, 1, 2, 3, 4)
+    instances, requests, seeds = (8, 1200, (0,)) if quick else (16, 4000, (0, 1, 2, 3, 4))
     found = []
-    work = "power-law lengths, LLaMA-7B, 16 × A10"
+    work = f"power-law lengths, LLaMA-7B, {instances} × A10"
     metrics = {
         "p99 prefill": ("p99 time to first token", {"round robin": 34.4, "freeness": 14.8}),
         "mean": ("mean completion time", {"round robin": 2.0, "freeness": 1.5}),
         "loss": ("preemption loss of a request", {"round robin": 6.25, "freeness": 3.38}),
     }
-    for rate in (10.0, 14.0, 18.0):
-        arms = {arm: pooled(arm, rate, requests=4000, seeds=seeds, instances=16) for arm in ARMS}
+    for each in (0.625, 0.875, 1.125):
+        rate = each * instances
+        arms = {arm: pooled(arm, rate, requests=requests, seeds=seeds, instances=instances) for arm in ARMS}
         load = f"{rate:g} requests/s, {len(seeds)} seed{'s' * (len(seeds) > 1)}"
         found += [
             Row("18", "Llumnix", work, load, f"{metric}, over {arm}", "s",
@@ -137,7 +138,7 @@ def rows(*, quick: bool) -> list[Row]:
             for key, (metric, published) in metrics.items()
             for arm in ARMS[:3]
         ]  # fmt: skip
-    return found + _urgent_rows() + _elastic_rows()
+    return found + _urgent_rows(requests // 2) + _elastic_rows(requests // 2)
 
 
 def urgent_means(seed: int, requests: int, instances: int) -> dict[bool, tuple[float, float]]:
@@ -153,8 +154,8 @@ def urgent_means(seed: int, requests: int, instances: int) -> dict[bool, tuple[f
     return means
 
 
-def _urgent_rows() -> list[Row]:
-    means = urgent_means(0, 1200, 8)
+def _urgent_rows(requests: int) -> list[Row]:
+    means = urgent_means(0, requests, 8)
     work, load = "power-law lengths, 10 % urgent, 8 × A10", "8.8 requests/s, CV 4"
     return [
         Row("18", "Llumnix", work, load, f"mean completion time of {whose} requests, priorities on", "s",
@@ -163,8 +164,8 @@ def _urgent_rows() -> list[Row]:
     ]  # fmt: skip
 
 
-def _elastic_rows() -> list[Row]:
-    arrivals = traffic(4.0, 1200, 0, cv=4.0)
+def _elastic_rows(requests: int) -> list[Row]:
+    arrivals = traffic(4.0, requests, 0, cv=4.0)
     settings = AutoscalingSettings(least=1, most=8, out_patience=2.0, in_patience=10.0, cool_down=5.0)
     fixed, elastic = (
         summarise(run("full", arrivals, instances=8, autoscaling=scaling)) for scaling in (None, settings)
