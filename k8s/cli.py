@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from cluster.cli.connect import certificates
 from cluster.cli.failures import Exit, Failure
 from cluster.cli.options import ConfigFile, ControlAddress, Settings, overrides, root
 from cluster.cli.output import messages, print_json
@@ -146,7 +147,8 @@ def operator(
     address = address or flags.address
     if address is None:
         raise Failure(Exit.USAGE, "usage", "which controller? name it with --address HOST:PORT")
-    run(namespace or flags.namespace, cluster, address, flags.token, once=once)
+    tls = certificates(flags.tls)
+    run(namespace or flags.namespace, cluster, address, flags.token, tls=tls, once=once)
 
 
 @commands.command(hidden=True)
@@ -167,7 +169,7 @@ def leave(
     else:
         flags = root(context)
         token = flags.token or config.control.token
-        leave_pool(address or flags.address or "", token, deadline, say)
+        leave_pool(address or flags.address or "", token, deadline, say, certificates(flags.tls))
 
 
 def _config(context: typer.Context, file: Path | None, settings: list[str] | None) -> Config:

@@ -17,6 +17,7 @@ import urllib.request
 from collections.abc import Callable
 
 from cluster.control_client import ControlClient
+from cluster.tls import Tls
 from engine.errors import TandemError
 
 POLL = 0.5
@@ -27,10 +28,10 @@ CALL_TIMEOUT = 5.0
 Say = Callable[[str], object]
 
 
-def leave_pool(address: str, token: str | None, deadline: float, say: Say) -> None:
+def leave_pool(address: str, token: str | None, deadline: float, say: Say, tls: Tls | None = None) -> None:
     """Drain the instances of this machine. `deadline` is in seconds."""
     end = time.monotonic() + deadline
-    found = _instances(address, token, say)
+    found = _instances(address, token, say, tls)
     for pid, name in found:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGTERM)
@@ -52,10 +53,10 @@ def leave_gateway(url: str, key: str | None, deadline: float, say: Say) -> None:
     say("the deadline is over: requests under way are lost")
 
 
-def _instances(address: str, token: str | None, say: Say) -> list[tuple[int, str]]:
+def _instances(address: str, token: str | None, say: Say, tls: Tls | None) -> list[tuple[int, str]]:
     """Pid and name of the instances on this machine."""
     try:
-        with ControlClient(address, token, timeout=CALL_TIMEOUT) as client:
+        with ControlClient(address, token, timeout=CALL_TIMEOUT, tls=tls) as client:
             status = client.status()
     except TandemError as error:
         say(f"the controller does not say what runs here: {error.message}")

@@ -20,6 +20,7 @@ from typing import Protocol
 
 from cluster import control_pb2 as pb
 from cluster.control_client import ControlClient
+from cluster.tls import Tls
 from engine.errors import Conflict, NotFound, RefusedError, TandemError, Unreachable
 from k8s import paths
 from k8s.bounds import set_bounds
@@ -164,11 +165,19 @@ class Reconciler:
         self._api.create(paths.events(self._namespace), event)
 
 
-def run(namespace: str, cluster: str, address: str, token: str | None, *, once: bool = False) -> None:
+def run(
+    namespace: str,
+    cluster: str,
+    address: str,
+    token: str | None,
+    *,
+    tls: Tls | None = None,
+    once: bool = False,
+) -> None:
     """Work until the process ends; `once` ends after a round. Raises SetupError, and with `once` all else."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     api = connect()
-    with ControlClient(address, token) as control:
+    with ControlClient(address, token, tls=tls) as control:
         reconciler = Reconciler(api, control, namespace, cluster)
         if once:
             reconciler.round()

@@ -100,7 +100,7 @@ class Answering:
 
     status_: pb.ClusterStatus | None
 
-    def __init__(self, address: str, token: str | None, *, timeout: float) -> None: ...
+    def __init__(self, address: str, token: str | None, *, timeout: float, tls: object = None) -> None: ...
 
     def __enter__(self) -> Answering:
         return self
