@@ -1,6 +1,6 @@
 """The admin port as one ASGI application: `/admin/v1` in JSON, and the console, which asks nothing else.
 
-GET   /admin/v1/{status,pools,instances,requests,timelines,migrations,events,history,config}, and .../{name}
+GET   /admin/v1/{status,pools,instances,requests,timelines,migrations,events,explanations,history,config}
 POST  /admin/v1/pools/{name}/scale                                                   {"replicas": 3}
 POST  /admin/v1/instances/{name}/{cordon,uncordon,drain,role}                        {"role": "decode"}
 POST  /admin/v1/requests/{id}/migrate                                                {"to": "decode-1"}
@@ -177,6 +177,11 @@ def _add_reads(app: FastAPI, service: AdminService) -> None:
     async def events(request: Request) -> Response:
         after, wait = _number(request, "after"), _number(request, "wait")
         return json_response(await service.events(int(after), wait))
+
+    @app.get(f"{API}/explanations")
+    @app.get(f"{API}/explanations/{{name}}")
+    async def explanations(name: str = "") -> Response:
+        return json_response(service.explanations(name))
 
     @app.get(f"{API}/history")
     async def history() -> Response:

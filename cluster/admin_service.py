@@ -22,6 +22,9 @@ from engine.errors import NotFound
 
 Body = dict[str, Any]
 
+LATEST = 200
+"""Decisions that are listed without a subject."""
+
 LONGEST_WAIT = 30.0
 """Seconds that somebody may wait for an event in one call."""
 
@@ -86,6 +89,12 @@ class AdminService:
                     async for _ in events.follow(after):
                         break
         return listing("EventList", events.after(after))
+
+    def explanations(self, subject: str = "") -> Body:
+        """Why something was decided, or the latest decisions. Raises NotFound for what nobody remembers."""
+        if subject:
+            return listing("ExplanationList", self._controller.explain(subject).explanations)
+        return listing("ExplanationList", self._controller.explanations.latest(LATEST))
 
     def config(self) -> Body:
         """Every setting in force, whether it is the `default` one or `set`; secrets are masked."""

@@ -28,11 +28,16 @@ class Explanations:
 
     def of(self, wanted: str) -> list[pb.Explanation]:
         """Of a pool, a request, or all of a client's name."""
-        return [
-            pb.Explanation(time=at, kind=kind, subject=subject, outcome=outcome, reason=reason)
-            for at, kind, subject, outcome, reason in self._ring
-            if names(subject, wanted) or subject == wanted
-        ]
+        return [_told(one) for one in self._ring if names(one[2], wanted) or one[2] == wanted]
+
+    def latest(self, most: int) -> list[pb.Explanation]:
+        """The last `most`, oldest first."""
+        return [_told(one) for one in list(self._ring)[-most:]] if most else []
+
+
+def _told(one: tuple[float, str, str, str, str]) -> pb.Explanation:
+    at, kind, subject, outcome, reason = one
+    return pb.Explanation(time=at, kind=kind, subject=subject, outcome=outcome, reason=reason)
 
 
 def explain(

@@ -30,6 +30,9 @@ FORM_LIMIT = 16 * 2**10
 WINDOW = 300.0
 """Seconds that the timeline of migrations shows."""
 
+DECISIONS = 50
+"""Of the scheduler, that the page of events shows."""
+
 PAGES = ("instances", "requests", "migrations", "events", "config")
 ACTIONS = {
     "pools": {"scale"},
@@ -142,7 +145,8 @@ class Console:
                 events = await read("events")
                 kinds = sorted({one["kind"] for one in events})
                 shown = [one for one in events if kind in ("", one["kind"])]
-                return {"events": shown, "kinds": kinds, "kind": kind}
+                decisions = (await read("explanations"))[-DECISIONS:]
+                return {"events": shown, "kinds": kinds, "kind": kind, "decisions": decisions}
             case "config":
                 wanted = request.query_params.get("q", "").lower()
                 values = await read("config")

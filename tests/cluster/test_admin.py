@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 
+from cluster import control_pb2 as pb
 from cluster.admin import build_admin
 from cluster.admin_auth import Gate
 from cluster.admin_service import AdminService
@@ -17,7 +18,18 @@ from cluster.message_json import plain
 from tests.cluster.made_up import CONFIG, Fleet, controlling, run, seen
 
 TOKEN = "an admin token for tests"
-READS = ["status", "pools", "instances", "requests", "timelines", "migrations", "events", "history", "config"]
+READS = [
+    "status",
+    "pools",
+    "instances",
+    "requests",
+    "timelines",
+    "migrations",
+    "events",
+    "explanations",
+    "history",
+    "config",
+]
 ACTIONS = [
     ("pools/decode/scale", {"replicas": 3}),
     ("instances/decode-0/cordon", {}),
@@ -92,6 +104,18 @@ def test_one_thing_is_found_by_its_name() -> None:
         assert one["name"] == "decode-1"
         answer = await admin.client.get("/admin/v1/instances/decode-9")
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
+
+    with_admin(test)
+
+
+def test_decisions_are_told_with_their_reasons() -> None:
+    async def test(admin: Admin) -> None:
+        admin.controller.place(pb.PlaceRequest(request_id="r~1-0", prompt_tokens=100, max_tokens=5))
+        (one,) = await admin.get("explanations")
+        assert (one["kind"], one["subject"]) == ("placement", "r~1-0")
+        assert one["reason"]
+        assert await admin.get("explanations/r") == [one]
+        assert (await admin.client.get("/admin/v1/explanations/nobody")).status_code == 404
 
     with_admin(test)
 

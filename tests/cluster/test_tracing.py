@@ -192,7 +192,8 @@ def test_spans_add_up_to_the_time_that_a_client_measures(tmp_path: Path) -> None
     spans = Spans()
 
     async def ask() -> float:
-        async with pools(tmp_path, prefill=True, decodes=2, budget=32) as real, gateway(real, spans) as client:
+        both = pools(tmp_path, prefill=True, decodes=2, budget=32)
+        async with both as real, gateway(real, spans) as client:
             body = {
                 "model": "tiny",
                 "prompt": "one two three four " * 20,
