@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import permutations
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from migration.session import Bounds
 from tests.engine.mutants import mutate
 from tests.engine.toy import ToyRunner, alone, prompt, request
 from tests.migration.mesh import Itinerary, mesh
-from tests.migration.pair import ToyStore, pair
+from tests.migration.pair import BOUND, ToyStore, pair
 from tests.migration.test_live import shape, stop
 
 BOTH = pytest.mark.parametrize("forced", ["shm", "tcp"])
@@ -99,6 +100,12 @@ def travelling(count: int, forced: str, **options: Any) -> None:
     rng = random.Random(forced)
     options |= {"bounds": Bounds(moves=64, last_blocks=4), "max_sessions": 64}
     with mesh(forced, sizes=(4, 16, 6), pace=0.004, blocks=1024, **options) as all_:
+        for source, to in permutations(all_.nodes, 2):  # some transports take a second to connect
+            first = request(f"{source}-{to}", prompt(5), 100)
+            all_.start(source, first)
+            all_.moved(first, source, to)
+            all_.nodes[source].role.cancel(first.id).result(BOUND)
+            all_.nodes[to].role.cancel(first.id).result(BOUND)
         itinerary = Itinerary(all_)
         requests = [shape(rng, f"r{number}") for number in range(count)]
         for one in requests:
