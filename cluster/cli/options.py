@@ -14,6 +14,7 @@ import typer
 from cluster.cli.failures import Exit, Failure
 from cluster.config import Config
 from cluster.config_layers import DEFAULT, Resolved
+from cluster.config_schema import is_secret
 from cluster.units import parse_duration
 
 
@@ -129,6 +130,12 @@ def overrides(settings: list[str] | None) -> dict[str, object]:
             found[key] = yaml.safe_load(value)
         except yaml.YAMLError:
             raise Failure(Exit.USAGE, "usage", f"--set {key}: not a YAML value: {value}") from None
+        if is_secret(Config, tuple(key.split("."))):
+            variable = f"TANDEM_{key.replace('.', '__').upper()}"
+            sys.stderr.write(
+                f"warning: every user of this machine can read {key} in the list of processes: "
+                f"set {variable} instead\n"
+            )
     return found
 
 

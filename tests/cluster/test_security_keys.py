@@ -149,3 +149,13 @@ def test_the_greeting_shows_no_key() -> None:
         assert "hush" not in text
     assert '-H "Authorization: Bearer $OPENAI_API_KEY"' in curl("http://g", "m", config)
     assert "api_key" not in snippet("http://g", "m", config)
+
+
+def test_a_secret_on_the_command_line_is_warned_of() -> None:
+    done = CliRunner().invoke(
+        build(), ["config", "show", "--set", "control.token=hush", "--set", "log.level=info"]
+    )
+    assert done.exit_code == 0
+    assert "every user of this machine can read control.token" in done.stderr
+    assert "TANDEM_CONTROL__TOKEN" in done.stderr and "log.level" not in done.stderr
+    assert "hush" not in done.output
