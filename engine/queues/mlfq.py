@@ -107,7 +107,10 @@ class MultiLevelQueue:
 
     def latest(self, sequences: Iterable[Sequence], now: float) -> list[Sequence]:
         """By the estimated next scheduled time, the latest first; equal ones by rank."""
-        mine = sorted(sequences, key=self._rank, reverse=True)
+        every = list(sequences)
+        for sequence in every:
+            self._job(sequence, now)  # one that came from elsewhere, or parted, since the last step
+        mine = sorted(every, key=self._rank, reverse=True)
         executed = self._executed()
         return sorted(mine, key=lambda one: self._next_scheduled(one, executed, now), reverse=True)
 

@@ -82,6 +82,17 @@ def test_tokens_are_the_same_however_often_a_sequence_is_swapped(
         assert bench.core.tiers.swapped_out > 50 or not slots
 
 
+@pytest.mark.parametrize("share", [0.0, 0.05])
+def test_tokens_are_the_same_under_the_queue_that_preempts(full: bool, share: float) -> None:
+    """Choices that part and sequences that come and go have a level from their first step on."""
+    for seed in range(30 if full else 3):
+        both = MultiLevelQueue(Levels(quantum=2.0, batch=3), ContinuousBatching(9), LinearCost(0.5, 0, 0.1))
+        tiers = TierSettings(slots=40, seconds=0.01, share=share, idle=0.1)
+        bench = Bench(total=14, queue=both, policy=both, tiers=tiers, max_sequences=8)
+        crowd(bench, 25, seed)
+        assert bench.core.tiers.swapped_out
+
+
 @pytest.mark.parametrize(
     ("owner", "name", "old", "new"),
     [
