@@ -24,6 +24,7 @@ from cluster import installation, preflight
 from cluster.config import Config
 from cluster.units import format_quantity
 from engine.errors import SetupError
+from model.accelerators import accelerators
 from model.installation import kernels_obstacle
 
 GROUP = "tandem.checks"
@@ -214,18 +215,16 @@ def clock(around: Surroundings) -> Iterator[Finding]:
 
 def devices(around: Surroundings) -> Iterator[Finding]:
     """GPUs and NCCL, or the compiled CPU kernels."""
-    import torch
-
-    if torch.cuda.is_available():
-        names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-        yield Finding("gpu", OK, f"{len(names)} × {names[0]}, CUDA {torch.version.cuda}")
-        if torch.distributed.is_nccl_available():
-            yield Finding("nccl", OK, ".".join(map(str, torch.cuda.nccl.version())))
+    here = accelerators()
+    if here.gpus:
+        yield Finding("gpu", OK, f"{len(here.gpus)} × {here.gpus[0]}, CUDA {here.cuda}")
+        if here.nccl:
+            yield Finding("nccl", OK, here.nccl)
         else:
             yield Finding("nccl", WARN, "this torch has no NCCL", "install torch's CUDA build")
         return
     if preflight.GPU.exists():
-        text = f"there is an NVIDIA driver, but torch {torch.__version__} cannot use it"
+        text = f"there is an NVIDIA driver, but torch {here.torch} cannot use it"
         yield Finding("gpu", FAIL, text, "install torch's CUDA build, of a CUDA that the driver knows")
     elif around.config.engine.device == "cuda":
         yield Finding("gpu", FAIL, "engine.device is cuda and there is no GPU", "set engine.device to auto")

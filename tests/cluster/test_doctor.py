@@ -24,6 +24,7 @@ from cluster.cli.checks import FAIL, OK, WARN, Finding, Surroundings
 from cluster.cli.failures import Exit
 from cluster.cli.main import build
 from cluster.config import CacheConfig, Config, EngineConfig, GatewayConfig
+from model.accelerators import Accelerators, accelerators
 
 CONFIG = Config(gateway=GatewayConfig(port=0))
 
@@ -158,15 +159,22 @@ def test_a_clock_that_is_off_is_a_warning(ahead: float, state: str) -> None:
 
 
 def test_a_gpu_that_torch_cannot_use_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import torch
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(checks, "accelerators", lambda: Accelerators("2.13.0+cpu", "", (), ""))
     monkeypatch.setattr(preflight, "GPU", tmp_path)
     assert states(found(checks.devices))[0] == FAIL
     monkeypatch.setattr(preflight, "GPU", tmp_path / "none")
     assert states(found(checks.devices))[0] == OK
     cuda = Config(engine=EngineConfig(device="cuda"))
     assert states(found(checks.devices, config=cuda))[0] == FAIL
+
+
+@pytest.mark.parametrize(("nccl", "state"), [("2.27.5", OK), ("", WARN)])
+def test_gpus_are_told_with_their_nccl(nccl: str, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = Accelerators("2.13.0", "13.0", ("NVIDIA H100", "NVIDIA H100"), nccl)
+    monkeypatch.setattr(checks, "accelerators", lambda: there)
+    gpu, other = found(checks.devices)
+    assert gpu.text == "2 × NVIDIA H100, CUDA 13.0"
+    assert states([gpu, other]) == [OK, state]
 
 
 @pytest.mark.parametrize(("soft", "state"), [(64, WARN), (65536, OK)])
@@ -208,3 +216,9 @@ def test_the_verb_prints_all_findings_and_ends_with_1_if_one_failed(
     told = CliRunner().invoke(build(), ["doctor", "--set", "gateway.port=0"])
     assert told.exit_code == Exit.FAILED
     assert "set it to token or disabled" in told.stdout
+
+
+def test_what_torch_finds_here_is_consistent() -> None:
+    here = accelerators()
+    assert here.torch
+    assert bool(here.gpus) <= bool(here.cuda)

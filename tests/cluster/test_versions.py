@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import shutil
 import signal
 import sys
@@ -66,7 +67,10 @@ def up(tmp_path: Path, tiny_model: Path, full: bool) -> Iterator[Up]:
         "--set", "engine.threads=1", "--set", "engine.kv_memory=4Mi",
     )  # fmt: skip
     try:
-        running.wait_for("is served at", START)
+        try:
+            running.wait_for("is served at", START)
+        except queue.Empty:
+            pytest.fail(f"not ready after {START:g} s: {running.log()}")
         yield running
     finally:
         running.end(signal.SIGTERM)
