@@ -182,7 +182,7 @@ class EngineLoop:
     def _take_off(self, plan: StepPlan | None) -> None:
         if plan is None:
             return
-        wait = partial(self._runner.run, plan)
+        wait: Callable[[], StepResult] = partial(self._runner.run, plan)
         if self._launch is not None:
             try:
                 wait = self._launch(plan)

@@ -8,10 +8,12 @@ from functools import cache
 
 import pytest
 
+from engine.commits import Commits
 from engine.core import EngineCore, Launcher
 from engine.loop import EngineLoop
 from engine.plan import StepPlan, StepResult
-from engine.sequence import FinishReason
+from engine.sequence import FinishReason, Phase
+from tests.engine.mutants import mutate
 from tests.engine.test_loop import SOON, Heard, Ticks
 from tests.engine.toy import Bench, ToyRunner, alone, prompt, request
 
@@ -128,6 +130,51 @@ def test_a_step_that_fails_takes_the_one_behind_it_along(rig: Rig, caplog: pytes
     rig.heard.ends(2)
     assert rig.tokens("b") == alone(request("b", prompt(5), 9))
     assert rig.loop.failed is None
+
+
+def missed() -> list[int]:
+    """The tokens of a sequence that was frozen while one step landed and ran again when the next one did."""
+    bench = Bench(budget=12)
+    bench.core.submit(request("a", prompt(5), 9))
+    bench.step()
+    core, now = bench.core, bench.core.plan(0.0)
+    then = core.plan_ahead(0.0)
+    assert now is not None
+    assert then is not None
+    core.freeze("a")
+    bench.outcomes.append(core.commit(now, bench.runner.run(now), 1.0))
+    core.resume("a")
+    bench.outcomes.append(core.commit(then, bench.runner.run(then), 2.0))
+    return bench.output("a")
+
+
+def test_a_result_after_one_that_was_missed_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert missed() == alone(request("a", prompt(5), 9))[:1]
+    mutate(monkeypatch, Commits, "commit", "sequence.computed != work.start", "False")
+    assert missed() != alone(request("a", prompt(5), 9))[:1]
+
+
+def test_blocks_that_are_given_back_are_free_when_the_last_step_lands_that_may_write_there() -> None:
+    bench = Bench(budget=12)
+    for name in "ab":
+        bench.core.submit(request(name, prompt(5), 20))
+    while (
+        any(sequence.phase is not Phase.DECODE for sequence in bench.core.running) or not bench.core.running
+    ):
+        bench.step()
+    core, now = bench.core, bench.core.plan(0.0)
+    then = core.plan_ahead(0.0)
+    assert now is not None
+    assert then is not None
+    assert then.fed == (0, 1)
+    held = len(core.sequences("a")[0].blocks)
+    core.cancel("a")
+    before = core.pool.available
+    core.commit(now, bench.runner.run(now), 1.0)
+    assert core.pool.available == before, "the second step still writes there"
+    core.commit(then, bench.runner.run(then), 2.0)
+    assert core.pool.available == before + held
+    core.check()
 
 
 def test_it_looks_ahead_while_others_wait_for_whom_there_is_no_place(rig: Rig) -> None:

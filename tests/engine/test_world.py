@@ -62,12 +62,6 @@ MUTANTS = {
     "copy that is not carried out": (BlockTables, "grow", "copies = ((source, target),)", "pass"),
     "block freed at its first release": (BlockPool, "release", "self._refs[block] == 0", "True"),
     "blocks of the step in flight reused": (BlockTables, "close", "if self._given:", "if False:"),
-    "blocks free before the last step lands": (
-        BlockTables,
-        "close",
-        "self._given[-1].append",
-        "self._given[0].append",
-    ),
     "a step ahead is one position behind": (Ahead, "_work", "sequence.computed + 1", "sequence.computed"),
     "a step ahead draws for the position before": (
         Ahead,
@@ -77,8 +71,6 @@ MUTANTS = {
     ),
     "a step ahead takes another's token": (Ahead, "plan", "fed=tuple(rows[id(one)]", "fed=tuple(0"),
     "a step ahead has no room for its token": (Ahead, "plan", "tables.grow(one, 2)", "()"),
-    "a step ahead goes beyond the answer's length": (Ahead, "_ends", "+ 1 >=", "- 99 >="),
-    "a result after one that was missed": (Commits, "commit", "sequence.computed != work.start", "False"),
     "fork without a reference": (BlockTables, "fork", "self.pool.share(sequence.blocks)", "pass"),
     "eviction of referenced blocks": (PrefixCache, "revive", "del self._idle[block]", "pass"),
     "partly filled block in the cache": (
