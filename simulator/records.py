@@ -14,6 +14,9 @@ from engine.sequence import Sequence as LiveSequence
 from simulator.cost_tables.interpolation import FloatArray
 from simulator.workload.arrivals import Arrival
 
+MOST_GAPS = 2_000_000
+"""Gaps between tokens that are kept as they were; beyond that they are counted to five digits."""
+
 
 @dataclass(slots=True)
 class Record:
@@ -89,7 +92,19 @@ class Records:
                 self.duplicated += 1
         self.gaps.frombytes(np.diff(ends).tobytes())
         self.weights.frombytes(np.full(steps - 1, len(running), dtype=np.int64).tobytes())
+        if len(self.gaps) > MOST_GAPS:
+            self._merge()
 
     def _gap(self, seconds: float, weight: int) -> None:
         self.gaps.append(seconds)
         self.weights.append(weight)
+        if len(self.gaps) > MOST_GAPS:
+            self._merge()
+
+    def _merge(self) -> None:
+        """Gaps that are the same to five digits become one, so that there are never many."""
+        gaps, weights = np.array(self.gaps), np.array(self.weights)
+        scale = np.power(10.0, np.floor(np.log10(np.maximum(gaps, 1e-12))) - 4)
+        merged, where = np.unique(np.round(gaps / scale) * scale, return_inverse=True)
+        counts = np.bincount(where, weights=weights).astype(np.int64)
+        self.gaps, self.weights = array("d", merged.tobytes()), array("q", counts.tobytes())

@@ -12,6 +12,7 @@ from engine.cost_model import LinearCost
 from engine.queues.fair import FairQueue
 from engine.service import Counters
 from prefill_pool.chunked_prefill import ChunkedPrefill
+from simulator import records
 from simulator.network import LinkSettings
 from simulator.report import as_json, distribution, summarise
 from simulator.setup import PoolSetup, Setup, fcfs
@@ -119,3 +120,16 @@ def test_quantiles_count_each_value_by_its_weight() -> None:
     assert distribution([1.0, 2.0, 3.0], [98, 1, 1]) == {
         "mean": pytest.approx(1.03), "p50": 1.0, "p90": 1.0, "p95": 1.0, "p99": 2.0, "max": 3.0,
     }  # fmt: skip
+
+
+def test_very_many_gaps_are_counted_to_five_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So memory has a bound, and the figures stay what they are."""
+    monkeypatch.setattr(records, "MOST_GAPS", 1000)
+    rng, seen = Random(1), records.Records(lambda request_id: None)
+    values = [rng.uniform(0.001, 2.0) for _ in range(300)]
+    gaps = [(rng.choice(values), rng.randint(1, 9)) for _ in range(10_000)]
+    for seconds, weight in gaps:
+        seen._gap(seconds, weight)
+    assert len(seen.gaps) <= 1000 and sum(seen.weights) == sum(weight for _, weight in gaps)
+    exact = distribution((one for one, _ in gaps), (weight for _, weight in gaps))
+    assert distribution(seen.gaps, seen.weights) == pytest.approx(exact, rel=5e-5)
