@@ -89,13 +89,26 @@ class DoublePair:
 
 
 class DoubleDevice:
-    """See `nccl.Device`. Pairs meet at an abstract unix socket, whose name is the unique id."""
+    """See `nccl.Device`. Pairs meet at an abstract unix socket, whose name is the unique id.
 
-    def __init__(self) -> None:
+    Joining waits for `joining`, and tries so many times, 5 ms apart, to find the other end.
+    """
+
+    def __init__(self, tries: int = 2000) -> None:
+        self._tries = tries
         self.pairs: list[DoublePair] = []
         self.joining = threading.Event()
         self.joining.set()
         self.fills = 0
+
+    def joined(self) -> None:
+        """Let those join who wait, and wait until they have: then nothing of them is left behind."""
+        self.joining.set()
+        for _ in range(2000):
+            if self.pairs:
+                return
+            threading.Event().wait(0.005)
+        raise AssertionError("nobody ever joined")
 
     def unique_id(self) -> bytes:
         return b"\0tandem-nccl-double-" + secrets.token_hex(8).encode()
@@ -115,7 +128,7 @@ class DoubleDevice:
 
     def _knock(self, unique_id: bytes) -> socket.socket:
         """As long as the caller has not begun to listen."""
-        for _ in range(2000):
+        for _ in range(self._tries):
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
                 sock.connect(unique_id)

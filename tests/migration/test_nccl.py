@@ -169,7 +169,7 @@ def test_one_is_filled_while_others_are_on_their_way() -> None:
 
 
 def test_a_peer_that_never_joins_is_given_up() -> None:
-    with ends(HASTY, met=False) as (near, far, _, there):
+    with ends(HASTY, met=False) as (near, far, here, there):
         there.joining.clear()
 
         def wait() -> None:
@@ -182,7 +182,8 @@ def test_a_peer_that_never_joins_is_given_up() -> None:
             near.trust()
         waiting.join(BOUND)
         assert not waiting.is_alive()
-        there.joining.set()
+        there.joined()
+        here.joined()
 
 
 def test_who_joins_when_nobody_waits_any_more_leaves_at_once() -> None:
@@ -306,10 +307,12 @@ def test_a_communicator_that_breaks_costs_its_movements_and_then_another_transpo
 
 
 def test_another_transport_is_taken_when_the_two_cannot_meet() -> None:
+    devices: list[DoubleDevice] = []
+
     def broken() -> dict[str, Transport]:
-        device = DoubleDevice()
-        device.joining.clear()
-        return {"nccl": transport(device, HASTY)}
+        devices.append(DoubleDevice())
+        devices[-1].joining.clear()
+        return {"nccl": transport(devices[-1], HASTY)}
 
     with pair("auto", blocks=(256, 256), more=broken) as both:
         one = request("r", prompt(33), 12)
@@ -317,6 +320,10 @@ def test_another_transport_is_taken_when_the_two_cannot_meet() -> None:
         assert both.home.output(one) == alone(one)
         both.rest()
         assert both.prefill.status().result(BOUND).handoffs == 1
+    for device in devices:
+        device.joining.set()
+    for device in devices:
+        device.joined()
 
 
 def test_without_gpu_or_cupy_it_is_refused_with_the_reason() -> None:
