@@ -102,7 +102,6 @@ class Instance(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     SETTINGS_FIELD_NUMBER: _builtins.int
     OUTDATED_FIELD_NUMBER: _builtins.int
-    CHARGES_FIELD_NUMBER: _builtins.int
     TRANSFERS_FIELD_NUMBER: _builtins.int
     FREENESS_FIELD_NUMBER: _builtins.int
     VIRTUAL_USAGE_FIELD_NUMBER: _builtins.int
@@ -134,10 +133,6 @@ class Instance(_message.Message):
     @_builtins.property
     def model(self) -> Global___Model: ...
     @_builtins.property
-    def charges(self) -> _containers.RepeatedCompositeFieldContainer[Global___Charge]:
-        """what its requests have come to, of those that changed since the last status"""
-
-    @_builtins.property
     def transfers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Transfers]:
         """what it has sent, by transport and destination"""
 
@@ -158,14 +153,13 @@ class Instance(_message.Message):
         version: _builtins.str = ...,
         settings: _builtins.str = ...,
         outdated: _builtins.str = ...,
-        charges: _abc.Iterable[Global___Charge] | None = ...,
         transfers: _abc.Iterable[Global___Transfers] | None = ...,
         freeness: _builtins.float = ...,
         virtual_usage: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "model", b"model", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "charges", b"charges", "cordoned", b"cordoned", "device", b"device", "freeness", b"freeness", "model", b"model", "name", b"name", "node", b"node", "outdated", b"outdated", "pid", b"pid", "role", b"role", "settings", b"settings", "started", b"started", "state", b"state", "status", b"status", "transfers", b"transfers", "version", b"version", "virtual_usage", b"virtual_usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "cordoned", b"cordoned", "device", b"device", "freeness", b"freeness", "model", b"model", "name", b"name", "node", b"node", "outdated", b"outdated", "pid", b"pid", "role", b"role", "settings", b"settings", "started", b"started", "state", b"state", "status", b"status", "transfers", b"transfers", "version", b"version", "virtual_usage", b"virtual_usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -514,8 +508,56 @@ class Charge(_message.Message):
 Global___Charge: _TypeAlias = Charge  # noqa: Y015
 
 @_typing.final
+class Charges(_message.Message):
+    """Instance to controller: what it has counted of tenants since it was last asked, and once again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LiftsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    CHARGES_FIELD_NUMBER: _builtins.int
+    LIFTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def charges(self) -> _containers.RepeatedCompositeFieldContainer[Global___Charge]: ...
+    @_builtins.property
+    def lifts(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """levels to which tenants that came back were lifted"""
+
+    def __init__(
+        self,
+        *,
+        charges: _abc.Iterable[Global___Charge] | None = ...,
+        lifts: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["charges", b"charges", "lifts", b"lifts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Charges: _TypeAlias = Charges  # noqa: Y015
+
+@_typing.final
 class Counters(_message.Message):
-    """Controller to instance with each beat: what every tenant has been served everywhere."""
+    """Controller to instance: what every tenant has been served everywhere."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -540,19 +582,16 @@ class Counters(_message.Message):
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     SERVICE_FIELD_NUMBER: _builtins.int
-    VERSION_FIELD_NUMBER: _builtins.int
-    version: _builtins.int
     @_builtins.property
     def service(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]: ...
     def __init__(
         self,
         *,
         service: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
-        version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["service", b"service", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["service", b"service"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -38,6 +38,7 @@ from cluster.rollout import Rollout
 from cluster.rpc import error_message
 from cluster.settings_change import base_digest, fingerprint, with_settings
 from cluster.status_message import summary_of
+from cluster.tenants import TenantAccounts
 from cluster.timelines import TimelineFinder
 from cluster.tls import cluster_tls
 from engine.errors import NotFound, TandemError
@@ -353,6 +354,8 @@ class Controller:
         self.rollout.marked |= set(latest.marked)
         loops = {"reconcile": self._reconcile, "rebalance": self._rebalancer.run, "rollout": self.rollout.run}
         loops["autoscale"] = self.scaler.run
+        if self.config.engine.queue == "fair":
+            loops["tenants"] = TenantAccounts(self.config, Members(self.pools)).run
         self._loops = [asyncio.create_task(run(), name=name) for name, run in loops.items()]
 
     def _be_fenced(self, reason: str) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import replace
 
@@ -36,6 +37,7 @@ from engine.core import EngineCore
 from engine.loop import EngineLoop
 from engine.prefix_cache import fingerprint
 from engine.queues.fair import FairQueue
+from engine.shared_service import News, SharedCounters
 from engine.status import InstanceStatus, RequestStatus
 from migration.events import Bounds, Timeouts
 from migration.faulty import Faults, FaultyTransport
@@ -163,6 +165,18 @@ class EngineInstance:
         outputs = self._loop.call(take)
         self._role.cancel(request_id)
         return outputs
+
+    def exchange(self, service: Mapping[str, float]) -> Future[News]:
+        """Take in what tenants were served everywhere; gives what was counted here. Nothing unless fair."""
+
+        def exchange(core: EngineCore) -> News:
+            queue = core.queue
+            if not isinstance(queue, FairQueue) or not isinstance(queue.counters, SharedCounters):
+                return News()
+            queue.counters.adopt(service)
+            return queue.counters.news()
+
+        return self._loop.call(exchange)
 
     def afflict(self, fault: str) -> None:
         """What goes out to other instances fails as told, until "" is told. Raises InvalidParameter."""

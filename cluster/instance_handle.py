@@ -88,6 +88,10 @@ class InstanceHandle:
         """A pb RequestList of the requests that live there."""
         return bytes(await self._call("requests"))
 
+    async def exchange(self, counters: bytes) -> bytes:
+        """Tell it pb Counters, what tenants were served everywhere; gives pb Charges, what it has counted."""
+        return bytes(await self._call("exchange", counters))
+
     async def afflict(self, fault: str) -> None:
         """Have its links fail on purpose. Raises InvalidParameter for what is no fault."""
         await self._call("afflict", fault)

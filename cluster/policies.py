@@ -21,7 +21,8 @@ from engine.queues.fcfs import FCFSQueue
 from engine.queues.mlfq import Levels, MultiLevelQueue
 from engine.request import SLO
 from engine.reserve_max import ReserveMax
-from engine.service import Cost, Counters, MovingAverage, linear, profiled
+from engine.service import Cost, MovingAverage, linear, profiled
+from engine.shared_service import SharedCounters
 from engine.tiers import TierSettings
 from global_scheduler.autoscaling import AutoscalingSettings
 from global_scheduler.placement import DECODE, PREFILL, PlacementSettings
@@ -63,10 +64,10 @@ QUEUE: dict[str, Callable[[EngineConfig], WaitingQueue]] = {
 }
 
 
-def tenant_counters(engine: EngineConfig) -> Counters:
+def tenant_counters(engine: EngineConfig) -> SharedCounters:
     """What every tenant has been served; queues that share it are fair together."""
     predictor = MovingAverage() if engine.tenant_prediction == "moving_average" else None
-    return Counters(TENANT_COST[engine.tenant_cost], engine.tenant_weights, predictor)
+    return SharedCounters(TENANT_COST[engine.tenant_cost], engine.tenant_weights, predictor)
 
 
 def tier_settings(engine: EngineConfig, block_nbytes: int) -> TierSettings:

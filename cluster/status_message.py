@@ -7,6 +7,8 @@ from dataclasses import fields
 
 from cluster import control_pb2 as pb
 from engine.request import SLO
+from engine.sequence import SequenceKey
+from engine.shared_service import News, Served
 from engine.status import InstanceStatus, RequestStatus
 from global_scheduler.view import Summary
 from migration.moved import COMMITTED, Moved
@@ -38,6 +40,34 @@ def summary_of(request: pb.PlaceRequest) -> Summary:
         adapter=request.adapter,
         prefix=tuple(request.prefix),
         slo=SLO(request.slo_ttft or None, request.slo_tpot or None),
+    )
+
+
+def charges_message(news: News) -> pb.Charges:
+    """What an instance has counted of tenants."""
+    return pb.Charges(
+        charges=[
+            pb.Charge(
+                request_id=one.key.request_id,
+                choice=one.key.choice,
+                tenant=one.tenant,
+                prompt=one.prompt,
+                output=one.output,
+                ended=one.ended,
+            )
+            for one in news.served
+        ],
+        lifts=news.lifts,
+    )
+
+
+def news_from(message: pb.Charges) -> News:
+    return News(
+        tuple(
+            Served(SequenceKey(one.request_id, one.choice), one.tenant, one.prompt, one.output, one.ended)
+            for one in message.charges
+        ),
+        dict(message.lifts),
     )
 
 

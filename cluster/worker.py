@@ -14,7 +14,7 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from typing import Any, Protocol
 
@@ -24,10 +24,11 @@ from cluster.config import Config
 from cluster.installation import installed_version
 from cluster.migrations import names
 from cluster.settings_change import fingerprint
-from cluster.status_message import migration_message, request_list, status_message
+from cluster.status_message import charges_message, migration_message, request_list, status_message
 from cluster.step_watch import Present
 from cluster.termination import on_sigterm
 from engine.errors import Conflict, Draining, Fenced, InstanceDied, Overloaded, TandemError
+from engine.shared_service import News
 from engine.status import InstanceStatus, RequestStatus
 from migration.moved import Moved
 from migration.transport import Address
@@ -66,6 +67,8 @@ class Instance(Protocol):
     def requests(self) -> Future[tuple[RequestStatus, ...]]: ...
 
     def take(self, request_id: str) -> Future[dict[int, tuple[int, ...]]]: ...
+
+    def exchange(self, service: Mapping[str, float]) -> Future[News]: ...
 
     def afflict(self, fault: str) -> None: ...
 
@@ -185,6 +188,12 @@ class Worker:
         """A pb RequestList of those that live here."""
         found = await asyncio.wrap_future(self._serving().requests())
         return request_list(found, self.name, self.role).SerializeToString()
+
+    async def exchange(self, counters: bytes) -> bytes:
+        """Take in pb Counters, what tenants were served everywhere; gives pb Charges, what was counted."""
+        service = dict(pb.Counters.FromString(counters).service)
+        news = await asyncio.wrap_future(self._serving().exchange(service))
+        return charges_message(news).SerializeToString()
 
     async def afflict(self, fault: str) -> None:
         """Have what this instance sends to others fail: see migration/faulty.py. `clock=+3600s` among it has

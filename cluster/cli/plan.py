@@ -66,7 +66,7 @@ def command(
     kv_tokens: Annotated[int, typer.Option(min=1, help="KV cache of one GPU, in tokens.")] = 66_144,
     kv_bytes: Annotated[int, typer.Option(min=1, help="KV of one token, in bytes.")] = 131_072,
     attainment: Annotated[float, typer.Option(min=0.01, max=1.0, help="Share that must meet both.")] = 0.9,
-    requests: Annotated[int, typer.Option(min=10, help="The first so many of the trace.")] = 300,
+    requests: Annotated[int, typer.Option(min=10, help="So many of the trace; few do not overload.")] = 1000,
     seed: Annotated[int, typer.Option(help="Of made workloads.")] = 0,
     output: Output = Format.TABLE,
 ) -> None:

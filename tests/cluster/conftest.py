@@ -147,7 +147,9 @@ def session_cluster(
         model=ModelConfig(path=str(tiny_model), name="tiny"),
         pools=PoolsConfig(prefill=PrefillPool(replicas=1), decode=DecodePool(replicas=2)),
         engine=EngineConfig(kv_memory=4 * 2**20, token_budget=64, threads=1),
-        scheduler=SchedulerConfig(place_timeout=20.0),
+        scheduler=SchedulerConfig(
+            place_timeout=20.0, record=str(tmp_path_factory.mktemp("tape") / "decisions.jsonl")
+        ),
         gateway=GatewayConfig(port=0, replicas=1),
         admin=AdminConfig(token="test-admin", sample_period=0.5),
         control=ControlConfig(
