@@ -1,43 +1,35 @@
 """Measures how long a stream pauses when its request moves: live, copied as it stands still, or recomputed.
 
 Two engines in this process, with a KV cache each and a transport between them. The pause is the time from the
-last token at the source to the first at the destination, whatever happens between the two.
+last token at the source to the first at the destination, whatever happens between the two. Prompts are handed
+over beside it: see handoff.py.
 """
 
 from __future__ import annotations
 
 import secrets
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from random import Random
 from statistics import median
 
+from cluster.bench.ends import PATIENCE, End, Stopwatch
+from cluster.bench.handoff import HANDED, Handoff, hand_over
 from cluster.bench.load import Advance
 from cluster.bench.machine import Machine
 from cluster.bench.statistics import Spread, Value
 from cluster.config import Config
-from cluster.instance import MonotonicClock, engine_core, load_runner
+from cluster.instance import engine_core, load_runner
 from cluster.policies import role_policy
 from decode_pool.instance import DecodeInstance
 from engine.core import EngineCore
 from engine.errors import TandemError
-from engine.loop import EngineLoop
-from engine.outcome import Emitted
 from engine.request import Request, Sampling
 from engine.sequence import START, Epoch
 from engine.sequence import Sequence as LiveSequence
 from migration.events import Bounds
-from migration.handshake import Identity
 from migration.moved import Moved
-from migration.receiver import Receiver
-from migration.sender import Sender
-from migration.shm import ShmTransport
-from migration.tcp import TcpTransport
-from migration.transport import BlockStore, Transport, host_id
-from model.runner import ModelRunner
 
 LIVE, STANDING, RECOMPUTED = "live", "stop and copy", "recompute"
 WAYS = (LIVE, STANDING, RECOMPUTED)
@@ -46,9 +38,6 @@ TOKENS = 12
 
 MOST = 512
 """Tokens that a request may draw; it is cancelled long before."""
-
-PATIENCE = 300.0
-"""Seconds that anything here may take."""
 
 EVERYTHING = Bounds(last_blocks=1 << 20)
 """Bounds under which the last copy, for which the request stands still, is the only one."""
@@ -72,95 +61,7 @@ class MigrationReport(Value):
     machine: Machine
     settings: dict[str, str]
     pauses: tuple[Pause, ...]
-
-
-class Stopwatch:
-    """Home and token sink of both engines: when each token came, and from where."""
-
-    def __init__(self) -> None:
-        self.changed = threading.Condition()
-        self.tokens: dict[str, list[tuple[float, str, int]]] = {}
-
-    def take(self, name: str, emitted: Sequence[Emitted]) -> None:
-        now = time.monotonic()
-        with self.changed:
-            for one in emitted:
-                token = -1 if one.drawn is None else one.drawn.token
-                self.tokens.setdefault(one.key.request_id, []).append((now, name, token))
-            self.changed.notify_all()
-
-    def wait(self, request_id: str, name: str, count: int) -> None:
-        """Until so many tokens have come from `name`. Raises TandemError."""
-
-        def come() -> bool:
-            return sum(where == name for _, where, _ in self.tokens.get(request_id, ())) >= count
-
-        with self.changed:
-            if not self.changed.wait_for(come, PATIENCE):
-                raise TandemError(f"no token of {request_id} came from {name} in {PATIENCE:g} s")
-
-
-class _Sink:
-    def __init__(self, name: str, watch: Stopwatch) -> None:
-        self._name = name
-        self._watch = watch
-
-    def push(self, emitted: Sequence[Emitted]) -> None:
-        self._watch.take(self._name, emitted)
-
-
-class End:
-    """An engine with both ends of movements."""
-
-    def __init__(self, name: str, core: EngineCore, runner: ModelRunner, watch: Stopwatch) -> None:
-        self.name = name
-        self.loop = EngineLoop(core, runner, _Sink(name, watch), MonotonicClock(), name=name)
-        self._store: BlockStore = runner.kv
-        self._digest = runner.weights_digest
-        self._ways: dict[str, Transport] = {"shm": ShmTransport(30.0), "tcp": TcpTransport(30.0)}
-        self._open: list[Sender | Receiver] = []
-        self.loop.start()
-
-    def listen(self, secret: bytes) -> Receiver:
-        identity = Identity.of(self.name, self._store, self._digest, secret)
-        listen = {"shm": "", "tcp": "127.0.0.1:0"}
-        receiver = Receiver(
-            self.loop,
-            self._store,
-            identity,
-            _granted,
-            self._ways,
-            listen,
-            host=host_id(),
-            bounds=Bounds(share=1),
-        )
-        receiver.start()
-        self._open.append(receiver)
-        return receiver
-
-    def send(self, secret: bytes, forced: str, bounds: Bounds) -> Sender:
-        identity = Identity.of(self.name, self._store, self._digest, secret)
-        sender = Sender(
-            self.loop,
-            self._store,
-            identity,
-            _granted,
-            self._ways,
-            host=host_id(),
-            bounds=bounds,
-            forced=forced,
-        )
-        self._open.append(sender)
-        return sender
-
-    def close(self) -> None:
-        for one in self._open:
-            one.close(10.0)
-        self.loop.stop(10.0)
-
-
-def _granted(home: str, request_id: str, epoch: Epoch, lengths: object) -> bool:
-    return True
+    handoff: Handoff | None = None
 
 
 class Bench:
@@ -198,6 +99,19 @@ class Bench:
         here = [at for at, name, _ in heard if name == self.source.name]
         there = [at for at, name, _ in heard if name == self.destination.name]
         return there[0] - here[-1], median(b - a for a, b in pairwise(here[1:])), moved
+
+    def hand_over(self, prompt: int, repetitions: int, advance: Advance) -> Handoff:
+        """Prompts of so many tokens, read at the source and handed over, beside those that stay there."""
+
+        def ask() -> Request:
+            tokens = tuple(self._random.randrange(100, self._tokens) for _ in range(prompt))
+            sampling = Sampling(max_tokens=HANDED, temperature=0.0, ignore_eos=True)
+            return Request(secrets.token_hex(8), tokens, sampling)
+
+        sender = self._senders[LIVE]
+        return hand_over(
+            self.source, self.destination, sender, self._address, self._watch, ask, repetitions, advance
+        )
 
     def _begin(self, context: int) -> Request:
         """A request that decodes at the source, with `context` tokens behind it."""
@@ -245,11 +159,15 @@ def measure(
     threads: int,
     contexts: Sequence[int],
     repetitions: int,
+    handed: int = 0,
     *,
     begin: Callable[[str], Advance],
     say: Callable[[str], None],
 ) -> MigrationReport:
-    """Every way at every context, in turn, so that what disturbs the machine disturbs all alike."""
+    """Every way at every context, in turn, so that what disturbs the machine disturbs all alike.
+
+    A prompt of `handed` tokens is handed over, too; 0: none is.
+    """
     forced = config.transfer.transport
     begin("loading the model, twice")
     found: dict[tuple[str, int], list[tuple[float, float, Moved | None]]] = {}
@@ -262,14 +180,18 @@ def measure(
             for number, (way, context) in enumerate(points):
                 found.setdefault((way, context), []).append(both.pause(way, context))
                 advance(repetition * len(points) + number + 1, repetitions * len(points))
+        handoff = both.hand_over(handed, repetitions, begin("handing over")) if handed else None
     pauses = tuple(_point(way, context, found[way, context]) for way, context in points)
     for one in pauses:
         say(f"{one.way} · {one.context} tokens · {one.pause.median * 1e3:.1f} ms")
+    if handoff is not None:
+        say(f"handoff · {handed} tokens · {handoff.cost:+.1%} of TTFT")
     return MigrationReport(
         command="migration",
         machine=Machine.here(),
         settings={"transport": forced, "threads": str(threads), "dtype": config.model.dtype},
         pauses=pauses,
+        handoff=handoff,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cluster.bench.handoff import Handoff
 from cluster.bench.migration import WAYS, MigrationReport
 from cluster.bench.page import Section
 from cluster.bench.serve_sections import spread_text
@@ -26,7 +27,30 @@ def migration_sections(report: MigrationReport) -> list[Section]:
         "From the last token at the source to the first at the destination: medians ± the farthest. "
         f"Longest over shortest median: {', '.join(growth)}."
     )
-    return [Section("How long a stream pauses when its request moves", columns, rows, note)]
+    pauses = Section("How long a stream pauses when its request moves", columns, rows, note)
+    return [pauses] if report.handoff is None else [pauses, *_handoff(report.handoff)]
+
+
+def _handoff(found: Handoff) -> list[Section]:
+    """What a handoff costs, and when its copies were made."""
+    rows = [
+        [
+            "read where it decodes",
+            spread_text(found.colocated, 1e3),
+            spread_text(found.second_colocated, 1e3),
+        ],
+        ["handed over", spread_text(found.handed, 1e3), spread_text(found.second_handed, 1e3)],
+    ]
+    cost = f"The handoff adds {found.cost:+.1%} to TTFT: the median over pairs."
+    times = [
+        [span.what, f"{span.begin * 1e3:.1f}", f"{span.end * 1e3:.1f}", str(span.size)]
+        for span in found.timeline
+    ]
+    overlap = f"{found.beside:.0%} of sending and receiving went on while the prompt was computed."
+    return [
+        Section(f"A prompt of {found.prompt} tokens", ["way", "TTFT ms", "second token ms"], rows, cost),
+        Section("One handoff", ["what", "from ms", "to ms", "tokens or blocks"], times, overlap),
+    ]
 
 
 def _growth(report: MigrationReport, way: str) -> float:

@@ -26,11 +26,15 @@ def migration(
     contexts: Annotated[
         str, typer.Option("--contexts", help="Tokens behind the requests that move.")
     ] = "128,512,2048",
+    handoff: Annotated[
+        int,
+        typer.Option("--handoff", min=0, help="Tokens of a prompt that is handed over, too; 0: none is."),
+    ] = 1024,
     repeat: Repeat = 5,
     html: Html = None,
     output: Output = Format.TABLE,
 ) -> None:
-    """Move requests between two engines: live, copied while they stand still, and recomputed."""
+    """Move requests between two engines: live, as they stand still, recomputed; hand prompts over."""
     forced: dict[str, object] = {"gateway.port": 0, "engine.prefix_cache": False}
     quiet = root(context).quiet
     config = settle(config_of(file, model, dtype, settings, forced), Steps(messages(quiet=quiet)).step)
@@ -46,6 +50,7 @@ def migration(
             threads_of(config, INSTANCES),
             whole(contexts, "--contexts"),
             repeat,
+            handoff,
             begin=watch.begin,
             say=watch.say,
         )

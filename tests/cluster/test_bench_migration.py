@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.bench.handoff import Span, beside
 from cluster.bench.machine import Machine
 from cluster.bench.migration import LIVE, WAYS, MigrationReport, Pause, measure
 from cluster.bench.migration_sections import migration_sections
@@ -33,9 +34,25 @@ def test_every_way_moves_a_request_of_the_embedded_model(full: bool, tmp_path: P
         {"engine": {"prefix_cache": False, "kv_memory": "64Mi"}, "cache": {"directory": str(tmp_path)}}
     )
     report = measure(
-        config, 1, (32, 400), 1, begin=lambda title: lambda done, total: None, say=lambda line: None
+        config, 1, (32, 400), 1, 600, begin=lambda title: lambda done, total: None, say=lambda line: None
     )
     assert {(one.way, one.context) for one in report.pauses} == {(w, c) for w in WAYS for c in (32, 400)}
     assert all(one.pause.low > 0 for one in report.pauses)
     live = next(one for one in report.pauses if (one.way, one.context) == (LIVE, 400))
     assert live.stages == 2
+    assert report.handoff is not None
+    what = {span.what for span in report.handoff.timeline}
+    assert what >= {"source computes", "source sends", "destination receives", "destination computes"}
+    assert 0 < report.handoff.beside < 1
+    table, _, timeline = migration_sections(report)
+    assert len(timeline.rows) == len(report.handoff.timeline)
+
+
+def test_copies_beside_the_computation_are_told_from_those_after_it() -> None:
+    def span(what: str, begin: float, end: float, size: int = 16) -> Span:
+        return Span(what=what, begin=begin, end=end, size=size)
+
+    chunks = [span("source computes", 0, 2), span("source computes", 2, 3), span("source computes", 3, 9, 1)]
+    copies = [span("source sends", 1, 2), span("destination receives", 1.5, 2.5), span("source sends", 4, 6)]
+    assert beside([*chunks, *copies], "source") == pytest.approx(0.5)
+    assert beside(chunks, "source") == 0
