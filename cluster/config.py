@@ -139,8 +139,8 @@ class GatewayConfig(Section):
         2,
         ge=1,
         le=64,
-        description="How many gateways there are. On each machine one listens, and the next takes the port over "
-        "the moment that one dies.",
+        description="How many gateways there are. On each machine one listens, and the next takes the port "
+        "over the moment that one dies.",
     )
     resources: Resources = Field(
         {}, description="Ray resources that each gateway asks for, such as `{gateway: 1}`."
@@ -158,7 +158,8 @@ class GatewayConfig(Section):
         None,
         repr=False,
         json_schema_extra={"secret": True},
-        description="A secret that opens `/metrics` and `/load` and nothing else, where API keys are asked for.",
+        description="A secret that opens `/metrics` and `/load` and nothing else, where API keys are asked "
+        "for.",
     )
     cors_origins: Names = Field((), description="Web origins that browsers may call from.")
     body_limit: Quantity = Field(

@@ -1,7 +1,7 @@
 """The compiled CPU kernels: which models they take, a product, draws, and a decoder of whole steps.
 
-Where `kernels.library` finds an obstacle, no compiler at install or a processor with neither AVX2 nor AVX-512,
-torch's operations serve.
+Where `kernels.library` finds an obstacle, no compiler at install or a processor with neither AVX2 nor
+AVX-512, torch's operations serve.
 """
 
 from __future__ import annotations

@@ -226,7 +226,8 @@ def test_a_pool_larger_than_any_is_refused() -> None:
 def test_a_dry_run_changes_nothing() -> None:
     async def test() -> None:
         async with controlling(Fleet()) as controller:
-            assert controller.scale("decode", 5, dry_run=True) == pb.ScaleReply(previous=2, target=5, least=1, most=64)
+            reply = controller.scale("decode", 5, dry_run=True)
+            assert reply == pb.ScaleReply(previous=2, target=5, least=1, most=64)
             assert controller.pools["decode"].target == 2
 
     run(test())
