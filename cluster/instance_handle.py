@@ -188,6 +188,8 @@ def spawn(
         "max_restarts": 0,
         "max_task_retries": 0,
         "max_concurrency": MAX_CONCURRENCY,
+        # Ray would keep an event of each call, a beat being one: 10 MiB a minute in its own server.
+        "enable_task_events": False,
         "num_cpus": resources.get("CPU", 0),
         "num_gpus": resources.get("GPU", 0),
         "resources": custom,

@@ -44,7 +44,7 @@ def test_every_way_moves_a_request_of_the_embedded_model(full: bool, tmp_path: P
     what = {span.what for span in report.handoff.timeline}
     assert what >= {"source computes", "source sends", "destination receives", "destination computes"}
     assert 0 < report.handoff.beside < 1
-    table, _, timeline = migration_sections(report)
+    _, _, timeline = migration_sections(report)
     assert len(timeline.rows) == len(report.handoff.timeline)
 
 
