@@ -154,7 +154,7 @@ class Controller:
         Raises ConfigError, and changes nothing then.
         """
         async with self._door:
-            wanted = self._changes | changes
+            wanted = {**self._changes, **changes}
             config = with_settings(self.deployed, wanted)
             memo, found = self._memo(), await self._memos()
             await self.close()

@@ -133,7 +133,7 @@ class EngineInstance:
         """Run a request; the future fails with what the engine refuses it with."""
         state, decode = start_from_wire(start)
         request, choices = state.request, restore(state)
-        logger.debug("takes %s, attempt %d", request.id, state.epoch.attempt, **of_request(request))
+        logger.debug("takes %s, attempt %d", request.id, state.epoch.attempt, extra=of_request(request))
         if isinstance(self._role, PrefillInstance):
             return self._role.start(request, choices, state.epoch, state.home, decode)
         return self._role.start(request, choices, state.epoch, state.home)

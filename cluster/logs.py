@@ -34,9 +34,9 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
-def of_request(request: Request) -> dict[str, dict[str, str]]:
-    """Keyword arguments of a log call that is about a request, outside of the task that answers it."""
-    return {"extra": {"request_id": request.id, "trace_id": request.trace[3:35]}}
+def of_request(request: Request) -> dict[str, str]:
+    """The `extra` of a log call that is about a request, outside of the task that answers it."""
+    return {"request_id": request.id, "trace_id": request.trace[3:35]}
 
 
 def _request_of(record: logging.LogRecord) -> dict[str, str]:

@@ -15,7 +15,7 @@ from prometheus_client import (
 )
 
 from cluster import control_pb2 as pb
-from cluster.config import ObserveConfig
+from cluster.config_observe import ObserveConfig
 from cluster.job import Job
 from cluster.metrics_control import ControlCollector
 from cluster.metrics_status import StatusCollector

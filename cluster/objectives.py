@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 
 from cluster import control_pb2 as pb
-from cluster.config import ObserveConfig
+from cluster.config_observe import ObserveConfig
 
 MOST = 10_000
 """Requests of one window that count; of more, the latest."""

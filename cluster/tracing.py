@@ -24,7 +24,7 @@ from cluster.timeline import DECODE, PLACE, PREFILL, QUEUE, Phase, Timeline
 from engine.errors import SetupError
 
 if TYPE_CHECKING:
-    from opentelemetry.sdk.trace.export import SpanProcessor
+    from opentelemetry.sdk.trace import SpanProcessor
 
 logger = logging.getLogger("tandem.gateway")
 

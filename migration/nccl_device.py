@@ -91,7 +91,7 @@ class NcclDevice:
     def fill(self, memory: Buffer, fill: Fill) -> None:
         import torch
 
-        outer = torch.cuda.ExternalStream(self._gather.ptr, device=self._device.id)
+        outer = torch.cuda.ExternalStream(self._gather.ptr, device=self._device.id)  # type: ignore[no-untyped-call]
         with self._device, self._gather, torch.cuda.stream(outer):
             fill(memory)
         self._gather.synchronize()

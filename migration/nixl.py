@@ -127,7 +127,8 @@ class NixlRoad:
         old = self._memory.pop(slot, None)
         if old is not None:
             self._asked(lambda: self._agent.deregister_memory(old.registered))
-        memory = self._memory[slot] = self._asked(lambda: _Memory(self._agent, nbytes))
+        memory: _Memory = self._asked(lambda: _Memory(self._agent, nbytes))
+        self._memory[slot] = memory
         return memory
 
     def _asked(self, question: Any) -> Any:

@@ -54,7 +54,7 @@ class RankedKV:
         first = 0
         for rank in self._ranks:
             last = first + rank.layout.kv_heads
-            rank.scatter(blocks, memoryview(np.ascontiguousarray(whole[:, :, first:last]).reshape(-1)))
+            rank.scatter(blocks, np.ascontiguousarray(whole[:, :, first:last]).reshape(-1).data)
             first = last
 
     def _join(
@@ -67,7 +67,7 @@ class RankedKV:
         for rank in self._ranks:
             last = first + rank.layout.kv_heads
             part = np.empty(rank.block_nbytes // rank.layout.block_size * size * count, np.uint8)
-            fill(rank, memoryview(part))
+            fill(rank, part.data)
             whole[:, :, first:last] = part.reshape(-1, size, last - first, whole.shape[3])
             first = last
 

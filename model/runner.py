@@ -72,8 +72,8 @@ class ModelRunner:
             raise ConfigError(f"weights is {' or '.join(WEIGHTS)}, not {weights!r}", param="weights")
         self.device = _device(device)
         if dtype not in NUMBERS[self.device.type]:
-            served = " or ".join(NUMBERS[self.device.type])
-            raise ConfigError(f"dtype is {served} on {self.device.type}, not {dtype!r}", param="dtype")
+            known = " or ".join(NUMBERS[self.device.type])
+            raise ConfigError(f"dtype is {known} on {self.device.type}, not {dtype!r}", param="dtype")
         if self.device.type == "cpu":
             torch.set_num_threads(threads)
             keep_freed_memory()

@@ -25,7 +25,7 @@ class AdminClient:
 
     def __init__(self, app: ASGIApp, token: str) -> None:
         self._client = httpx.AsyncClient(
-            transport=httpx.ASGITransport(app),  # type: ignore[arg-type]
+            transport=httpx.ASGITransport(app),
             base_url="http://admin",
             headers={"authorization": f"Bearer {token}"},
             timeout=30.0,
