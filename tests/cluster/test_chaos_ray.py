@@ -20,6 +20,9 @@ LONGER = [
     "bad-links",
     "migrate-storm",
     "drain-and-turn",
+    "kill-in-copy",
+    "disk-full",
+    "clock-jump",
 ]
 
 
