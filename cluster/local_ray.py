@@ -94,6 +94,8 @@ def start_ray(scratch: Scratch, address: str | None) -> None:
                 _node_ip_address="127.0.0.1",
                 _temp_dir=str(scratch.folder),
             )
+            # Ray opens its folder to everybody, and with it its sockets and logs.
+            scratch.folder.chmod(0o700)
         else:
             ray.init(address=address, namespace="tandem", log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
