@@ -94,7 +94,7 @@ MUTANTS = {
         "sequence.computed = 0",
         "sequence.computed = 0; sequence.output.clear()",
     ),
-    "victim's work stays in the plan": (Planner, "plan", "entries.pop(id(victim), None)", "pass"),
+    "victim's work stays in the plan": (Planner, "_evict", "entries.pop(id(victim), None)", "None"),
     "result given to an ended sequence": (Commits, "commit", "sequence.phase not in RUNS", "False"),
     "end of sequence ignored": (Live, "ending", "token in self.ends", "False"),
     "cancelled blocks kept": (Roster, "end", "self.tables.close(sequence)", "pass"),
