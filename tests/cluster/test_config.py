@@ -111,7 +111,10 @@ GOLDEN = [
         "control: {beat: 0s}",
         '1:17: control.beat: expected duration > 0ms with its unit, such as 250ms or 5s, got "0s"',
     ),
-    ("model: {dtype: fp16}", '1:16: model.dtype: expected one of auto, float32, bfloat16, float16, got "fp16"'),
+    (
+        "model: {dtype: fp16}",
+        '1:16: model.dtype: expected one of auto, float32, bfloat16, float16, got "fp16"',
+    ),
     (
         "log: 3",
         "1:6: log: expected a mapping with the keys level, format, got 3",
