@@ -22,8 +22,10 @@ from engine.errors import SetupError
 MARKER = "TANDEM_CLUSTER"
 OBJECT_STORE = 96 * 2**20
 # Longest path that Ray puts below its folder for a unix socket, whose name may have 107 bytes in all.
-SOCKET_ROOM = 107 - len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
+SOCKET_ROOM = 107 - len("/r/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
 GRACE = 5.0
+"""Ray's part of the folder: Ray opens it to every user, sockets and logs too; what it is in stays closed."""
+"""Ray's part of the folder: Ray opens it to every user, with its sockets and logs; what it is in stays closed."""
 
 
 @dataclass(frozen=True)
@@ -92,10 +94,8 @@ def start_ray(scratch: Scratch, address: str | None) -> None:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 _node_ip_address="127.0.0.1",
-                _temp_dir=str(scratch.folder),
+                _temp_dir=str(scratch.folder / RAY),
             )
-            # Ray opens its folder to everybody, and with it its sockets and logs.
-            scratch.folder.chmod(0o700)
         else:
             ray.init(address=address, namespace="tandem", log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
