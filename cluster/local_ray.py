@@ -24,9 +24,9 @@ OBJECT_STORE = 96 * 2**20
 # Longest path that Ray puts below its folder for a unix socket, whose name may have 107 bytes in all.
 SOCKET_ROOM = 107 - len("/r/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
 GRACE = 5.0
-"""Ray's part of the folder: Ray opens it to every user, sockets and logs too; what it is in stays closed."""
 RAY = "r"
-"""Ray's part of the folder: Ray opens it to every user, with its sockets and logs; what it is in stays closed."""
+"""Ray's part of the folder: Ray opens it to every user, sockets and logs too; what it is in stays closed."""
+
 
 @dataclass(frozen=True)
 class Scratch:
