@@ -20,10 +20,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cluster.admin_auth import Gate
 from cluster.admin_service import AdminService
-from cluster.http_frame import error_response, json_response, read_body
+from cluster.http_frame import error_response, http_error, json_response, read_body
 from cluster.openai import parse
-from cluster.openai_errors import MethodNotAllowed, as_tandem
-from engine.errors import InvalidKey, InvalidParameter, NotFound, RefusedError, TandemError
+from cluster.openai_errors import as_tandem
+from engine.errors import InvalidKey, InvalidParameter, RefusedError, TandemError
 
 BODY_LIMIT = 64 * 2**10
 API = "/admin/v1"
@@ -120,7 +120,7 @@ def build_admin(service: AdminService, gate: Gate) -> FastAPI:
     """All of `/admin/v1`, and `/health`, which is all that needs no token."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.add_middleware(Frame, gate=gate)
-    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(HTTPException, http_error)
 
     @app.get("/health")
     async def health() -> Response:
@@ -129,19 +129,6 @@ def build_admin(service: AdminService, gate: Gate) -> FastAPI:
     _add_reads(app, service)
     _add_actions(app, service)
     return app
-
-
-async def _http_error(request: Request, error: Exception) -> Response:
-    """Starlette's own refusals: no such path, no such method."""
-    assert isinstance(error, HTTPException)
-    path = request.url.path[:200]
-    if error.status_code == 405:
-        response = error_response(MethodNotAllowed(f"{request.method[:20]} is not allowed on {path}"))
-        response.headers.update(error.headers or {})
-        return response
-    if error.status_code == 404:
-        return error_response(NotFound(f"there is nothing at {path}"))
-    return error_response(InvalidParameter(error.detail))
 
 
 def _add_reads(app: FastAPI, service: AdminService) -> None:

@@ -11,14 +11,13 @@ from starlette.responses import Response
 
 from cluster.gateway_service import GatewayService
 from cluster.generation import generate
-from cluster.http_frame import Frame, error_response, json_response, read_body
+from cluster.http_frame import Frame, error_response, http_error, json_response, read_body
 from cluster.openai import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody, parse
 from cluster.openai_answers import spelled
-from cluster.openai_errors import MethodNotAllowed
 from cluster.openapi import document
 from cluster.resume import digest_of
 from cluster.tracing import Traced, Traces
-from engine.errors import InvalidParameter, NotFound, Overloaded
+from engine.errors import Overloaded
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -30,24 +29,11 @@ def build_api(service: GatewayService, traces: Traces | None = None) -> FastAPI:
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.add_middleware(Frame, access=service.access, origins=service.config.cors_origins)
     app.add_middleware(Traced, traces=traces)
-    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(HTTPException, http_error)
     _add_openai(app, service)
     _add_tokens(app, service)
     _add_operations(app, service)
     return app
-
-
-async def _http_error(request: Request, error: Exception) -> Response:
-    """Starlette's own refusals: no such path, no such method."""
-    assert isinstance(error, HTTPException)
-    path = request.url.path[:200]
-    if error.status_code == 405:
-        response = error_response(MethodNotAllowed(f"{request.method[:20]} is not allowed on {path}"))
-        response.headers.update(error.headers or {})
-        return response
-    if error.status_code == 404:
-        return error_response(NotFound(f"there is nothing at {path}"))
-    return error_response(InvalidParameter(error.detail))
 
 
 def _add_openai(app: FastAPI, service: GatewayService) -> None:

@@ -10,15 +10,17 @@ import uuid
 from collections.abc import Mapping, Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cluster.access import Access
-from cluster.openai_errors import as_tandem, error_body, error_headers
+from cluster.openai_errors import MethodNotAllowed, as_tandem, error_body, error_headers
 from engine.errors import (
     DeadlineExceeded,
     InvalidParameter,
+    NotFound,
     RequestTooLarge,
     TandemError,
     UnsupportedMediaType,
@@ -33,6 +35,19 @@ _PREFLIGHT = (
 
 def error_response(error: TandemError) -> Response:
     return json_response(error_body(error), status=error.status, headers=error_headers(error))
+
+
+async def http_error(request: Request, error: Exception) -> Response:
+    """Starlette's own refusals: no such path, no such method."""
+    assert isinstance(error, HTTPException)
+    path = request.url.path[:200]
+    if error.status_code == 405:
+        response = error_response(MethodNotAllowed(f"{request.method[:20]} is not allowed on {path}"))
+        response.headers.update(error.headers or {})
+        return response
+    if error.status_code == 404:
+        return error_response(NotFound(f"there is nothing at {path}"))
+    return error_response(InvalidParameter(error.detail))
 
 
 def json_response(
