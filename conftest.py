@@ -39,3 +39,12 @@ def pytest_configure(config: pytest.Config) -> None:
 def full(pytestconfig: pytest.Config) -> bool:
     """Whether to use full counts; a test without it runs the same in both tiers."""
     return bool(pytestconfig.getoption("--full"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where tests run in several processes: a file's in one, and all that share the Ray cluster in one."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            shared = "ray_cluster" in getattr(item, "fixturenames", ())
+            item.add_marker(pytest.mark.xdist_group("ray" if shared else item.nodeid.partition("::")[0]))

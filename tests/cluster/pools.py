@@ -72,6 +72,10 @@ class PooledInstance:
     def status(self) -> InstanceStatus:
         return self.instance.status().result(10)
 
+    def idle(self) -> bool:
+        status = self.status()
+        return status.blocks_used == status.blocks_reserved == status.running == status.waiting == 0
+
 
 class Pools:
     """Decode instances, perhaps a prefill instance before them, and the requests' home.
@@ -104,7 +108,11 @@ class Pools:
         return pb.Placement(prefill=first, decode=self.decode.name, decode_address=address, reason="first")
 
     async def ask(self, requests: Sequence[Request], together: int = 1) -> list[list[int]]:
-        """The tokens of each request's first choice; `together` of them run at a time."""
+        """The tokens of each request's first choice; `together` of them run at a time.
+
+        It returns when the instances are at rest: a client may have all its tokens before the source of a
+        handoff hears that the destination has taken over.
+        """
         room = asyncio.Semaphore(together)
 
         async def one(request: Request) -> list[int]:
@@ -112,7 +120,15 @@ class Pools:
                 return await self._one(request)
 
         async with asyncio.timeout(BOUND):
-            return list(await asyncio.gather(*map(one, requests)))
+            outputs = list(await asyncio.gather(*map(one, requests)))
+            await self.rest()
+            return outputs
+
+    async def rest(self) -> None:
+        """Wait until no request lives at, or is reserved for, any instance."""
+        for one in self.instances:
+            while not one.idle():
+                await asyncio.sleep(0.002)
 
     async def _one(self, request: Request) -> list[int]:
         pieces = await self.stream(request)

@@ -44,7 +44,17 @@ def client(url: str, key: str) -> openai.OpenAI:
 # OpenAI's client
 
 
-@pytest.mark.parametrize("key", ["wrong", "tk-", ACME[:-1], ACME + "x", hashed(ACME), hashed(ACME, "acme")])
+WRONG = {
+    "a word": "wrong",
+    "a prefix": "tk-",
+    "one letter less": ACME[:-1],
+    "one letter more": ACME + "x",
+    "its hash": hashed(ACME),
+    "its line in the config": hashed(ACME, "acme"),
+}
+
+
+@pytest.mark.parametrize("key", WRONG.values(), ids=WRONG)
 def test_openais_client_sees_an_authentication_error(url: str, key: str) -> None:
     with client(url, key) as openais, pytest.raises(openai.AuthenticationError) as caught:
         openais.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=1)

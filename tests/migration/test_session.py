@@ -54,11 +54,11 @@ SOME = {
 """What is tried with reduced counts; everything befalls a request that waits."""
 
 PAIRS = [
-    {"lose", "kill source"},
-    {"lose", "kill destination"},
-    {"damage", "repeat"},
-    {"damage", "lose"},
-    {"no room", "cut"},
+    ("lose", "kill source"),
+    ("lose", "kill destination"),
+    ("damage", "repeat"),
+    ("damage", "lose"),
+    ("no room", "cut"),
 ]
 
 
