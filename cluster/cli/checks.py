@@ -24,7 +24,6 @@ from cluster import installation, preflight
 from cluster.config import Config
 from cluster.units import format_quantity
 from engine.errors import SetupError
-from model.accelerators import accelerators
 from model.installation import kernels_obstacle
 
 GROUP = "tandem.checks"
@@ -215,6 +214,8 @@ def clock(around: Surroundings) -> Iterator[Finding]:
 
 def devices(around: Surroundings) -> Iterator[Finding]:
     """GPUs and NCCL, or the compiled CPU kernels."""
+    from model.accelerators import accelerators  # imports torch, for which no other verb should wait
+
     here = accelerators()
     if here.gpus:
         yield Finding("gpu", OK, f"{len(here.gpus)} × {here.gpus[0]}, CUDA {here.cuda}")

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+from typer.main import get_group
 
 from cluster.cli.failures import Failure, failure, report
 from cluster.cli.options import (
@@ -28,7 +29,25 @@ GROUP = "tandem.commands"
 
 
 class Commands(TyperGroup):
-    """Turns our errors into exit codes in one place, for every verb and sub-verb."""
+    """Finds a verb in the entry-point group when it is asked for, so that none waits for what others import.
+
+    Turns our errors into exit codes in one place, for every verb and sub-verb.
+    """
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(point.name for point in entry_points(group=GROUP))
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        for point in entry_points(group=GROUP, name=cmd_name):
+            if cmd_name not in self.commands and (verb := _load(point)) is not None:
+                self.commands[cmd_name] = verb
+        return self.commands.get(cmd_name)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if self.get_command(ctx, args[0]) is None:  # the nearest of all of them is named
+            for name in self.list_commands(ctx):
+                self.get_command(ctx, name)
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -103,21 +122,22 @@ def _dress(color: Color, *, verbose: bool) -> None:
 
 
 def build() -> typer.Typer:
-    """The command with all its verbs. A verb of another package that cannot load is named and left out."""
+    """The command with all its verbs."""
     app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False)
     app.callback()(_root)
-    for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
-        _add(app, point)
     return app
 
 
-def _add(app: typer.Typer, point: EntryPoint) -> None:
+def _load(point: EntryPoint) -> Any:
+    """A verb; one of another package that cannot be loaded is named and left out."""
     try:
-        command = point.load()
+        verb = point.load()
     except (ImportError, AttributeError) as error:
         sys.stderr.write(f"warning: the verb {point.name} cannot be loaded ({point.value}): {error}\n")
-        return
-    if isinstance(command, typer.Typer):
-        app.add_typer(command, name=point.name)
+        return None
+    alone = typer.Typer()
+    if isinstance(verb, typer.Typer):
+        alone.add_typer(verb, name=point.name)
     else:
-        app.command(name=point.name)(command)
+        alone.command(name=point.name)(verb)
+    return get_group(alone).commands[point.name]

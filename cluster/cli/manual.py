@@ -45,7 +45,8 @@ def manual() -> str:
     """The page as Markdown."""
     root: Any = get_command(build())
     context = root.context_class(root, info_name="tandem")
-    verbs = {name: verb for name, verb in sorted(root.commands.items()) if not verb.hidden}
+    found = {name: root.get_command(context, name) for name in root.list_commands(context)}
+    verbs = {name: verb for name, verb in found.items() if not verb.hidden}
     parts = [INTRO, "## Global flags\n", *_parameters(root, context), "\n## Exit codes\n", *_codes()]
     parts += ["\n## Verbs\n", " · ".join(f"[{name}](#tandem-{name})" for name in verbs)]
     for name, verb in verbs.items():

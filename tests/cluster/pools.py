@@ -27,6 +27,7 @@ from engine.request import Request
 from engine.status import InstanceStatus
 from global_scheduler.journey import Patience
 from model.runner import ModelRunner
+from tests.cluster.doubles import until
 
 TOKEN = "a secret for tests"
 BOUND = 1200.0
@@ -127,8 +128,7 @@ class Pools:
     async def rest(self) -> None:
         """Wait until no request lives at, or is reserved for, any instance."""
         for one in self.instances:
-            while not one.idle():
-                await asyncio.sleep(0.002)
+            await until(one.idle)
 
     async def _one(self, request: Request) -> list[int]:
         pieces = await self.stream(request)

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
 
@@ -379,19 +380,34 @@ def test_config_validate_lists_problems_as_json(state_home: Path, tmp_path: Path
 
 
 def test_a_verb_of_another_package_that_cannot_load_is_named_and_the_others_work(
-    state_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    state_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from importlib.metadata import EntryPoint
-
     from cluster.cli import main
 
-    points = [
-        EntryPoint("broken", "nothing_here:command", main.GROUP),
-        EntryPoint("version", "cluster.cli.version:command", main.GROUP),
-    ]
-    monkeypatch.setattr(main, "entry_points", lambda group: points)
+    points = EntryPoints(
+        [
+            EntryPoint("broken", "nothing_here:command", main.GROUP),
+            EntryPoint("version", "cluster.cli.version:command", main.GROUP),
+        ]
+    )
+    monkeypatch.setattr(main, "entry_points", points.select)
     assert run("version").exit_code == 0
-    assert "the verb broken cannot be loaded" in capsys.readouterr().err
+    listed = run("--help")
+    assert listed.exit_code == 0
+    assert "version" in listed.stdout
+    assert "the verb broken cannot be loaded" in listed.stderr
+    assert run("broken").exit_code == 2
+
+
+def test_no_verb_imports_torch_or_ray_before_it_needs_them() -> None:
+    code = (
+        "import sys; from typer.main import get_command; from cluster.cli.main import build;"
+        "root = get_command(build()); names = root.list_commands(None);"
+        "assert names and all([root.get_command(None, name) for name in names]);"
+        "print(sorted({'torch', 'ray', 'cluster.cli.up'} & set(sys.modules)))"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert loaded.stdout == "['cluster.cli.up']\n", loaded.stderr
 
 
 def test_get_lists_each_kind(controller: Controller) -> None:

@@ -159,7 +159,7 @@ def test_a_clock_that_is_off_is_a_warning(ahead: float, state: str) -> None:
 
 
 def test_a_gpu_that_torch_cannot_use_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(checks, "accelerators", lambda: Accelerators("2.13.0+cpu", "", (), ""))
+    monkeypatch.setattr("model.accelerators.accelerators", lambda: Accelerators("2.13.0+cpu", "", (), ""))
     monkeypatch.setattr(preflight, "GPU", tmp_path)
     assert states(found(checks.devices))[0] == FAIL
     monkeypatch.setattr(preflight, "GPU", tmp_path / "none")
@@ -171,7 +171,7 @@ def test_a_gpu_that_torch_cannot_use_fails(monkeypatch: pytest.MonkeyPatch, tmp_
 @pytest.mark.parametrize(("nccl", "state"), [("2.27.5", OK), ("", WARN)])
 def test_gpus_are_told_with_their_nccl(nccl: str, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
     there = Accelerators("2.13.0", "13.0", ("NVIDIA H100", "NVIDIA H100"), nccl)
-    monkeypatch.setattr(checks, "accelerators", lambda: there)
+    monkeypatch.setattr("model.accelerators.accelerators", lambda: there)
     gpu, other = found(checks.devices)
     assert gpu.text == "2 × NVIDIA H100, CUDA 13.0"
     assert states([gpu, other]) == [OK, state]

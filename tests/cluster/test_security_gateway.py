@@ -153,9 +153,7 @@ def test_the_tenant_is_the_keys_and_not_what_the_client_says() -> None:
             assert (await client.post(TEXT, json=body, headers=bearer(key))).status_code == 200
 
     on_cluster(run, config=KEYS)
-    assert seen == [("acme", "acme"), ("zeta", "")], (
-        "a key of nobody leaves it to the client"
-    )
+    assert seen == [("acme", "acme"), ("zeta", "")], "a key of nobody leaves it to the client"
 
 
 def test_tenants_do_not_share_the_prefix_cache() -> None:
