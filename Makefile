@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# In two processes: conftest.py says which tests go together.
+PARALLEL := -n 2 --no-loadscope-reorder
 PROTOC := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I. --python_out=. --mypy_out=.
 
 .DEFAULT_GOAL := help
@@ -29,10 +31,10 @@ run: install ## Serve the embedded model from two pools; MODEL=path serves anoth
 	@trap : INT; $(BIN)/tandem up $(if $(MODEL),--model "$(MODEL)") $(if $(PORT),--port $(PORT)) || test $$? -eq 130
 
 test: install ## Run the tests with reduced counts.
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-full: install ## Run the tests with full counts.
-	$(BIN)/python -m pytest --full
+	$(BIN)/python -m pytest $(PARALLEL) --full
 
 lint: install ## Check style.
 	$(BIN)/ruff check .

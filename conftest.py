@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from typing import Any
 
 # Before torch and ray are imported: two OpenMP threads on a busy core are many times slower than one,
 # and a Ray that a test starts must neither ask for a token nor report its usage.
@@ -14,6 +16,12 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+OWN_CLUSTERS = ("test_security_locked", "test_serve_deploy", "test_up", "test_versions")
+"""Files of tests that start clusters of their own."""
+
+SHARED_CLUSTER = ("test_browser", "test_conformance")
+"""Files of tests of the cluster that all of a run share, besides test_*_ray.py."""
 
 settings.register_profile(
     "default",
@@ -41,10 +49,34 @@ def full(pytestconfig: pytest.Config) -> bool:
     return bool(pytestconfig.getoption("--full"))
 
 
-@pytest.hookimpl(tryfirst=True)
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder of this run's own, in which the embedded model is packed once, whoever comes first."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache-of-this-run"
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run in several processes: a file's in one, and all that share the Ray cluster in one."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            shared = "ray_cluster" in getattr(item, "fixturenames", ())
-            item.add_marker(pytest.mark.xdist_group("ray" if shared else item.nodeid.partition("::")[0]))
+    """What starts clusters comes first: beside it there is always something for another process to do."""
+    items.sort(key=lambda item: _turn(item.nodeid))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Where tests run in several processes: a file's in one, and those of all that start clusters in one."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return "clusters" if _turn(nodeid) < LAST else nodeid.partition("::")[0]
+
+    return ByFile(config, log)
+
+
+LAST = 2
+
+
+def _turn(nodeid: str) -> int:
+    stem = Path(nodeid.partition("::")[0]).stem
+    if stem in OWN_CLUSTERS:
+        return 0
+    return 1 if stem in SHARED_CLUSTER or stem.endswith("_ray") else LAST

@@ -20,8 +20,11 @@ class Roofs(Value):
     int8: float
 
     def arithmetic(self, dtype: str) -> float:
-        """Operations a second for weights of a format; float64 counts as float32."""
-        return self.bfloat16 if dtype in ("bfloat16", "float16") else self.float32
+        """Operations a second on numbers of a type; float64 counts as float32.
+
+        A bfloat16 is a float32 too: where the processor has no products of the one, those of the other count.
+        """
+        return max(self.bfloat16, self.float32) if dtype in ("bfloat16", "float16") else self.float32
 
     def higher(self, other: Roofs) -> Roofs:
         """The better of two measurements, roof by roof: what else runs only makes them worse."""

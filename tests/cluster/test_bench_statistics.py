@@ -77,15 +77,20 @@ def test_a_decode_step_is_bound_by_what_it_reads_where_products_are_cheap() -> N
 
 
 def test_a_decode_step_is_bound_by_products_where_they_are_dear() -> None:
-    slow = ROOFS.model_copy(update={"bfloat16": 1.0})
+    slow = ROOFS.model_copy(update={"bfloat16": 1.0, "float32": 1.0})
     attended = 2 * 3 * 10 * 4 * 4 * 2  # scores and mixed values, sequences, positions, heads × width, layers
     assert SHAPE.decode_limit(3, 10, slow) == 2 * (3 * (SHAPE.layer_weights + 256) + attended)
 
 
 def test_a_prefill_attends_to_the_triangle_of_its_prompt() -> None:
-    slow = ROOFS.model_copy(update={"bfloat16": 1.0})
+    slow = ROOFS.model_copy(update={"bfloat16": 1.0, "float32": 1.0})
     triangle = 2 * (5 * 6 // 2) * 4 * 4 * 2
     assert SHAPE.prefill_limit(5, slow) == 2 * (5 * SHAPE.layer_weights + 256 + triangle)
+
+
+def test_bfloat16_is_computed_in_float32_where_that_is_faster() -> None:
+    assert ROOFS.model_copy(update={"bfloat16": 1.0, "float32": 7.0}).arithmetic("bfloat16") == 7.0
+    assert ROOFS.model_copy(update={"bfloat16": 7.0, "float32": 1.0}).arithmetic("float32") == 1.0
 
 
 def test_the_better_of_two_measurements_is_the_roof() -> None:

@@ -26,11 +26,6 @@ def greedy(full: bool) -> Sampling:
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
 def referee(cache: Path) -> ModelRunner:
     """Recomputes a prompt after a tie."""
     return ModelRunner(None, cache=cache, blocks=64)
@@ -142,6 +137,7 @@ def test_the_same_seed_draws_the_same_tokens_alone_among_sixteen_and_on_two_pool
     if dtype == "bfloat16" and not full:
         pytest.skip("a second format: run with --full")
     sampled = Sampling(max_tokens=64 if full else 24, temperature=0.9, top_p=0.95, seed=17, ignore_eos=True)
+    longer = Sampling(max_tokens=96 if full else 32, seed=3, ignore_eos=True)
     count = 4 if full else 1
     mine, others = answers()[:count], answers()[count : count + 15]
 
@@ -152,7 +148,7 @@ def test_the_same_seed_draws_the_same_tokens_alone_among_sixteen_and_on_two_pool
             if dtype == "float32":
                 for index, answer in enumerate(mine):
                     crowd = requests([answer], f"crowd{index}", sampled)
-                    crowd += requests(others, f"other{index}", Sampling(96, seed=3, ignore_eos=True))
+                    crowd += requests(others, f"other{index}", longer)
                     assert (await one.ask(crowd, 16))[0] == alone[index]
                 assert one.decode.runner.widest == 16
         async with pools(cache, prefill=True, dtype=dtype) as both:

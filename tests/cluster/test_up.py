@@ -153,6 +153,36 @@ def nothing_left(family: list[psutil.Process], home: Home, cluster: str, scratch
     assert home.state() is None
 
 
+def test_detached_it_returns_when_ready_and_down_ends_even_what_a_killed_up_left(home: Home) -> None:
+    model = make_tiny_model(home.folder / "tiny")
+    small = ["--prefill", "1", "--decode", "1", "--set", "engine.kv_memory=4Mi", "--no-sample"]
+    result = home.run("up", "--detach", "--port", "0", "--model", str(model), *small, timeout=START)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.strip().startswith("tiny is served at http://127.0.0.1:")
+    state = home.state()
+    assert state is not None
+    assert home.run("up", "--detach").returncode == 6
+    family = psutil.Process(state["pid"]).children(recursive=True)
+    os.kill(state["pid"], signal.SIGKILL)
+    assert home.run("down").returncode == 0
+    nothing_left(family, home, state["cluster"], state["scratch"])
+
+
+def test_a_signal_while_starting_leaves_nothing(home: Home) -> None:
+    model = make_tiny_model(home.folder / "tiny")
+    running = spawn_up(home, "--model", str(model), "--set", "engine.kv_memory=4Mi")
+    end = time.monotonic() + START
+    while "starting the controller" not in running.log():
+        assert running.process.poll() is None, running.log()
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    state = home.state()
+    assert state is not None
+    family = psutil.Process(running.process.pid).children(recursive=True)
+    assert running.end(signal.SIGTERM) == 1
+    nothing_left(family, home, state["cluster"], state["scratch"])
+
+
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     """The embedded model from two pools. The end is checked here: Ctrl-C leaves nothing."""
@@ -289,36 +319,6 @@ def test_the_record_is_for_its_owner_only(up: Up) -> None:
 
 def test_the_wrong_token_is_refused_with_7(up: Up) -> None:
     assert up.home.run("status", "--token", "wrong").returncode == 7
-
-
-def test_detached_it_returns_when_ready_and_down_ends_even_what_a_killed_up_left(home: Home) -> None:
-    model = make_tiny_model(home.folder / "tiny")
-    small = ["--prefill", "1", "--decode", "1", "--set", "engine.kv_memory=4Mi", "--no-sample"]
-    result = home.run("up", "--detach", "--port", "0", "--model", str(model), *small, timeout=START)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert result.stdout.strip().startswith("tiny is served at http://127.0.0.1:")
-    state = home.state()
-    assert state is not None
-    assert home.run("up", "--detach").returncode == 6
-    family = psutil.Process(state["pid"]).children(recursive=True)
-    os.kill(state["pid"], signal.SIGKILL)
-    assert home.run("down").returncode == 0
-    nothing_left(family, home, state["cluster"], state["scratch"])
-
-
-def test_a_signal_while_starting_leaves_nothing(home: Home) -> None:
-    model = make_tiny_model(home.folder / "tiny")
-    running = spawn_up(home, "--model", str(model), "--set", "engine.kv_memory=4Mi")
-    end = time.monotonic() + START
-    while "starting the controller" not in running.log():
-        assert running.process.poll() is None, running.log()
-        assert time.monotonic() < end
-        time.sleep(0.05)
-    state = home.state()
-    assert state is not None
-    family = psutil.Process(running.process.pid).children(recursive=True)
-    assert running.end(signal.SIGTERM) == 1
-    nothing_left(family, home, state["cluster"], state["scratch"])
 
 
 def test_a_wheel_in_an_environment_of_its_own_serves_from_any_folder(home: Home, full: bool) -> None:

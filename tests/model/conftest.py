@@ -21,12 +21,6 @@ BOOT = (
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache folder of this session's own."""
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="session")
 def embedded(cache: Path) -> Assets:
     return load_assets(None, cache)
 
