@@ -18,10 +18,13 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 OWN_CLUSTERS = ("test_security_locked", "test_serve_deploy", "test_up", "test_versions")
-"""Files of tests that start clusters of their own."""
+"""Files of tests/cluster that start clusters of their own."""
 
 SHARED_CLUSTER = ("test_browser", "test_conformance")
-"""Files of tests of the cluster that all of a run share, besides test_*_ray.py."""
+"""Those of tests of the cluster that all of a run share, besides test_*_ray.py."""
+
+LAST = 2
+"""The turn of tests that start no cluster."""
 
 settings.register_profile(
     "default",
@@ -61,6 +64,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: _turn(item.nodeid))
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Where tests run in several processes: a file's in one, and those of all that start clusters in one."""
     from xdist.scheduler import LoadScopeScheduling
@@ -72,11 +76,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return ByFile(config, log)
 
 
-LAST = 2
-
-
 def _turn(nodeid: str) -> int:
-    stem = Path(nodeid.partition("::")[0]).stem
-    if stem in OWN_CLUSTERS:
+    file = Path(nodeid.partition("::")[0])
+    if file.parent.name != "cluster":
+        return LAST
+    if file.stem in OWN_CLUSTERS:
         return 0
-    return 1 if stem in SHARED_CLUSTER or stem.endswith("_ray") else LAST
+    return 1 if file.stem in SHARED_CLUSTER or file.stem.endswith("_ray") else LAST
