@@ -14,6 +14,9 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # gRPC's fork handlers can hang the child in which Ray starts its processes when other threads use gRPC.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
+# The cluster that tests share stays until all have run: at Serve's own 0.1 s it would take a tenth of a core.
+os.environ.setdefault("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.5")
+
 import pytest
 from hypothesis import HealthCheck, settings
 

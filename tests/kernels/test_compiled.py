@@ -32,7 +32,11 @@ def check(call: Call, capability: int, cuobjdump: Path) -> None:
 
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("name", LAUNCHES)
-def test_a_kernel_compiles_within_its_budgets(name: str, capability: int, cuobjdump: Path) -> None:
+def test_a_kernel_compiles_within_its_budgets(
+    name: str, capability: int, full: bool, cuobjdump: Path
+) -> None:
+    if not full and capability == 80 and name.startswith(("prefill", "decode")) and "-128" not in name:
+        pytest.skip("another head size on the older architecture: run with --full")
     check(LAUNCHES[name], capability, cuobjdump)
 
 
