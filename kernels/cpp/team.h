@@ -11,6 +11,8 @@
 
 namespace tandem {
 
+// A job is a door: helpers that are awake come in while it stands open, and who calls waits for those inside
+// alone. A helper that sleeps, or whose core another process has, is never waited for: work goes on without it.
 class Team {
   public:
     explicit Team(int threads) {
@@ -19,8 +21,8 @@ class Team {
 
     ~Team() {
         ending_ = true;
-        round_.fetch_add(1, std::memory_order_release);
-        round_.notify_all();
+        door_.fetch_add(ROUND, std::memory_order_release);
+        door_.notify_all();
         for (auto& helper : helpers_) helper.join();
     }
 
@@ -41,41 +43,47 @@ class Team {
             for (int64_t begin; (begin = next.fetch_add(piece, std::memory_order_relaxed)) < count;)
                 work(worker, begin, begin + piece < count ? begin + piece : count);
         };
-        busy_.store(int(helpers_.size()), std::memory_order_relaxed);
-        round_.fetch_add(1, std::memory_order_release);
-        round_.notify_all();
+        door_.fetch_add(ROUND + OPEN, std::memory_order_release);
+        door_.notify_all();
         job_(0);
-        await(busy_, [](int busy) { return busy == 0; });
+        door_.fetch_sub(OPEN, std::memory_order_relaxed);
+        await([](uint32_t door) { return inside(door) == 0; });
     }
 
   private:
+    // The door, in one word: how many are inside, whether it is open, and which job this is.
+    static constexpr uint32_t OPEN = 1 << 10, ROUND = OPEN << 1;
+
+    static uint32_t inside(uint32_t door) { return door % OPEN; }
+
     // Spins for some microseconds, the length of a short product, and then sleeps.
-    template <class Value, class Ready>
-    static Value await(std::atomic<Value>& value, Ready ready) {
-        Value seen = value.load(std::memory_order_acquire);
-        for (int spin = 0; spin < 4096 && !ready(seen); ++spin) {
+    template <class Ready>
+    uint32_t await(Ready ready) {
+        uint32_t door = door_.load(std::memory_order_acquire);
+        for (int spin = 0; spin < 4096 && !ready(door); ++spin) {
             _mm_pause();
-            seen = value.load(std::memory_order_acquire);
+            door = door_.load(std::memory_order_acquire);
         }
-        while (!ready(seen)) {
-            value.wait(seen, std::memory_order_acquire);
-            seen = value.load(std::memory_order_acquire);
+        while (!ready(door)) {
+            door_.wait(door, std::memory_order_acquire);
+            door = door_.load(std::memory_order_acquire);
         }
-        return seen;
+        return door;
     }
 
     void serve(int worker) {
-        for (uint32_t done = 0;;) {
-            done = await(round_, [done](uint32_t round) { return round != done; });
+        for (uint32_t last = 0;;) {
+            uint32_t door = await([&](uint32_t now) { return ending_ || (now & OPEN && now / ROUND != last); });
             if (ending_) return;
+            if (!door_.compare_exchange_strong(door, door + 1, std::memory_order_acquire)) continue;
+            last = door / ROUND;
             job_(worker);
-            if (busy_.fetch_sub(1, std::memory_order_release) == 1) busy_.notify_all();
+            if (inside(door_.fetch_sub(1, std::memory_order_release)) == 1) door_.notify_all();
         }
     }
 
     std::function<void(int)> job_;
-    std::atomic<uint32_t> round_{0};
-    std::atomic<int> busy_{0};
+    std::atomic<uint32_t> door_{0};
     std::atomic<bool> ending_{false};
     std::vector<std::thread> helpers_;
 };
