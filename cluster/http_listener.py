@@ -52,7 +52,7 @@ class Listener:
         self._bounds = bounds
         self._where = host, port, setting
         self._place = place if port else None
-        self._socket = self._bind() if self._place is None or self._place.take() else None
+        self._socket = self._bind_at_once() if self._place is None or self._place.take() else None
         taken = port if self._socket is None else self._socket.getsockname()[1]
         name = f"[{host}]" if ":" in host else host
         self.url = f"{'http' if tls is None else 'https'}://{name}:{taken}"
@@ -89,15 +89,15 @@ class Listener:
         if self._server is not None and self._task is not None:
             self._server.config.timeout_graceful_shutdown = math.ceil(within)
             self._server.should_exit = True
-            if self._place is not None:
-                self._place.leave()
+            for listening in getattr(self._server, "servers", ()):  # there are none until it has begun
+                listening.close()
+            self._leave()
             if self.standby:
                 self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         if self._socket is not None:
             self._socket.close()
-        if self._place is not None:
-            self._place.leave()
+        self._leave()
 
     async def _listen(self, server: uvicorn.Server) -> None:
         if self._socket is None:
@@ -108,23 +108,24 @@ class Listener:
         await server.serve(sockets=[self._socket])
 
     async def _bind_soon(self) -> socket.socket:
-        """The port is free a moment after the place."""
+        """The port is free a moment after the place, which is kept meanwhile."""
         end = time.monotonic() + BIND_PATIENCE
-        while True:
-            try:
-                return self._bind()
-            except SetupError:
-                if time.monotonic() > end:
-                    raise
+        while time.monotonic() < end:
+            with contextlib.suppress(SetupError):
+                return _bind(*self._where)
             await asyncio.sleep(BIND_PAUSE)
+        return self._bind_at_once()
 
-    def _bind(self) -> socket.socket:
+    def _bind_at_once(self) -> socket.socket:
         try:
             return _bind(*self._where)
         except SetupError:
-            if self._place is not None:
-                self._place.leave()
+            self._leave()
             raise
+
+    def _leave(self) -> None:
+        if self._place is not None:
+            self._place.leave()
 
 
 class _Quiet(uvicorn.Server):

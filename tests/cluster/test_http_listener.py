@@ -14,6 +14,7 @@ import pytest
 import uvloop
 from starlette.responses import PlainTextResponse, StreamingResponse
 
+from cluster import http_listener
 from cluster.http_listener import Listener
 from cluster.standby import Place
 from engine.errors import SetupError
@@ -152,6 +153,39 @@ def test_a_port_that_another_cluster_has_is_taken() -> None:
         assert again.take(), "the place is kept although there is no listener"
         again.leave()
         await first.close()
+
+    asyncio.run(run())
+
+
+def test_who_takes_over_keeps_the_place_while_the_port_is_not_free_yet(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Or the next one would believe that nobody listens, and fail at the port."""
+    tries = asyncio.Queue[int]()
+    bind = http_listener._bind
+
+    def counted(host: str, port: int, setting: str) -> socket.socket:
+        tries.put_nowait(port)
+        return bind(host, port, setting)
+
+    async def run() -> None:
+        port, before = free_port(), Place("ours")
+        assert before.take()
+        with socket.socket() as lingering:
+            lingering.bind(("127.0.0.1", port))
+            second = Listener("127.0.0.1", port, place=Place("ours"))
+            monkeypatch.setattr(http_listener, "_bind", counted)
+            second.serve(PlainTextResponse("second"))
+            await asyncio.sleep(0)
+            before.leave()
+            async with asyncio.timeout(10):
+                assert (await tries.get(), await tries.get()) == (port, port)
+            assert second.standby
+            assert Listener("127.0.0.1", port, place=Place("ours")).standby
+        async with httpx.AsyncClient(trust_env=False) as client:
+            assert await answered(client, second.url) == "second"
+        assert Listener("127.0.0.1", port, place=Place("ours")).standby
+        await second.close()
 
     asyncio.run(run())
 
