@@ -23,6 +23,7 @@ class BlockList:
         self._block_size = block_size
         self._blocks: list[int] = []
         self._holders: dict[int, tuple[int, set[int]]] = {}
+        self._seen: dict[int, list[int]] = {}
         self.index: dict[int, int] = {}
         self.rest = 0
 
@@ -39,18 +40,34 @@ class BlockList:
 
         `rest` is how many blocks hold something that is not final.
         """
-        self._forget({sequence.choice: sequence for sequence in sequences})
+        alive = {sequence.choice: sequence for sequence in sequences}
+        if not self._unchanged(alive):
+            self._forget(alive)
+            self._seen.clear()
         written = set[int]()
         for sequence in sequences:
             full = sequence.computed // self._block_size
             some = -(-sequence.computed // self._block_size)
             written.update(sequence.blocks[full:some])
-            for position, block in enumerate(sequence.blocks[: some if frozen else full]):
-                if block not in self.index:
-                    self._list(block, position)
-                self._holders[block][1].add(sequence.choice)
+            self._hold(sequence, some if frozen else full)
         self.rest = 0 if frozen else len(written)
         return len(self)
+
+    def _unchanged(self, alive: Mapping[int, LiveSequence]) -> bool:
+        """Whether every choice still has what was listed of it, as is usual."""
+        return all(
+            choice in alive and alive[choice].blocks[: len(blocks)] == blocks
+            for choice, blocks in self._seen.items()
+        )
+
+    def _hold(self, sequence: LiveSequence, count: int) -> None:
+        seen = self._seen.setdefault(sequence.choice, [])
+        for position in range(len(seen), count):
+            block = sequence.blocks[position]
+            if block not in self.index:
+                self._list(block, position)
+            self._holders[block][1].add(sequence.choice)
+            seen.append(block)
 
     def _list(self, block: int, position: int) -> None:
         if position < self._cached:

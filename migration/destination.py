@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 
 from engine.sequence import Epoch
@@ -28,6 +28,7 @@ from migration.events import (
     Timeouts,
 )
 from migration.messages import Abort, Commit, Committed, Copy, Refused, Renew, Resend, Reserve, Reserved
+from migration.successor import replace
 
 DestinationStep = tuple["Destination", tuple[DestinationAction, ...]]
 
@@ -42,7 +43,7 @@ class DestinationState(Enum):
     CLOSED = "closed"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Destination:
     """The half that takes the request over. Immutable, as `Source`.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 
 from engine.sequence import Epoch
@@ -28,6 +28,7 @@ from migration.events import (
     Timeouts,
 )
 from migration.messages import Abort, Commit, Committed, Copy, Refused, Renew, Resend, Reserve, Reserved
+from migration.successor import replace
 
 SourceStep = tuple["Source", tuple[SourceAction, ...]]
 
@@ -49,7 +50,7 @@ class SourceState(Enum):
 ENDED = frozenset({SourceState.KEPT, SourceState.GIVEN, SourceState.CANCELLED, SourceState.UNHEARD})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Source:
     """The half that has the request. Immutable: `on` returns the next one and what to do, in order.
 

@@ -10,11 +10,9 @@ import io
 import math
 from pathlib import Path
 
-import numpy as np
-
 from engine.cost_model import Batch
 from engine.errors import ConfigError
-from simulator.cost_tables.interpolation import FloatArray, Grid, Line
+from simulator.cost_tables.interpolation import Curve, FloatArray, Grid, Line
 
 
 class IterationTable:
@@ -35,7 +33,7 @@ class IterationTable:
         self._prefill = Grid(prefill)
         self._decode = Grid(decode)
         self._means = sorted({at[1] for at in decode})
-        self._lines: dict[int, Line] = {}
+        self._decodes: dict[int, tuple[Curve, Line]] = {}
         self._least = min(decode.values())
         self._cached = self._prefill.first(1)
         self._overhead = overhead
@@ -47,20 +45,21 @@ class IterationTable:
             cached = sum(before for _, before in batch.prefills)
             total = self._prefill_ms(tokens, cached)
         if batch.decodes:
-            alone = float(self._decode_ms(batch.decodes, np.array([batch.context / batch.decodes]))[0])
+            alone = self._decodes_of(batch.decodes)[0](batch.context / batch.decodes)
             total = max(alone, total + alone - self._least) if total else alone
         return total / 1000.0 + self._overhead
 
     def decodes(self, count: int, contexts: FloatArray) -> FloatArray:
         """Seconds of steps of `count` decodes with such summed contexts."""
-        return self._decode_ms(count, contexts / count) / 1000.0 + self._overhead
+        return self._decodes_of(count)[1](contexts / count) / 1000.0 + self._overhead
 
-    def _decode_ms(self, count: int, means: FloatArray) -> FloatArray:
-        line = self._lines.get(count)
-        if line is None:
-            line = Line(self._means, [self._decode(count, mean) for mean in self._means])
-            self._lines[count] = line
-        return line(means)
+    def _decodes_of(self, count: int) -> tuple[Curve, Line]:
+        """Milliseconds over the mean context of `count` decodes, for one of them and for many."""
+        known = self._decodes.get(count)
+        if known is None:
+            points = {mean: self._decode(count, mean) for mean in self._means}
+            known = self._decodes[count] = Curve(points), Line(list(points), list(points.values()))
+        return known
 
     def _prefill_ms(self, tokens: float, cached: float) -> float:
         """With less cached than the table's first such column, part of what that column adds."""

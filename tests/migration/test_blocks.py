@@ -20,6 +20,10 @@ def sequence(blocks: list[int], computed: int, prompt: int = 100) -> Sequence:
     return Sequence(request, computed=computed, blocks=blocks)
 
 
+def choice(number: int, blocks: list[int], computed: int) -> Sequence:
+    return replace(sequence(blocks, computed), choice=number)
+
+
 def test_only_full_blocks_are_final_before_the_freeze() -> None:
     blocks = BlockList(0, SIZE)
     assert blocks.add([sequence([7, 8, 9], 11)], frozen=False) == 2
@@ -29,19 +33,15 @@ def test_only_full_blocks_are_final_before_the_freeze() -> None:
 
 def test_shared_blocks_are_listed_once() -> None:
     blocks = BlockList(0, SIZE)
-    assert blocks.add([sequence([7, 8, 1], 9), sequence([7, 8, 2], 9)], frozen=True) == 4
+    assert blocks.add([choice(0, [7, 8, 1], 9), choice(1, [7, 8, 2], 9)], frozen=True) == 4
     assert blocks[0:4] == [7, 8, 1, 2]
 
 
 def test_every_choices_first_blocks_are_the_cached_ones() -> None:
     blocks = BlockList(2, SIZE)
-    assert blocks.add([sequence([7, 8, 1], 12), sequence([5, 6, 2], 12)], frozen=True) == 4
+    assert blocks.add([choice(0, [7, 8, 1], 12), choice(1, [5, 6, 2], 12)], frozen=True) == 4
     assert [blocks.index[block] for block in (7, 8, 5, 6, 1, 2)] == [0, 1, 0, 1, 2, 3]
     assert blocks[2:4] == [1, 2]
-
-
-def choice(number: int, blocks: list[int], computed: int) -> Sequence:
-    return replace(sequence(blocks, computed), choice=number)
 
 
 def test_what_is_being_written_is_counted_apart_and_once() -> None:
