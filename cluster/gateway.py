@@ -7,6 +7,7 @@ proxy's 0.5 to 1.6 ms.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import platform
 import time
@@ -44,6 +45,8 @@ from engine.errors import SetupError
 from global_scheduler.journey import Patience
 from model.assets import load_assets
 from model.tokenizer import Detokenizer, Tokenizer
+
+logger = logging.getLogger("tandem.gateway")
 
 BEAT = 1.0
 """Seconds between two calls to the controller that keep this gateway on its list."""
@@ -162,7 +165,10 @@ class Gateway:
         mirror, copied = RayMetrics(self._service.metrics.registry), 0.0
         while True:
             if time.monotonic() - copied > PERIOD:
-                mirror.copy()
+                try:
+                    mirror.copy()
+                except Exception:  # /metrics has them all the same, and requests need the beat
+                    logger.exception("the metrics could not be copied to Ray's")
                 copied = time.monotonic()
             status = await facts.refresh()
             if facts.fresh:

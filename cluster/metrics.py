@@ -75,6 +75,7 @@ GAP = (
 TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000)
 
 CLIENT_CLOSED = "499"
+DEFAULT_TENANT = "default"
 
 
 M = TypeVar("M", Counter, Gauge, Histogram)
@@ -148,6 +149,7 @@ class Metrics:
     def _make_own(self) -> None:
         make = self._make
         self._requests = make(Counter, "tandem_requests", "Requests by outcome.", ("model", "tenant", "code"))
+        self._requests.labels(self._model, DEFAULT_TENANT, "500")
         self._rejections = make(Counter, "tandem_rejections", "Requests turned away.", ("reason",))
         for error in CapacityError.__subclasses__():
             self._rejections.labels(error.code)
@@ -252,4 +254,4 @@ class Metrics:
             if len(self._tenants) >= self._most_tenants:
                 return "other"
             self._tenants.add(tenant)
-        return tenant or "default"
+        return tenant or DEFAULT_TENANT

@@ -37,4 +37,9 @@ class RayMetrics:
                 if name not in self._known:
                     keys = tuple(sample.labels)
                     self._known[name] = self._make(name, family.documentation or name, keys)
-                self._known[name].set(sample.value, tags=dict(sample.labels))
+                self._known[name].set(sample.value, tags={key: _ascii(of) for key, of in sample.labels.items()})
+
+
+def _ascii(value: str) -> str:
+    """Ray takes no other letters; a tenant may have any."""
+    return value.encode("ascii", "backslashreplace").decode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.parser import text_string_to_metric_families
+from ray.util.metrics import Gauge
 
 from cluster import control_pb2 as pb
 from cluster.admin_history import History
@@ -97,6 +98,15 @@ def test_rays_metrics_are_those_of_the_registry() -> None:
     counter.labels("b").inc()
     mirror.copy()
     assert made["vllm_things_total"] == {("a",): 3.0, ("b",): 1.0}
+
+
+def test_ray_takes_a_tenant_of_any_letters() -> None:
+    """Its own gauge: it takes ASCII alone."""
+    registry = CollectorRegistry()
+    Counter("tandem_things", "Things.", ("tenant",), registry=registry).labels("Müller 你好").inc()
+    with pytest.raises(UnicodeEncodeError):
+        Gauge("tandem_others", "Others.", ("tenant",)).set(1.0, tags={"tenant": "Müller"})
+    RayMetrics(registry).copy()
 
 
 def test_samples_are_rates_between_two_looks() -> None:

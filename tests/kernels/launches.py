@@ -135,13 +135,18 @@ def tuned() -> Iterator[tuple[str, Call]]:
 
 
 def every(capability: int) -> Iterator[Call]:
-    """Every kernel in every type of activations and storage, at every head size."""
+    """Every kernel in every type of activations and storage, at every head size.
+
+    But attention in float32 over float8 with heads of 256: it is right, and spills whatever the tile.
+    """
     storages = {80: (None, E5M2), 90: (None, E5M2, E4M3)}[capability]
     for dtype in (BFLOAT16, FLOAT16, FLOAT32):
         for shape in SHAPES:
             for storage in storages:
-                yield lambda shape=shape, dtype=dtype, storage=storage: decode(*shape, dtype, storage)
                 yield lambda shape=shape, dtype=dtype, storage=storage: turn(*shape, dtype, storage)
+                if dtype is FLOAT32 and storage is not None and shape[2] > 128:
+                    continue
+                yield lambda shape=shape, dtype=dtype, storage=storage: decode(*shape, dtype, storage)
                 for tokens in (4, 64):
                     for masked in (False, True):
                         yield (

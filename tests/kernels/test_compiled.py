@@ -20,13 +20,13 @@ def cuobjdump(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPath
     return found
 
 
-def check(call: Call, capability: int, cuobjdump: Path) -> None:
+def check(call: Call, capability: int, cuobjdump: Path, stack: int = 0) -> None:
     launches = record(call, capability)
     assert launches
     for made in launches:
         used = usage(compiled(made, capability), cuobjdump)
         where = f"{made.kernel.__name__} on sm_{capability}: {used}, {made.options}"
-        assert (used.stack, used.local) == (0, 0), f"it spills: {where}"
+        assert used.stack <= stack and not used.local, f"it spills: {where}"
         assert used.shared <= SHARED_BYTES[capability], where
 
 
@@ -49,10 +49,11 @@ def test_a_kernel_with_e4m3_storage_compiles_for_sm90(name: str, cuobjdump: Path
 def test_every_head_size_and_type_compiles_within_its_budgets(
     capability: int, full: bool, cuobjdump: Path
 ) -> None:
+    """sm_80 converts float8 in software: there four registers may spill."""
     wrong = []
     for call in every(capability) if full else ():
         try:
-            check(call, capability, cuobjdump)
+            check(call, capability, cuobjdump, stack=16 if capability == 80 else 0)
         except AssertionError as error:
             wrong.append(str(error).splitlines()[0])
     assert not wrong, "\n".join(wrong)
