@@ -37,7 +37,8 @@ class RayMetrics:
                 if name not in self._known:
                     keys = tuple(sample.labels)
                     self._known[name] = self._make(name, family.documentation or name, keys)
-                self._known[name].set(sample.value, tags={key: _ascii(of) for key, of in sample.labels.items()})
+                tags = {key: _ascii(value) for key, value in sample.labels.items()}
+                self._known[name].set(sample.value, tags=tags)
 
 
 def _ascii(value: str) -> str:
