@@ -1,16 +1,19 @@
 """Writes down all that the scheduler hears and decides, a JSON object a line, and reads it again.
 
 The file is begun anew by each controller and ends at a bound: it is for the study of decisions, not a log.
+On a full disk lines wait in memory for room, and nothing else does.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections.abc import Iterator
 from dataclasses import asdict, fields
+from io import FileIO
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from engine.errors import ConfigError
 from engine.request import SLO
@@ -23,6 +26,9 @@ logger = logging.getLogger("tandem.controller")
 LONGEST = 1 << 30
 """Bytes after which nothing more is written."""
 
+PENDING = 4 << 20
+"""Bytes that may wait for room on the disk."""
+
 _KINDS: dict[str, type[Input]] = {
     kind.__name__.lower(): kind for kind in (Heard, Cordoned, Forgotten, Sent, Decided)
 }
@@ -33,22 +39,29 @@ class Recorder:
 
     def __init__(self, path: Path) -> None:
         try:
-            # Line by line: a controller that is killed leaves all but the line that it was at.
-            self._file: TextIO | None = path.open("w", buffering=1)
+            # Unbuffered: a controller that is killed leaves all but the line that it was at.
+            self._file: FileIO | None = path.open("wb", buffering=0)
         except OSError as error:
             raise ConfigError(
                 f"scheduler.record: {path} cannot be written: {error.strerror}", param="scheduler.record"
             ) from error
+        self._pending = bytearray()
         self._written = 0
 
     def __call__(self, happened: Input) -> None:
         if self._file is None:
             return
         line = json.dumps({"kind": type(happened).__name__.lower()} | asdict(happened), default=_plain)
-        self._file.write(line + "\n")
-        self._written += len(line) + 1
+        self._pending += line.encode() + b"\n"
+        with contextlib.suppress(OSError):
+            count = self._file.write(self._pending)
+            del self._pending[:count]
+            self._written += count
         if self._written > LONGEST:
             logger.warning("the recording of decisions has come to %d bytes and ends", self._written)
+            self.close()
+        elif len(self._pending) > PENDING:
+            logger.warning("the recording of decisions ends: %s cannot be written", self._file.name)
             self.close()
 
     def close(self) -> None:
