@@ -43,11 +43,8 @@ class Team {
             for (int64_t begin; (begin = next.fetch_add(piece, std::memory_order_relaxed)) < count;)
                 work(worker, begin, begin + piece < count ? begin + piece : count);
         };
-        door_.fetch_add(ROUND + OPEN, std::memory_order_release);
-        door_.notify_all();
+        const Opened opened(*this);
         job_(0);
-        door_.fetch_sub(OPEN, std::memory_order_relaxed);
-        await([](uint32_t door) { return inside(door) == 0; });
     }
 
   private:
@@ -55,6 +52,19 @@ class Team {
     static constexpr uint32_t OPEN = 1 << 10, ROUND = OPEN << 1;
 
     static uint32_t inside(uint32_t door) { return door % OPEN; }
+
+    // The door stands open as long as this lives, which ends when nobody is inside, also if the work throws.
+    struct Opened {
+        Team& team;
+        explicit Opened(Team& t) : team(t) {
+            team.door_.fetch_add(ROUND + OPEN, std::memory_order_release);
+            team.door_.notify_all();
+        }
+        ~Opened() {
+            team.door_.fetch_sub(OPEN, std::memory_order_relaxed);
+            team.await([](uint32_t door) { return inside(door) == 0; });
+        }
+    };
 
     // Spins for some microseconds, the length of a short product, and then sleeps.
     template <class Ready>

@@ -79,7 +79,7 @@ def test_tokens_are_the_same_however_often_a_sequence_is_swapped(
         policy = TakingTurns(random.Random(seed))
         bench = Bench(total=14, policy=policy, tiers=tiers, prefix_cache=caching, max_sequences=8)
         crowd(bench, 25, seed)
-        assert bench.core.tiers.swapped_out > 30 or not slots
+        assert bench.core.tiers.swapped_out > 10 or not slots
 
 
 @pytest.mark.parametrize("share", [0.0, 0.05])
