@@ -53,10 +53,7 @@ class Recorder:
             return
         line = json.dumps({"kind": type(happened).__name__.lower()} | asdict(happened), default=_plain)
         self._pending += line.encode() + b"\n"
-        with contextlib.suppress(OSError):
-            count = self._file.write(self._pending)
-            del self._pending[:count]
-            self._written += count
+        self._write(self._file)
         if self._written > LONGEST:
             logger.warning("the recording of decisions has come to %d bytes and ends", self._written)
             self.close()
@@ -66,15 +63,28 @@ class Recorder:
 
     def close(self) -> None:
         if self._file is not None:
+            self._write(self._file)
             self._file.close()
             self._file = None
 
+    def _write(self, file: FileIO) -> None:
+        """As much of what waits as there is room for."""
+        with contextlib.suppress(OSError):
+            count = file.write(self._pending)
+            del self._pending[:count]
+            self._written += count
+
 
 def read_tape(path: Path) -> Iterator[Input]:
-    """What was recorded, in order. Raises ConfigError for a file that is no recording."""
+    """What was recorded, in order, but for a last line that was not finished.
+
+    Raises ConfigError for a file that is no recording.
+    """
     try:
         with path.open() as file:
             for number, line in enumerate(file, 1):
+                if not line.endswith("\n"):
+                    return
                 try:
                     yield _input(json.loads(line))
                 except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -42,7 +42,7 @@ class BlockList:
         """
         alive = {sequence.choice: sequence for sequence in sequences}
         if not self._unchanged(alive):
-            self._forget(alive)
+            self._forget(alive, frozen=frozen)
             self._seen.clear()
         written = set[int]()
         for sequence in sequences:
@@ -77,13 +77,16 @@ class BlockList:
             self._blocks.append(block)
         self._holders[block] = position, set()
 
-    def _forget(self, alive: Mapping[int, LiveSequence]) -> None:
+    def _forget(self, alive: Mapping[int, LiveSequence], *, frozen: bool) -> None:
+        """Only what is final is held on to: the rest may change before it is looked at again."""
+
+        def still(block: int, position: int, choice: int) -> bool:
+            sequence = alive[choice]
+            final = frozen or position < sequence.computed // self._block_size
+            return final and sequence.blocks[position : position + 1] == [block]
+
         for block, (position, holders) in list(self._holders.items()):
-            holders &= {
-                choice
-                for choice in holders & alive.keys()
-                if alive[choice].blocks[position : position + 1] == [block]
-            }
+            holders &= {choice for choice in holders & alive.keys() if still(block, position, choice)}
             if not holders:
                 del self._holders[block], self.index[block]
 

@@ -16,15 +16,15 @@ namespace tandem {
 class Team {
   public:
     explicit Team(int threads) {
-        for (int i = 1; i < threads; ++i) helpers_.emplace_back([this, i] { serve(i); });
+        try {
+            for (int i = 1; i < threads; ++i) helpers_.emplace_back([this, i] { serve(i); });
+        } catch (...) {
+            end();
+            throw;
+        }
     }
 
-    ~Team() {
-        ending_ = true;
-        door_.fetch_add(ROUND, std::memory_order_release);
-        door_.notify_all();
-        for (auto& helper : helpers_) helper.join();
-    }
+    ~Team() { end(); }
 
     Team(const Team&) = delete;
     Team& operator=(const Team&) = delete;
@@ -79,6 +79,13 @@ class Team {
             door = door_.load(std::memory_order_acquire);
         }
         return door;
+    }
+
+    void end() {
+        ending_ = true;
+        door_.fetch_add(ROUND, std::memory_order_release);
+        door_.notify_all();
+        for (auto& helper : helpers_) helper.join();
     }
 
     void serve(int worker) {

@@ -67,6 +67,17 @@ def test_a_block_that_comes_to_the_same_place_of_another_choice_is_listed_again(
     assert blocks.index[2] == 2
 
 
+def test_a_block_that_is_no_longer_final_is_listed_again_where_it_comes_to_stand() -> None:
+    blocks = BlockList(0, SIZE)
+    blocks.add([choice(0, [3, 9, 4, 1], 16)], frozen=False)
+    blocks.add([choice(0, [3, 10, 4], 11)], frozen=False)
+    blocks.add([choice(0, [3, 10, 8, 4, 2], 18)], frozen=True)
+    places = [blocks.index[block] for block in (3, 10, 8, 4, 2)]
+    assert len(set(places)) == 5
+    assert [blocks[place : place + 1] for place in places] == [[3], [10], [8], [4], [2]]
+    assert blocks.index[4] > 2
+
+
 def test_a_shared_block_stays_listed_while_one_of_its_choices_lives() -> None:
     blocks = BlockList(0, SIZE)
     blocks.add([choice(0, [7, 1], 8), choice(1, [7, 2], 8)], frozen=False)
