@@ -98,7 +98,7 @@ class RequestDriver:
         self.scheduler = scheduler
         self.instances = Instances(instances, self._lost)
         self.patience = patience
-        self.timelines = timelines or Timelines()
+        self.timelines = Timelines() if timelines is None else timelines
         self.runs: dict[str, Run] = {}
         self.last_token = float("-inf")
         self._background: set[asyncio.Task[None]] = set()

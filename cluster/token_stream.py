@@ -199,7 +199,7 @@ class HomeService(control_pb2_grpc.HomeServicer):
 
     def __init__(self, streams: TokenStreams, timelines: Timelines | None = None) -> None:
         self._streams = streams
-        self._timelines = timelines or Timelines()
+        self._timelines = Timelines() if timelines is None else timelines
 
     async def Push(
         self,

@@ -58,6 +58,20 @@ def test_a_long_prompt_is_prefilled_in_one_pool_and_decoded_in_the_other(cluster
     idle(cluster)
 
 
+def test_a_request_that_has_ended_tells_where_its_time_went(cluster: Cluster) -> None:
+    headers = {"x-request-id": "told-afterwards"}
+    answer = httpx.post(
+        f"{cluster.url}/v1/completions",
+        json=body(max_tokens=5),
+        headers=headers,
+        timeout=60,
+        trust_env=False,
+    )
+    (told,) = cluster.control.timelines("told-afterwards")
+    assert (told.outcome, told.output_tokens) == ("length", answer.json()["usage"]["completion_tokens"])
+    assert {"place", "prefill", "handoff", "decode"} <= {phase.name for phase in told.phases}
+
+
 def test_the_openai_sdk_streams_from_two_pools(cluster: Cluster) -> None:
     async def run() -> None:
         async with openai.AsyncOpenAI(base_url=f"{cluster.url}/v1", api_key="none", max_retries=0) as api:
