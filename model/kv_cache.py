@@ -20,7 +20,7 @@ from torch import Tensor
 
 from engine.errors import SetupError
 from kernels.dispatch import Kernels
-from model.memory import available_memory
+from model.memory import available_memory, small_pages
 
 DTYPES = {
     "float32": torch.float32,
@@ -184,7 +184,7 @@ def _allocate(layout: KVLayout, blocks: int, device: torch.device) -> Tensor:
     free = available_memory()
     if blocks * layout.block_nbytes > free:
         raise _too_large(layout, blocks, f"the {free / 2**20:.0f} MiB of memory that are free")
-    raw = np.zeros(blocks * layout.block_nbytes, dtype=np.uint8)
+    raw = np.frombuffer(small_pages(blocks * layout.block_nbytes), dtype=np.uint8)
     return torch.from_numpy(raw).view(DTYPES[layout.dtype]).view(shape)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import sys
 from pathlib import Path
 
@@ -25,6 +26,18 @@ def available_memory() -> int:
     except (OSError, ValueError):
         return free
     return free if limit == "max" else min(free, int(limit) - used)
+
+
+def small_pages(size: int) -> mmap.mmap:
+    """Zeroed memory of this process, which is taken page by page as it is written.
+
+    A block of a KV cache has a piece in each layer: in huge pages, which numpy asks for, the first request
+    would clear hundreds of megabytes (a second in a virtual machine), and keep them.
+    """
+    memory = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return memory
 
 
 def keep_freed_memory() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import psutil
 import pytest
 import torch
 
@@ -9,6 +10,7 @@ from engine.errors import SetupError
 from kernels import dispatch
 from model import kv_cache
 from model.kv_cache import KVCache, KVLayout
+from model.memory import small_pages
 
 CPU = torch.device("cpu")
 LAYOUT = KVLayout(layers=3, block_size=4, kv_heads=2, head_dim=6, dtype="float32")
@@ -130,3 +132,12 @@ def test_too_little_memory_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kv_cache, "available_memory", lambda: 10**4)
     with pytest.raises(SetupError, match=r"KV cache of .* \(100 blocks\) does not fit .* make it smaller"):
         cache(blocks=100)
+
+
+def test_a_pool_takes_memory_only_where_it_is_written() -> None:
+    """One byte in every 4 MiB: 256 KiB of small pages, 128 MiB of huge ones."""
+    pool, process = small_pages(256 << 20), psutil.Process()
+    before = process.memory_info().rss
+    for at in range(0, len(pool), 4 << 20):
+        pool[at] = 1
+    assert process.memory_info().rss - before < 16 << 20
