@@ -79,9 +79,10 @@ def test_fairness_costs_no_throughput(overload: dict[str, SimulatedCluster]) -> 
 
 
 def test_weights_are_kept_where_all_ask_for_the_same(full: bool) -> None:
+    """What each had by the end: the bound on differences does not grow, so its part of the whole shrinks."""
     seconds = 600 if full else 120
     weights = {"0": 1.0, "1": 2.0, "2": 3.0, "3": 4.0}
-    shares = vtc.shares(vtc.run("VTC", vtc.equal_rates(4, seconds), seconds, weights), 50, seconds)
+    shares = vtc.shares(vtc.run("VTC", vtc.equal_rates(4, seconds), seconds, weights), 0, seconds)
     for tenant, weight in weights.items():
         assert shares[tenant] == pytest.approx(weight, rel=0.02 if full else 0.12)
 
