@@ -103,6 +103,7 @@ class Instance(_message.Message):
     SETTINGS_FIELD_NUMBER: _builtins.int
     OUTDATED_FIELD_NUMBER: _builtins.int
     TRANSFERS_FIELD_NUMBER: _builtins.int
+    BEAT_FIELD_NUMBER: _builtins.int
     FREENESS_FIELD_NUMBER: _builtins.int
     VIRTUAL_USAGE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
@@ -136,6 +137,10 @@ class Instance(_message.Message):
     def transfers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Transfers]:
         """what it has sent, by transport and destination"""
 
+    @_builtins.property
+    def beat(self) -> Global___Beat:
+        """what the engine was at when it told this"""
+
     def __init__(
         self,
         *,
@@ -154,12 +159,13 @@ class Instance(_message.Message):
         settings: _builtins.str = ...,
         outdated: _builtins.str = ...,
         transfers: _abc.Iterable[Global___Transfers] | None = ...,
+        beat: Global___Beat | None = ...,
         freeness: _builtins.float = ...,
         virtual_usage: _builtins.float = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "model", b"model", "status", b"status"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "beat", b"beat", "model", b"model", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "cordoned", b"cordoned", "device", b"device", "freeness", b"freeness", "model", b"model", "name", b"name", "node", b"node", "outdated", b"outdated", "pid", b"pid", "role", b"role", "settings", b"settings", "started", b"started", "state", b"state", "status", b"status", "transfers", b"transfers", "version", b"version", "virtual_usage", b"virtual_usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "beat", b"beat", "cordoned", b"cordoned", "device", b"device", "freeness", b"freeness", "model", b"model", "name", b"name", "node", b"node", "outdated", b"outdated", "pid", b"pid", "role", b"role", "settings", b"settings", "started", b"started", "state", b"state", "status", b"status", "transfers", b"transfers", "version", b"version", "virtual_usage", b"virtual_usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1750,7 +1756,10 @@ class TokenBatch(_message.Message):
 
     INSTANCE_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
+    QUIET_FIELD_NUMBER: _builtins.int
     instance: _builtins.str
+    quiet: _builtins.bool
+    """needs no answer of its own: that to a later batch stands for it too"""
     @_builtins.property
     def tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tokens]: ...
     def __init__(
@@ -1758,10 +1767,11 @@ class TokenBatch(_message.Message):
         *,
         instance: _builtins.str = ...,
         tokens: _abc.Iterable[Global___Tokens] | None = ...,
+        quiet: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "quiet", b"quiet", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1929,16 +1939,20 @@ class PushReply(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     FENCED_FIELD_NUMBER: _builtins.int
+    BATCHES_FIELD_NUMBER: _builtins.int
+    batches: _builtins.int
+    """how many batches it answers, the oldest first; 0: one"""
     @_builtins.property
     def fenced(self) -> _containers.RepeatedCompositeFieldContainer[Global___Fence]: ...
     def __init__(
         self,
         *,
         fenced: _abc.Iterable[Global___Fence] | None = ...,
+        batches: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fenced", b"fenced"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batches", b"batches", "fenced", b"fenced"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -4,7 +4,8 @@
     a step longer than the beat allows it    the process lives, its engine does not get on
     a long step within its limit             busy: nothing happens
 
-Whoever dies is told of by Ray at once; this is for those that neither live nor die.
+A status brings a beat with it; an instance is asked for one only when no status has come. Of a death Ray
+tells at once; this is for those that neither live nor die.
 """
 
 from __future__ import annotations
@@ -20,6 +21,22 @@ from engine.errors import InstanceDied, TandemError
 
 class Beating(Protocol):
     async def beat(self) -> bytes: ...
+
+
+class Told:
+    """An instance's beats: the one that its last status brought, or one that it is asked for."""
+
+    def __init__(self, instance: Beating) -> None:
+        self._instance = instance
+        self._beat: bytes | None = None
+
+    def tell(self, beat: pb.Beat) -> None:
+        """A status has brought this."""
+        self._beat = beat.SerializeToString()
+
+    async def beat(self) -> bytes:
+        beat, self._beat = self._beat, None
+        return await self._instance.beat() if beat is None else beat
 
 
 async def hung(instance: Beating, config: ControlConfig) -> str:

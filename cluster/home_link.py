@@ -1,4 +1,8 @@
-"""The connection from an instance to one home: batches go out in order and are kept until answered."""
+"""The connection from an instance to one home: batches go out in order and are kept until answered.
+
+An answer costs both ends as much as a batch, so most batches are quiet: they ask for none, and one answer
+stands for all before it. Those ask that end a choice, every eighth, and an empty one when nothing more comes.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +28,8 @@ FOREVER = Epoch(2**32 - 1, 0)
 """Newer than any epoch: the home does not know the request, or will never know it again."""
 
 _WINDOW = 64
+_ANSWERED = 8
+_SETTLED = 1.0
 _MOST_PENDING = 65_536
 _IDLE = 30.0
 
@@ -98,14 +104,15 @@ class HomeLink:
         reader = asyncio.create_task(self._read(call))
         try:
             for batch in list(self._unanswered):
+                batch.quiet = False
                 await call.write(batch)
             while not reader.done():
                 if self._pending and len(self._unanswered) < _WINDOW:
-                    batch = pb.TokenBatch(instance=self._instance, tokens=self._pending)
-                    self._pending = []
-                    self._unanswered.append(batch)
-                    await call.write(batch)
-                elif (self._closing and not self._unanswered) or not await self._change():
+                    await call.write(self._batch())
+                elif self._unanswered and self._unanswered[-1].quiet:
+                    if self._closing or not await self._change(_SETTLED):
+                        await call.write(self._batch())
+                elif await self._over():
                     break
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             pass
@@ -115,21 +122,36 @@ class HomeLink:
                 await reader
         return self._replies > 0
 
-    async def _change(self) -> bool:
-        """Wait for something to do; False when idle for long."""
+    def _batch(self) -> pb.TokenBatch:
+        """What is to be sent next; an empty one only asks for an answer."""
+        pending, self._pending = self._pending, []
+        ends = not pending or any(one.finish_reason for one in pending)
+        quiet = not ends and (len(self._unanswered) + 1) % _ANSWERED != 0
+        batch = pb.TokenBatch(instance=self._instance, tokens=pending, quiet=quiet)
+        self._unanswered.append(batch)
+        return batch
+
+    async def _over(self) -> bool:
+        """Wait for something to do; True if there is nothing left."""
+        if self._closing and not self._unanswered:
+            return True
+        return not await self._change(_IDLE) and not self._unanswered
+
+    async def _change(self, within: float) -> bool:
+        """Wait for something to do; False when nothing came `within` so many seconds."""
         self._changed.clear()
         try:
-            async with asyncio.timeout(_IDLE):
+            async with asyncio.timeout(within):
                 await self._changed.wait()
         except TimeoutError:
-            return bool(self._unanswered)
+            return False
         return True
 
     async def _read(self, call: grpc.aio.StreamStreamCall[pb.TokenBatch, pb.PushReply]) -> None:
         try:
             async for reply in call:
                 self._replies += 1
-                if self._unanswered:
+                for _ in range(min(reply.batches or 1, len(self._unanswered))):
                     batch = self._unanswered.popleft()
                     self._live.difference_update(m.request_id for m in batch.tokens if m.finish_reason)
                 for fence in reply.fenced:

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from cluster import control_pb2 as pb
 from cluster.config import ControlConfig
 from cluster.events import Events
-from cluster.heartbeat import hung
+from cluster.heartbeat import Told, hung
 from cluster.member import Handle, Member, State
 from cluster.mover import Mover
 from cluster.status_message import status_from
@@ -164,8 +164,9 @@ class Pool:
     async def _watch(self, member: Member) -> None:
         """Until the instance dies, or is killed because it hangs."""
         death = asyncio.create_task(member.handle.lifetime())
-        hangs = asyncio.create_task(hung(member.handle, self._config))
-        polls = asyncio.create_task(self._polls(member))
+        beats = Told(member.handle)
+        hangs = asyncio.create_task(hung(beats, self._config))
+        polls = asyncio.create_task(self._polls(member, beats))
         tasks = (death, hangs, polls)
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -185,12 +186,14 @@ class Pool:
         if member.state is not State.DRAINING:
             self._events.add("died", member.name, getattr(outcome, "message", "") or "it ended by itself")
 
-    async def _polls(self, member: Member) -> None:
+    async def _polls(self, member: Member, beats: Told) -> None:
         """Ask for its status with each beat, until it dies; raises Fenced once another controller has it."""
         while True:
             await asyncio.sleep(self._config.beat)
             try:
                 await self._poll(member)
+                if member.instance.HasField("beat"):
+                    beats.tell(member.instance.beat)
             except InstanceDied:
                 return
             except Fenced as error:

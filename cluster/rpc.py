@@ -12,7 +12,9 @@ import re
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, NoReturn, TypeVar
+from functools import partial
+from types import TracebackType
+from typing import Any, NoReturn, Self, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -133,32 +135,48 @@ class _Guard(grpc.aio.ServerInterceptor):
         return self._refuse
 
 
-class _Show:
-    """Shows the secret with every call of a channel."""
+class _Showing(grpc.aio.Channel):
+    """Shows the secret with every call of a channel.
 
-    def __init__(self, token: str) -> None:
-        self._pair = ("authorization", f"Bearer {token}")
+    An interceptor would too, but passes each message of a stream through a queue and a task of its own.
+    """
 
-    async def _call(self, continuation: Callable[[Any, Any], Awaitable[T]], details: Any, request: Any) -> T:
-        metadata = grpc.aio.Metadata(*(details.metadata or ()), self._pair)
-        return await continuation(details._replace(metadata=metadata), request)
+    def __init__(self, channel: grpc.aio.Channel, token: str) -> None:
+        self._channel = channel
+        self._shown = (("authorization", f"Bearer {token}"),)
 
+    async def __aenter__(self) -> Self:
+        await self._channel.__aenter__()
+        return self
 
-class _UnaryUnary(_Show, grpc.aio.UnaryUnaryClientInterceptor):
-    async def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
-        return await self._call(continuation, client_call_details, request)
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        return await self._channel.__aexit__(kind, error, trace)
 
+    async def close(self, grace: float | None = None) -> None:
+        await self._channel.close(grace)
 
-class _UnaryStream(_Show, grpc.aio.UnaryStreamClientInterceptor):
-    async def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
-        return await self._call(continuation, client_call_details, request)
+    def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
+        return self._channel.get_state(try_to_connect)
 
+    async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
+        await self._channel.wait_for_state_change(last_observed_state)
 
-class _StreamStream(_Show, grpc.aio.StreamStreamClientInterceptor):
-    async def intercept_stream_stream(
-        self, continuation: Any, client_call_details: Any, request_iterator: Any
-    ) -> Any:
-        return await self._call(continuation, client_call_details, request_iterator)
+    async def channel_ready(self) -> None:
+        await self._channel.channel_ready()
+
+    def unary_unary(self, *args: Any, **options: Any) -> Any:
+        return partial(self._channel.unary_unary(*args, **options), metadata=self._shown)
+
+    def unary_stream(self, *args: Any, **options: Any) -> Any:
+        return partial(self._channel.unary_stream(*args, **options), metadata=self._shown)
+
+    def stream_unary(self, *args: Any, **options: Any) -> Any:
+        return partial(self._channel.stream_unary(*args, **options), metadata=self._shown)
+
+    def stream_stream(self, *args: Any, **options: Any) -> Any:
+        return partial(self._channel.stream_stream(*args, **options), metadata=self._shown)
 
 
 def server(token: str) -> grpc.aio.Server:
@@ -191,11 +209,10 @@ def reachable(address: str) -> str:
 def channel(address: str, token: str, tls: Tls | None = None) -> grpc.aio.Channel:
     """A channel to host:port that shows the secret with every call. Use it in one event loop only."""
     token = _known(token)
-    interceptors = [_UnaryUnary(token), _UnaryStream(token), _StreamStream(token)]
     if tls is None:
-        return grpc.aio.insecure_channel(address, options=_CHANNEL, interceptors=interceptors)
+        return _Showing(grpc.aio.insecure_channel(address, options=_CHANNEL), token)
     options = [*_CHANNEL, *tls.channel_options]
-    return grpc.aio.secure_channel(address, tls.channel_credentials(), options, interceptors=interceptors)
+    return _Showing(grpc.aio.secure_channel(address, tls.channel_credentials(), options), token)
 
 
 def _known(token: str | None) -> str:

@@ -2,7 +2,7 @@
 
     engine loop ─ push(emitted) ─▶ TokenPusher ─ text, stop strings ─▶ HomeLink ══ Home.Push ══▶ HomeService
          ▲                              │                                │  one TokenBatch per step   │
-         └── finish (stop string), cancel (fenced, home gone) ───────────┴── PushReply for each ◀─────┘
+         └── finish (stop string), cancel (fenced, home gone) ───────────┴── PushReply for some ◀─────┘
 
 A batch stays with its link until the reply has come and is sent again over a new connection, so a broken
 one loses nothing; the gateway drops repeats. A home that is away longer than the lease loses its requests.
@@ -195,7 +195,7 @@ class TokenPusher:
 
 
 class HomeService(control_pb2_grpc.HomeServicer):
-    """Home at the gateway: each batch of tokens is answered with the requests that its sender shall drop."""
+    """Home at the gateway: batches of tokens are answered with the requests that their sender shall drop."""
 
     def __init__(self, streams: TokenStreams, timelines: Timelines | None = None) -> None:
         self._streams = streams
@@ -206,8 +206,13 @@ class HomeService(control_pb2_grpc.HomeServicer):
         request_iterator: AsyncIterator[pb.TokenBatch],
         context: grpc.aio.ServicerContext[pb.TokenBatch, pb.PushReply],
     ) -> AsyncIterator[pb.PushReply]:
+        batches = 0
         async for batch in request_iterator:
-            yield self._streams.push(batch)
+            reply = self._streams.push(batch)
+            batches += 1
+            if reply.fenced or not batch.quiet:
+                reply.batches, batches = batches, 0
+                yield reply
 
     async def Claim(
         self, request: pb.ClaimRequest, context: grpc.aio.ServicerContext[pb.ClaimRequest, pb.ClaimReply]

@@ -154,16 +154,7 @@ class Worker:
 
     async def beat(self) -> bytes:
         """A pb Beat: what the engine is at. Answered by a thread of its own, whatever the others do."""
-        if self._instance is None:
-            return pb.Beat().SerializeToString()
-        present, asked = self._instance.present(), self._asked_at
-        if not present.limit and asked is not None:
-            # No step, and yet the engine answers nobody: it is stuck between two steps.
-            elapsed, control = time.monotonic() - asked, self._config.control
-            present = Present(present.step, 0, elapsed, control.step_floor * control.step_factor)
-        return pb.Beat(
-            step=present.step, tokens=present.tokens, elapsed=present.elapsed, limit=present.limit
-        ).SerializeToString()
+        return (pb.Beat() if self._instance is None else self._beat(self._instance)).SerializeToString()
 
     async def move(self, order: bytes) -> bytes:
         """Carry out a pb MoveOrder; gives a pb Migration that says what came of it."""
@@ -247,6 +238,16 @@ class Worker:
             raise Fenced(f"a controller of generation {self._generation} has instance {self.name}")
         self._generation = generation
 
+    def _beat(self, instance: Instance) -> pb.Beat:
+        present, asked = instance.present(), self._asked_at
+        if not present.limit and asked is not None:
+            # No step, and yet the engine answers nobody: it is stuck between two steps.
+            elapsed, control = time.monotonic() - asked, self._config.control
+            present = Present(present.step, 0, elapsed, control.step_floor * control.step_factor)
+        return pb.Beat(
+            step=present.step, tokens=present.tokens, elapsed=present.elapsed, limit=present.limit
+        )
+
     def _refuse(self) -> None:
         self._draining = True
         if self._instance is not None:
@@ -282,6 +283,7 @@ class Worker:
         status = status_message(await self._latest(self._instance))
         status.instance, status.role = self.name, self.role
         message.status.CopyFrom(status)
+        message.beat.CopyFrom(self._beat(self._instance))
         return message.SerializeToString()
 
     async def _latest(self, instance: Instance) -> InstanceStatus:

@@ -62,7 +62,7 @@ class Home:
                     self.batches.append(batch)
                     self.changed.set()
                     if not self.silent:
-                        yield pb.PushReply(fenced=self.fence)
+                        yield pb.PushReply(fenced=self.fence if batch.tokens else [])
 
         control_pb2_grpc.add_HomeServicer_to_server(Service(), self.server)
         self.address = rpc.listen(self.server, "127.0.0.1", port, setting="none")

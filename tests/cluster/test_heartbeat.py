@@ -10,7 +10,7 @@ import pytest
 
 from cluster import control_pb2 as pb
 from cluster.config import ControlConfig
-from cluster.heartbeat import hung
+from cluster.heartbeat import Told, hung
 from engine.errors import InstanceDied, Overloaded, TandemError
 from tests.cluster.doubles import until
 
@@ -81,6 +81,33 @@ def test_a_step_beyond_its_limit_is_hung() -> None:
 
 def test_an_idle_engine_is_well() -> None:
     assert asked(lambda number: pb.Beat(step=9)) is None
+
+
+def test_who_is_told_by_statuses_is_asked_only_when_they_stop() -> None:
+    async def test() -> None:
+        instance = Instance(lambda number: None)
+        beats = Told(instance)
+        beats.tell(pb.Beat(step=1))
+        watching = asyncio.create_task(hung(beats, ControlConfig(beat=0.03, silence_timeout=0.06)))
+        for step in range(30):
+            beats.tell(pb.Beat(step=step))
+            await asyncio.sleep(0.005)
+        assert instance.beats == 0
+        async with asyncio.timeout(10):
+            assert (await watching).startswith("no beat for 0.")
+        assert instance.beats == 1
+
+    asyncio.run(test())
+
+
+def test_a_status_tells_of_a_step_beyond_its_limit() -> None:
+    async def test() -> None:
+        beats = Told(Instance(lambda number: pb.Beat()))
+        beats.tell(pb.Beat(step=1, tokens=1, elapsed=3.1, limit=3.0))
+        async with asyncio.timeout(10):
+            assert (await hung(beats, CONFIG)).startswith("step 1 of 1 tokens")
+
+    asyncio.run(test())
 
 
 def test_of_one_that_died_others_tell() -> None:

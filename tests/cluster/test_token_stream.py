@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster import control_pb2 as pb
 from cluster import control_pb2_grpc, rpc
-from cluster.home_link import FOREVER
+from cluster.home_link import FOREVER, HomeLink
 from cluster.stream_text import ChoiceText
 from cluster.token_stream import HomeService, TokenPusher
 from cluster.token_streams import TokenStreams
@@ -201,6 +204,71 @@ def test_an_answered_batch_is_not_sent_again() -> None:
     run(test)
 
 
+class Answers(HomeService):
+    """The real service, on streams that fence what they are told to; records what it answers."""
+
+    def __init__(self) -> None:
+        super().__init__(TokenStreams())
+        self.tokens = 0
+        self.fence: list[pb.Fence] = []
+        self.given: list[pb.PushReply] = []
+        self.dropped: list[str] = []
+        self._streams.push = self._push  # type: ignore[method-assign]
+
+    def _push(self, batch: pb.TokenBatch) -> pb.PushReply:
+        self.tokens += len(batch.tokens)
+        return pb.PushReply(fenced=self.fence)
+
+    async def Push(self, request_iterator: Any, context: Any) -> AsyncIterator[pb.PushReply]:
+        async for reply in super().Push(request_iterator, context):
+            self.given.append(reply)
+            yield reply
+
+
+async def send_one_by_one(service: Answers, count: int, *, end: bool) -> HomeLink:
+    """So many tokens in a batch each; gives the link, which then has no batch without its answer."""
+    server = rpc.server(TOKEN)
+    control_pb2_grpc.add_HomeServicer_to_server(service, server)
+    address = rpc.listen(server, "127.0.0.1", 0, setting="none")
+    await server.start()
+    pusher = TokenPusher("here", lambda _: ByteDetokenizer(), lambda to: rpc.channel(to, TOKEN))
+    core, of = Core(), sequence("x" * count)
+    core.living["r"] = [of]
+    pusher.start(core.call)
+    for index in range(count):
+        last = FinishReason.LENGTH if end and index == count - 1 else None
+        pusher.push([emitted(of, index, address, finish=last)])
+        await until(lambda sent=index + 1: service.tokens == sent)
+    link = pusher._links[address]
+    await until(lambda: not link._unanswered)
+    await pusher.close()
+    await server.stop(0)
+    service.dropped = core.cancelled
+    return link
+
+
+@pytest.mark.parametrize("end", [True, False])
+def test_one_answer_stands_for_many_batches(end: bool) -> None:
+    """Without an end, an empty batch asks for the last answer when nothing more comes."""
+
+    async def test() -> None:
+        service = Answers()
+        await send_one_by_one(service, 20, end=end)
+        assert [reply.batches for reply in service.given] == [8, 8, 4 if end else 5]
+
+    run(test)
+
+
+def test_a_fence_does_not_wait_for_a_batch_that_asks() -> None:
+    async def test() -> None:
+        service = Answers()
+        service.fence = [pb.Fence(request_id="r", epoch=epoch_to_wire(FOREVER))]
+        await send_one_by_one(service, 1, end=False)
+        assert (service.given[0].batches, service.dropped) == (1, ["r"])
+
+    run(test)
+
+
 @pytest.mark.parametrize(
     ("living", "owner", "dropped"),
     [((0, 0), (0, 1), True), ((0, 1), (0, 1), False), ((1, 0), (0, 1), False), ((0, 0), FOREVER, True)],
@@ -247,7 +315,7 @@ def test_unanswered_batches_are_bounded() -> None:
             of = sequence("x" * 500)
             for index in range(64):
                 pusher.push([emitted(of, index, home.address)])
-                await home.until(lambda sent=index + 1: len(home.batches) == sent)
+                await home.until(lambda sent=index + 1: len(home.tokens) == sent)
             link = pusher._links[home.address]
             for index in range(64, 69):
                 pusher.push([emitted(of, index, home.address)])
