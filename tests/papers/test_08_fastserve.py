@@ -116,6 +116,13 @@ def test_to_swap_is_better_than_to_compute_again_and_takes_a_twentieth_of_the_ti
     assert fastserve.swap_share(ahead) <= 0.05
 
 
+def test_to_swap_ahead_is_almost_as_good_as_to_swap_for_nothing() -> None:
+    """Where swapping is not ahead there is something left to gain."""
+    arms = ("free", "ahead", "on demand")
+    bound, ahead, late = (fastserve.seen([tight(arm)])["completion"] for arm in arms)
+    assert ahead <= 1.05 * bound < late
+
+
 def test_without_the_guard_swapping_takes_more_than_that(monkeypatch: pytest.MonkeyPatch) -> None:
     """By turns within a level everybody is swapped all the time; the guard bounds even that."""
     mutate(monkeypatch, MultiLevelQueue, "_place", "-self._next() if front else ", "")
