@@ -27,7 +27,7 @@ from k8s.bounds import set_bounds
 from k8s.kube_api import KubeApi, connect
 from k8s.lease import Lease
 from k8s.objects.names import CLUSTER_LABEL, GROUP_LABEL
-from k8s.pool_rules import Mirror, Wish, decide, is_refused, status_of
+from k8s.pool_rules import Bounds, Mirror, Wish, decide, is_refused, status_of
 from k8s.yaml_text import Object
 
 logger = logging.getLogger("tandem.operator")
@@ -41,7 +41,9 @@ class Control(Protocol):
 
     def status(self) -> pb.ClusterStatus: ...
 
-    def scale(self, pool: str, replicas: int) -> pb.ScaleReply: ...
+    def scale(
+        self, pool: str, replicas: int | None = None, *, least: int | None = None, most: int | None = None
+    ) -> pb.ScaleReply: ...
 
 
 class Reconciler:
@@ -79,12 +81,15 @@ class Reconciler:
 
     def reconcile(self, pool: Object) -> None:
         """Raises Conflict when somebody else wrote in between, and Unreachable."""
+        found = self._pool(pool["spec"]["role"])
+        pool = self._take_bounds(pool, found)
         spec, status = pool["spec"], pool.get("status", {})
-        least, most = spec.get("minReplicas", 1), spec.get("maxReplicas", 64)
-        live = set_bounds(self._api, self._namespace, spec["clusterRef"], spec["role"], least, most)
-        found = self._pool(spec["role"])
         decision = decide(spec, status, found.target)
         agreed, refused = status.get("autoscaledReplicas"), ""
+        if not isinstance(decision, Wish) and Bounds.wanted(spec) != Bounds.present(found):
+            refused = self._ask(pool, None)
+            found = self._pool(spec["role"])
+            decision = decide(spec, status, found.target)
         if decision is None:
             agreed = found.target
         elif isinstance(decision, Mirror):
@@ -94,6 +99,10 @@ class Reconciler:
             refused = decision.refused or self._grant(pool, decision)
             agreed = agreed if refused else decision.replicas
             found = self._pool(spec["role"])
+        bounds = Bounds.present(found)
+        live = set_bounds(
+            self._api, self._namespace, spec["clusterRef"], spec["role"], bounds.least, bounds.most
+        )
         self._report(pool, found, live, agreed, refused)
 
     def _pool(self, role: str) -> pb.Pool:
@@ -104,26 +113,46 @@ class Reconciler:
 
     def _grant(self, pool: Object, wish: Wish) -> str:
         """Have the controller do it; gives the reason if it refuses."""
-        name, role = pool["metadata"]["name"], pool["spec"]["role"]
+        name = pool["metadata"]["name"]
         if wish.takes_over:
             # First, so that a round that ends here is resumed by the next one.
             change = {"op": "add", "path": "/spec/autoscale", "value": False}
             self._write(paths.pool(self._namespace, name), pool["metadata"]["resourceVersion"], [change])
             self._event(pool, "Normal", "AutoscalingOff", f"{wish.replicas} replicas were asked for by hand")
+        return self._ask(pool, wish.replicas)
+
+    def _ask(self, pool: Object, replicas: int | None) -> str:
+        """Have the controller take the Pool's bounds, and a size with them; gives its reason if it refuses."""
+        bounds = Bounds.wanted(pool["spec"])
         try:
-            reply = self._control.scale(role, wish.replicas)
+            reply = self._control.scale(pool["spec"]["role"], replicas, least=bounds.least, most=bounds.most)
         except RefusedError as error:
             return error.message
-        self._event(pool, "Normal", "Scaled", f"from {reply.previous} to {reply.target}")
+        if replicas is not None:
+            self._event(pool, "Normal", "Scaled", f"from {reply.previous} to {reply.target}")
         return ""
+
+    def _take_bounds(self, pool: Object, found: pb.Pool) -> Object:
+        """Bounds that only the controller has changed, `tandem scale --min --max`, become the Pool's."""
+        wanted, present = Bounds.wanted(pool["spec"]), Bounds.present(found)
+        if wanted == present or Bounds.agreed(pool.get("status", {})) != wanted:
+            return pool
+        changes = [
+            {"op": "add", "path": "/spec/minReplicas", "value": present.least},
+            {"op": "add", "path": "/spec/maxReplicas", "value": present.most},
+        ]
+        path = paths.pool(self._namespace, pool["metadata"]["name"])
+        written = self._write(path, pool["metadata"]["resourceVersion"], changes)
+        self._event(pool, "Normal", "Bounded", f"from {present.least} to {present.most} instances, as told")
+        return written
 
     def _mirror(self, pool: Object, replicas: int) -> None:
         path = f"{paths.pool(self._namespace, pool['metadata']['name'])}/scale"
         change = {"op": "add", "path": "/spec/replicas", "value": replicas}
         self._write(path, pool["metadata"]["resourceVersion"], [change])
 
-    def _write(self, path: str, version: str, changes: list[Object]) -> None:
-        self._api.patch(
+    def _write(self, path: str, version: str, changes: list[Object]) -> Object:
+        return self._api.patch(
             path, [{"op": "test", "path": "/metadata/resourceVersion", "value": version}, *changes]
         )
 

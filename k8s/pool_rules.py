@@ -3,6 +3,8 @@
 agreed     the size on which both agreed last (.status.autoscaledReplicas)
 ── .spec.replicas differs from it: somebody's explicit wish, which goes to the controller
 ── only the controller differs: its own decision, or the command line's, which goes into .spec.replicas
+
+Bounds go the same two ways; .status.minReplicas and .status.maxReplicas say on which both agreed last.
 """
 
 from __future__ import annotations
@@ -30,6 +32,30 @@ class Mirror:
     replicas: int
 
 
+@dataclass(frozen=True)
+class Bounds:
+    """The fewest and the most instances that a pool may have."""
+
+    least: int
+    most: int
+
+    @classmethod
+    def wanted(cls, spec: Object) -> Bounds:
+        return cls(int(spec.get("minReplicas", 1)), int(spec.get("maxReplicas", 64)))
+
+    @classmethod
+    def present(cls, pool: pb.Pool) -> Bounds:
+        """Those that the controller keeps."""
+        return cls(pool.least, pool.most)
+
+    @classmethod
+    def agreed(cls, status: Object) -> Bounds | None:
+        """None before both agreed for the first time."""
+        if "minReplicas" not in status or "maxReplicas" not in status:
+            return None
+        return cls(int(status["minReplicas"]), int(status["maxReplicas"]))
+
+
 def decide(spec: Object, status: Object, target: int) -> Wish | Mirror | None:
     """What to do; None when both agree."""
     wanted = int(spec.get("replicas", 1))
@@ -43,9 +69,9 @@ def decide(spec: Object, status: Object, target: int) -> Wish | Mirror | None:
 
 
 def _refusal(spec: Object, wanted: int) -> str:
-    least, most = int(spec.get("minReplicas", 1)), int(spec.get("maxReplicas", 64))
-    if wanted < least or wanted > most:
-        return f"{wanted} replicas are not within minReplicas {least} and maxReplicas {most}"
+    bounds = Bounds.wanted(spec)
+    if not bounds.least <= wanted <= bounds.most:
+        return f"{wanted} replicas are not within minReplicas {bounds.least} and maxReplicas {bounds.most}"
     return ""
 
 
@@ -62,6 +88,11 @@ def status_of(
     }
     if agreed is not None:
         status["autoscaledReplicas"] = agreed
+    bounds = Bounds.agreed(present)
+    if Bounds.wanted(pool["spec"]) == Bounds.present(found):
+        bounds = Bounds.present(found)
+    if bounds is not None:
+        status["minReplicas"], status["maxReplicas"] = bounds.least, bounds.most
     ready = found.ready == found.target and found.ready > 0
     conditions = (
         (

@@ -190,6 +190,8 @@ def _status() -> Object:
             "readyReplicas": whole,
             "selector": text,
             "autoscaledReplicas": whole,
+            "minReplicas": whole,
+            "maxReplicas": whole,
             "observedGeneration": whole,
             "conditions": {"type": "array", "items": condition},
         },

@@ -71,7 +71,8 @@ def test_a_request_that_has_ended_tells_where_its_time_went(cluster: Cluster) ->
     cluster.until(lambda _: not any(one.running for one in cluster.control.timelines("told-afterwards")))
     (told,) = cluster.control.timelines("told-afterwards")
     assert (told.outcome, told.output_tokens) == ("length", answer.json()["usage"]["completion_tokens"])
-    assert {"place", "prefill", "handoff", "decode"} <= {phase.name for phase in told.phases}
+    # Whether another instance decodes is for the scheduler to say.
+    assert {"place", "prefill", "decode"} <= {phase.name for phase in told.phases}
 
 
 def test_the_openai_sdk_streams_from_two_pools(cluster: Cluster) -> None:

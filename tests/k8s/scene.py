@@ -10,9 +10,11 @@ import pytest
 
 from cluster import control_pb2 as pb
 from cluster.config import Config
+from cluster.scaling import Scaling
 from engine.errors import RefusedError
 from k8s import paths
 from k8s.kube_api import KubeApi
+from k8s.objects.names import POOLS
 from k8s.objects.rayservice import ray_service
 from k8s.operator import Reconciler
 from k8s.serve_settings import in_cluster
@@ -27,6 +29,7 @@ class FakeControl:
     """A controller whose instances are ready at once, unless told otherwise."""
 
     targets: dict[str, int] = field(default_factory=lambda: {"prefill": 1, "decode": 2})
+    bounds: dict[str, tuple[int, int]] = field(default_factory=lambda: dict.fromkeys(POOLS, (1, 64)))
     starting: int = 0
     draining: int = 0
     refusal: str = ""
@@ -41,18 +44,29 @@ class FakeControl:
                 ready=target - self.starting,
                 starting=self.starting,
                 draining=self.draining,
+                least=self.bounds[name][0],
+                most=self.bounds[name][1],
             )
             for name, target in self.targets.items()
         ]
         return pb.ClusterStatus(pools=pools)
 
-    def scale(self, pool: str, replicas: int) -> pb.ScaleReply:
-        self.calls.append((pool, replicas))
+    def scale(
+        self, pool: str, replicas: int | None = None, *, least: int | None = None, most: int | None = None
+    ) -> pb.ScaleReply:
+        """As the real one: a size must be within the bounds that come with it."""
+        if replicas is not None:
+            self.calls.append((pool, replicas))
         if self.refusal:
             raise RefusedError(self.refusal)
-        previous, self.targets[pool] = self.targets[pool], replicas
+        previous = self.targets[pool]
+        target = previous if replicas is None else replicas
+        before = self.bounds[pool]
+        bounds = before[0] if least is None else least, before[1] if most is None else most
+        Scaling(True, *bounds).check(pool, target, explicit=replicas is not None)
+        self.bounds[pool], self.targets[pool] = bounds, target
         self.scaled.set()
-        return pb.ScaleReply(previous=previous, target=replicas)
+        return pb.ScaleReply(previous=previous, target=target)
 
 
 class Scene:

@@ -171,6 +171,48 @@ def test_bounds_reach_the_rayservice_and_the_live_cluster(scene: Scene) -> None:
     assert scene.bounds() == [(2, 9), (2, 9)]
 
 
+def test_bounds_of_the_pool_reach_the_controller_and_stay(scene: Scene) -> None:
+    scene.pool(minReplicas=2, maxReplicas=9)
+    scene.rounds()
+    assert scene.control.bounds["decode"] == (2, 9)
+    scene.api.merge(scene.path, {"spec": {"maxReplicas": 5}})
+    scene.rounds(2)
+    assert scene.control.bounds["decode"] == (2, 5)
+    assert scene.read()["spec"]["maxReplicas"] == 5
+
+
+def test_bounds_from_the_command_line_reach_kubernetes(scene: Scene) -> None:
+    """`tandem scale decode --min 3 --max 12` tells the controller only."""
+    scene.ray()
+    scene.pool(minReplicas=2, maxReplicas=9)
+    scene.rounds()
+    scene.control.bounds["decode"] = (3, 12)
+    scene.rounds(2)
+    spec = scene.read()["spec"]
+    assert (spec["minReplicas"], spec["maxReplicas"]) == (3, 12)
+    assert scene.bounds() == [(3, 12), (3, 12)]
+    assert scene.events().count("Bounded") == 1
+
+
+def test_a_size_comes_with_the_bounds_that_allow_it(scene: Scene) -> None:
+    """One edit of both: neither alone would be taken."""
+    scene.pool(minReplicas=1, maxReplicas=3)
+    scene.rounds()
+    scene.api.merge(scene.path, {"spec": {"minReplicas": 6, "maxReplicas": 8, "replicas": 7}})
+    scene.rounds()
+    assert (scene.control.targets["decode"], scene.control.bounds["decode"]) == (7, (6, 8))
+
+
+def test_bounds_that_the_controller_refuses_are_a_condition(scene: Scene) -> None:
+    scene.ray()
+    scene.pool(minReplicas=2, maxReplicas=9)
+    scene.rounds()
+    scene.api.merge(scene.path, {"spec": {"minReplicas": 12}})
+    scene.rounds(2)
+    assert "12 instances at least and 9 at most" in scene.condition("Refused")["message"]
+    assert scene.bounds() == [(2, 9), (2, 9)]
+
+
 def test_bounds_that_agree_are_not_written_again(scene: Scene) -> None:
     scene.ray()
     scene.pool(minReplicas=2, maxReplicas=9)
