@@ -122,7 +122,7 @@ class Reconciler:
         return self._ask(pool, wish.replicas)
 
     def _ask(self, pool: Object, replicas: int | None) -> str:
-        """Have the controller take the Pool's bounds, and a size with them; gives its reason if it refuses."""
+        """Have the controller take the Pool's bounds, and a size with them; gives why it refuses."""
         bounds = Bounds.wanted(pool["spec"])
         try:
             reply = self._control.scale(pool["spec"]["role"], replicas, least=bounds.least, most=bounds.most)
