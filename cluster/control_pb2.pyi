@@ -104,6 +104,7 @@ class Instance(_message.Message):
     OUTDATED_FIELD_NUMBER: _builtins.int
     TRANSFERS_FIELD_NUMBER: _builtins.int
     BEAT_FIELD_NUMBER: _builtins.int
+    LEASE_EXPIRATIONS_FIELD_NUMBER: _builtins.int
     FREENESS_FIELD_NUMBER: _builtins.int
     VIRTUAL_USAGE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
@@ -123,6 +124,8 @@ class Instance(_message.Message):
     """the digest of the settings that it was started with"""
     outdated: _builtins.str
     """why it is about to be replaced; '' for one that stays"""
+    lease_expirations: _builtins.int
+    """movements that came in and of which nothing was heard for a whole lease"""
     freeness: _builtins.float
     """blocks left per request, as placing sees it"""
     virtual_usage: _builtins.float
@@ -160,12 +163,13 @@ class Instance(_message.Message):
         outdated: _builtins.str = ...,
         transfers: _abc.Iterable[Global___Transfers] | None = ...,
         beat: Global___Beat | None = ...,
+        lease_expirations: _builtins.int = ...,
         freeness: _builtins.float = ...,
         virtual_usage: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "beat", b"beat", "model", b"model", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "beat", b"beat", "cordoned", b"cordoned", "device", b"device", "freeness", b"freeness", "model", b"model", "name", b"name", "node", b"node", "outdated", b"outdated", "pid", b"pid", "role", b"role", "settings", b"settings", "started", b"started", "state", b"state", "status", b"status", "transfers", b"transfers", "version", b"version", "virtual_usage", b"virtual_usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "beat", b"beat", "cordoned", b"cordoned", "device", b"device", "freeness", b"freeness", "lease_expirations", b"lease_expirations", "model", b"model", "name", b"name", "node", b"node", "outdated", b"outdated", "pid", b"pid", "role", b"role", "settings", b"settings", "started", b"started", "state", b"state", "status", b"status", "transfers", b"transfers", "version", b"version", "virtual_usage", b"virtual_usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

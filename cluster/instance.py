@@ -115,6 +115,7 @@ class EngineInstance:
                 digest=assets.digest,
             ),
             transfers=transfer_messages(self._sender.transfers),
+            lease_expirations=self._receiver.lease_expirations,
         )
 
     @property

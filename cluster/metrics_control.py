@@ -99,6 +99,11 @@ def _transfers(instances: list[pb.Instance]) -> Iterator[Metric]:
         "Movements that failed; the request went on at its source.",
         labels=["instance", "reason"],
     )
+    expired = CounterMetricFamily(
+        "tandem_lease_expirations",
+        "Movements that came in and of which nothing was heard for a whole lease.",
+        labels=["instance"],
+    )
     times: dict[str, list[int]] = {}
     sums: dict[str, float] = {}
     for each in instances:
@@ -111,6 +116,7 @@ def _transfers(instances: list[pb.Instance]) -> Iterator[Metric]:
             failed.update({failure.reason: failure.count for failure in one.failures})
         for reason, count in failed.items():
             failures.add_metric([each.name, reason], count)
+        expired.add_metric([each.name], each.lease_expirations)
     for transport, counts in times.items():
         seconds.add_metric([transport], buckets(TRANSFERS, counts), sums[transport])
-    yield from (nbytes, seconds, failures)
+    yield from (nbytes, seconds, failures, expired)

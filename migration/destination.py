@@ -32,6 +32,8 @@ from migration.successor import replace
 
 DestinationStep = tuple["Destination", tuple[DestinationAction, ...]]
 
+LEASE_ENDED = "the lease ended"
+
 
 class DestinationState(Enum):
     ASKING = "asking"
@@ -74,6 +76,11 @@ class Destination:
     @property
     def ended(self) -> bool:
         return self.state in (DestinationState.ADOPTED, DestinationState.CLOSED)
+
+    @property
+    def expired(self) -> bool:
+        """Whether it ended because nothing was heard of its source for a whole lease."""
+        return self.state is DestinationState.CLOSED and self.reason == LEASE_ENDED
 
     @property
     def wake(self) -> float:
@@ -148,7 +155,7 @@ class Destination:
             case Cancelled():
                 return self._close("cancelled", Abort("cancelled"))
             case Tick() if now >= self.deadline:
-                return self._close("the lease ended", Abort("the lease ended"))
+                return self._close(LEASE_ENDED, Abort(LEASE_ENDED))
             case Abort(reason) | Lost(reason):
                 return self._close(reason)
         return self, ()

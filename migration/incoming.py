@@ -131,8 +131,9 @@ class Incoming:
         self._settle(arrival)
 
     def _settle(self, arrival: Arrival) -> None:
-        if arrival.destination.ended and self._arrivals.pop(arrival.session, None) is not None:
-            self._lobby.leave(arrival.session, arrival.request.id)
+        end = arrival.destination
+        if end.ended and self._arrivals.pop(arrival.session, None) is not None:
+            self._lobby.leave(arrival.session, arrival.request.id, expired=end.expired)
 
     def _reserve(self, envelope: Envelope, message: Reserve) -> None:
         session, epoch = envelope.session, envelope.epoch

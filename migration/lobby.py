@@ -20,9 +20,10 @@ REMEMBERED = 4096
 
 
 class Lobby:
-    """Thread-safe. At most `most` movements at once."""
+    """Thread-safe. At most `most` movements at once; `expired` counts those whose lease ended."""
 
     def __init__(self, most: int) -> None:
+        self.expired = 0
         self._most = most
         self._open = True
         self._lock = threading.Lock()
@@ -62,8 +63,9 @@ class Lobby:
         with self._lock:
             self._open = True
 
-    def leave(self, session: str, request_id: str) -> None:
+    def leave(self, session: str, request_id: str, *, expired: bool = False) -> None:
         with self._lock:
+            self.expired += expired
             _remember(self._over, session, None)
             here = self._here.get(request_id)
             if here is not None and here[0] == session:

@@ -77,6 +77,11 @@ class Receiver:
         self._ear, self._bell = socket.socketpair()
         self._thread = threading.Thread(target=self._accept, name=f"{identity.instance}-accept", daemon=True)
 
+    @property
+    def lease_expirations(self) -> int:
+        """Movements of which nothing was heard for a whole lease."""
+        return self._lobby.expired
+
     def start(self) -> None:
         self._thread.start()
 

@@ -102,6 +102,13 @@ def alerts() -> list[Object]:
             "Handoffs from {{ $labels.instance }} fail and are decoded where they were prefilled.",
         ),
         _alert(
+            "TandemLeasesExpire",
+            "max by (instance) (increase(tandem_lease_expirations_total[15m])) > 0",
+            "1m",
+            "warning",
+            "Movements to {{ $labels.instance }} fall silent: look at its links and at who sends to it.",
+        ),
+        _alert(
             "TandemKVNearlyFull",
             "max by (engine) (vllm:kv_cache_usage_perc) > 0.95",
             "5m",

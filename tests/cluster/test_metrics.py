@@ -67,6 +67,7 @@ OURS = [
     "tandem_virtual_usage",
     "tandem_freeness",
     "tandem_kv_transfer_failures_total",
+    "tandem_lease_expirations_total",
     "tandem_fairness_service_tokens",
     "tandem_rejections_total",
     "tandem_resumes_total",

@@ -116,6 +116,11 @@ FIRING = {
         {"instance": "prefill-0"},
         "Handoffs from prefill-0 fail and are decoded where they were prefilled.",
     ),
+    "TandemLeasesExpire": Story(
+        {'tandem_lease_expirations_total{instance="decode-1"}': "0x30 1x29"},
+        {"instance": "decode-1"},
+        "Movements to decode-1 fall silent: look at its links and at who sends to it.",
+    ),
     "TandemKVNearlyFull": Story(
         {'vllm:kv_cache_usage_perc{engine="decode-0"}': "0.99x60"},
         {"engine": "decode-0"},

@@ -288,6 +288,7 @@ def test_a_source_that_falls_silent_loses_its_reservation_with_the_lease() -> No
         assert wait_until(lambda: not both.d.idle())
         proxy.stall(FORTH, BACK)
         both.d.rest()
+        assert wait_until(lambda: both.receiver.lease_expirations == 1)
         both.p.runner.permit(100)
         served(both, one)
         assert both.home.pushers(one) == {"p"}
@@ -306,6 +307,7 @@ def test_a_cancel_in_a_copy_frees_both_ends(forced: str) -> None:
         assert cancelled.result(BOUND)
         both.rest()
         assert not both.home.finished
+        assert both.receiver.lease_expirations == 0
 
 
 def test_a_cancel_at_the_destination_ends_the_movement_there() -> None:
