@@ -26,8 +26,8 @@ OWN_CLUSTERS = ("test_security_locked", "test_serve_deploy", "test_up", "test_ve
 SHARED_CLUSTER = ("test_browser", "test_conformance")
 """Those of tests of the cluster that all of a run share, besides test_*_ray.py."""
 
-LAST = 2
-"""The turn of tests that start no cluster."""
+LONG, LAST = 2, 3
+"""The turns of tests that start no cluster: long files before the rest, so that none is left alone."""
 
 settings.register_profile(
     "default",
@@ -74,13 +74,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class ByFile(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
-            return "clusters" if _turn(nodeid) < LAST else nodeid.partition("::")[0]
+            return "clusters" if _turn(nodeid) < LONG else nodeid.partition("::")[0]
 
     return ByFile(config, log)
 
 
 def _turn(nodeid: str) -> int:
     file = Path(nodeid.partition("::")[0])
+    if file.parent.name in ("papers", "simulator"):
+        return LONG
     if file.parent.name != "cluster":
         return LAST
     if file.stem in OWN_CLUSTERS:
