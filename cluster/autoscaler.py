@@ -62,6 +62,7 @@ class PoolScaler:
         self._settings = {PREFILL: config.pools.prefill, DECODE: config.pools.decode}
         self._configured = {name: Scaling.of(pool) for name, pool in self._settings.items()}
         self.scaling = dict(self._configured)
+        self._bounded: set[str] = set()
         self._pools = pools
         self._scheduler = scheduler
         self._events = events
@@ -129,6 +130,7 @@ class PoolScaler:
             who = "the controller sizes it again" if wanted.automatic else "an explicit size was asked for"
             self._events.add("autoscale", name, f"{'on' if wanted.automatic else 'off'}: {who}")
         if (wanted.least, wanted.most) != (before.least, before.most):
+            self._bounded.add(name)
             self._events.add("bounds", name, f"{wanted.least} to {wanted.most} instances, by request")
         if target != reply.previous:
             self._resized(name, reply.previous, target, "by request")
@@ -153,6 +155,9 @@ class PoolScaler:
         """Say who sizes the pool, and what is thought of its size."""
         scaling = self.scaling[message.name]
         message.autoscale, message.least, message.most = scaling.automatic, scaling.least, scaling.most
+        configured = self._configured[message.name]
+        apart = (scaling.least, scaling.most) != (configured.least, configured.most)
+        message.bounded = apart or message.name in self._bounded
         message.wish = max(0, self._autoscaler.wishes.get(message.name, message.target))
         message.opinion = self._autoscaler.explanations.get(message.name, "")
 

@@ -48,6 +48,7 @@ class Pool(_message.Message):
     LEAST_FIELD_NUMBER: _builtins.int
     MOST_FIELD_NUMBER: _builtins.int
     OPINION_FIELD_NUMBER: _builtins.int
+    BOUNDED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """prefill | decode"""
     target: _builtins.int
@@ -62,6 +63,8 @@ class Pool(_message.Message):
     most: _builtins.int
     opinion: _builtins.str
     """why"""
+    bounded: _builtins.bool
+    """its bounds were asked for, and are not only those of the settings"""
     def __init__(
         self,
         *,
@@ -75,10 +78,11 @@ class Pool(_message.Message):
         least: _builtins.int = ...,
         most: _builtins.int = ...,
         opinion: _builtins.str = ...,
+        bounded: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["autoscale", b"autoscale", "draining", b"draining", "least", b"least", "most", b"most", "name", b"name", "opinion", b"opinion", "ready", b"ready", "starting", b"starting", "target", b"target", "wish", b"wish"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["autoscale", b"autoscale", "bounded", b"bounded", "draining", b"draining", "least", b"least", "most", b"most", "name", b"name", "opinion", b"opinion", "ready", b"ready", "starting", b"starting", "target", b"target", "wish", b"wish"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -24,22 +24,32 @@ class Beating(Protocol):
 
 
 class Told:
-    """An instance's beats: the one that its last status brought, or one that it is asked for."""
+    """An instance's beats: the one that its last status brought, or one that it is asked for.
+
+    `age` is how old the last one was when it was given, in seconds.
+    """
 
     def __init__(self, instance: Beating) -> None:
         self._instance = instance
-        self._beat: bytes | None = None
+        self._beat: pb.Beat | None = None
+        self._at = 0.0
+        self.age = 0.0
 
     def tell(self, beat: pb.Beat) -> None:
         """A status has brought this."""
-        self._beat = beat.SerializeToString()
+        self._beat, self._at = beat, time.monotonic()
 
-    async def beat(self) -> bytes:
+    async def beat(self) -> pb.Beat:
         beat, self._beat = self._beat, None
-        return await self._instance.beat() if beat is None else beat
+        if beat is not None:
+            self.age = time.monotonic() - self._at
+            return beat
+        beat = pb.Beat.FromString(await self._instance.beat())
+        self.age = 0.0
+        return beat
 
 
-async def hung(instance: Beating, config: ControlConfig) -> str:
+async def hung(instance: Told, config: ControlConfig) -> str:
     """Returns when the instance must be taken for dead, with the reason; not for one that has died.
 
     Only time in which this process itself ran is counted: a controller that was stopped for a minute finds
@@ -53,7 +63,7 @@ async def hung(instance: Beating, config: ControlConfig) -> str:
                 silent += await _passed(asked, config.beat)
             if not asked.done():
                 return f"no beat for {silent:.1f} s"
-            answer = asked.result()
+            beat = asked.result()
         except InstanceDied:
             await asyncio.Event().wait()
             raise
@@ -64,14 +74,13 @@ async def hung(instance: Beating, config: ControlConfig) -> str:
             continue
         finally:
             asked.cancel()
-        silent = 0.0
-        beat = pb.Beat.FromString(answer)
+        silent = min(instance.age, config.beat)
         if beat.limit and beat.elapsed > beat.limit:
             return _stuck(beat)
         await asyncio.sleep(config.beat)
 
 
-async def _passed(asked: asyncio.Future[bytes], span: float) -> float:
+async def _passed(asked: asyncio.Future[pb.Beat], span: float) -> float:
     """Wait for a span of time at most; gives the seconds that count."""
     before = time.monotonic()
     await asyncio.wait([asked], timeout=span)

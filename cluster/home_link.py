@@ -29,7 +29,6 @@ FOREVER = Epoch(2**32 - 1, 0)
 
 _WINDOW = 64
 _ANSWERED = 8
-_SETTLED = 1.0
 _MOST_PENDING = 65_536
 _IDLE = 30.0
 
@@ -48,6 +47,8 @@ class HomeLink:
         self._connect = connect
         self._fenced = fenced
         self._lease = lease
+        # So that each of a window's batches is answered well within the lease.
+        self._settled = min(1.0, lease / 16)
         self._pending: list[pb.Tokens] = []
         self._unanswered: deque[pb.TokenBatch] = deque()
         self._live: set[str] = set()
@@ -110,7 +111,7 @@ class HomeLink:
                 if self._pending and len(self._unanswered) < _WINDOW:
                     await call.write(self._batch())
                 elif self._unanswered and self._unanswered[-1].quiet:
-                    if self._closing or not await self._change(_SETTLED):
+                    if self._closing or not await self._change(self._settled):
                         await call.write(self._batch())
                 elif await self._over():
                     break

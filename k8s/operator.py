@@ -27,7 +27,7 @@ from k8s.bounds import set_bounds
 from k8s.kube_api import KubeApi, connect
 from k8s.lease import Lease
 from k8s.objects.names import CLUSTER_LABEL, GROUP_LABEL
-from k8s.pool_rules import Bounds, Mirror, Wish, decide, is_refused, status_of
+from k8s.pool_rules import Bounds, Mirror, Wish, decide, is_refused, status_of, takes_bounds
 from k8s.yaml_text import Object
 
 logger = logging.getLogger("tandem.operator")
@@ -86,7 +86,8 @@ class Reconciler:
         spec, status = pool["spec"], pool.get("status", {})
         decision = decide(spec, status, found.target)
         agreed, refused = status.get("autoscaledReplicas"), ""
-        if not isinstance(decision, Wish) and Bounds.wanted(spec) != Bounds.present(found):
+        granted = isinstance(decision, Wish) and not decision.refused
+        if not granted and Bounds.wanted(spec) != Bounds.present(found):
             refused = self._ask(pool, None)
             found = self._pool(spec["role"])
             decision = decide(spec, status, found.target)
@@ -128,22 +129,29 @@ class Reconciler:
             reply = self._control.scale(pool["spec"]["role"], replicas, least=bounds.least, most=bounds.most)
         except RefusedError as error:
             return error.message
-        if replicas is not None:
+        if replicas is None:
+            self._event(pool, "Normal", "Bounded", f"from {bounds.least} to {bounds.most} instances")
+        else:
             self._event(pool, "Normal", "Scaled", f"from {reply.previous} to {reply.target}")
         return ""
 
     def _take_bounds(self, pool: Object, found: pb.Pool) -> Object:
         """Bounds that only the controller has changed, `tandem scale --min --max`, become the Pool's."""
-        wanted, present = Bounds.wanted(pool["spec"]), Bounds.present(found)
-        if wanted == present or Bounds.agreed(pool.get("status", {})) != wanted:
+        if not takes_bounds(pool["spec"], pool.get("status", {}), found):
             return pool
+        present = Bounds.present(found)
         changes = [
             {"op": "add", "path": "/spec/minReplicas", "value": present.least},
-            {"op": "add", "path": "/spec/maxReplicas", "value": present.most},
+            {"op": "add", "path": "/spec/maxReplicas", "value": max(1, present.most)},
         ]
         path = paths.pool(self._namespace, pool["metadata"]["name"])
         written = self._write(path, pool["metadata"]["resourceVersion"], changes)
-        self._event(pool, "Normal", "Bounded", f"from {present.least} to {present.most} instances, as told")
+        self._event(
+            pool,
+            "Normal",
+            "Bounded",
+            f"from {present.least} to {present.most} instances, as the controller was told",
+        )
         return written
 
     def _mirror(self, pool: Object, replicas: int) -> None:
@@ -164,7 +172,9 @@ class Reconciler:
         status = status_of(pool, found, selector=selector, agreed=agreed, refused=refused, now=_now())
         if status != pool.get("status"):
             path = paths.pool(self._namespace, pool["metadata"]["name"])
-            self._api.merge(f"{path}/status", {"status": status})
+            kept = self._api.merge(f"{path}/status", {"status": status})["status"]
+            if status.keys() - kept.keys():
+                logger.warning("the kind Pool is of an older tandem: apply k8s/crds, or bounds are not kept")
 
     def _event(self, pool: Object, kind: str, reason: str, message: str) -> None:
         logger.info("%s: %s: %s", pool["metadata"]["name"], reason, message)

@@ -68,6 +68,19 @@ def decide(spec: Object, status: Object, target: int) -> Wish | Mirror | None:
     return Wish(wanted, takes_over=automatic, refused=_refusal(spec, wanted))
 
 
+def takes_bounds(spec: Object, status: Object, found: pb.Pool) -> bool:
+    """Whether the Pool shall take the controller's bounds.
+
+    Only what somebody asked the controller for: one that is new has its settings', and the Pool outlives it.
+    A Pool on whose bounds both have never agreed states them when it is new, and not when it is only of an
+    older version.
+    """
+    wanted, agreed = Bounds.wanted(spec), Bounds.agreed(status)
+    if wanted == Bounds.present(found) or not found.bounded:
+        return False
+    return agreed == wanted or (agreed is None and "autoscaledReplicas" in status)
+
+
 def _refusal(spec: Object, wanted: int) -> str:
     bounds = Bounds.wanted(spec)
     if not bounds.least <= wanted <= bounds.most:

@@ -57,7 +57,7 @@ SWAPPING = {
     "free": TierSettings(HOST, 1e-9),
 }
 """How room is made for who comes first: the arms differ in nothing else. Where swapping costs nothing
-is the bound of what swapping well can gain."""
+is a bound of what swapping well can gain."""
 
 
 def arrange(arm: str, levels: Levels | None = None) -> tuple[WaitingQueue, BatchPolicy]:
@@ -152,6 +152,6 @@ def _swap_rows(count: int, seeds: Iterable[int]) -> list[Row]:
             ("on demand", "swapping on demand", 1.7, "the baseline has the bound on swapping too"),
             ("recompute", "recomputing", 2.7, ""),
             ("unguarded", "swapping without a bound", None, ""),
-            ("free", "swapping that costs nothing", None, "more cannot be gained"),
+            ("free", "swapping that costs nothing", None, "a bound"),
         )
     ]  # fmt: skip

@@ -40,7 +40,7 @@ class Instance:
 
 async def verdict(instance: Instance) -> str | None:
     """Why it is hung; None if it is not after twenty beats."""
-    watching = asyncio.create_task(hung(instance, CONFIG))
+    watching = asyncio.create_task(hung(Told(instance), CONFIG))
     enough = asyncio.create_task(instance.enough.wait())
     async with asyncio.timeout(10):
         await asyncio.wait([watching, enough], return_when=asyncio.FIRST_COMPLETED)
@@ -112,7 +112,7 @@ def test_a_status_tells_of_a_step_beyond_its_limit() -> None:
 
 def test_of_one_that_died_others_tell() -> None:
     async def test() -> None:
-        watching = asyncio.create_task(hung(Instance(lambda number: InstanceDied("killed")), CONFIG))
+        watching = asyncio.create_task(hung(Told(Instance(lambda number: InstanceDied("killed"))), CONFIG))
         done, _ = await asyncio.wait([watching], timeout=0.2)
         assert not done
         watching.cancel()
@@ -125,7 +125,7 @@ def test_of_one_that_died_others_tell() -> None:
 def test_a_controller_that_was_stopped_itself_blames_nobody() -> None:
     async def test() -> None:
         instance = Instance(lambda number: pb.Beat())
-        watching = asyncio.create_task(hung(instance, CONFIG))
+        watching = asyncio.create_task(hung(Told(instance), CONFIG))
         await until(lambda: instance.beats >= 3)
         time.sleep(0.2)  # noqa: ASYNC251  (the whole process stands still)
         await asyncio.wait([asyncio.create_task(instance.enough.wait())], timeout=10)

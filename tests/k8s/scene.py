@@ -30,6 +30,8 @@ class FakeControl:
 
     targets: dict[str, int] = field(default_factory=lambda: {"prefill": 1, "decode": 2})
     bounds: dict[str, tuple[int, int]] = field(default_factory=lambda: dict.fromkeys(POOLS, (1, 64)))
+    bounded: set[str] = field(default_factory=set)
+    automatic: set[str] = field(default_factory=lambda: set(POOLS))
     starting: int = 0
     draining: int = 0
     refusal: str = ""
@@ -46,6 +48,7 @@ class FakeControl:
                 draining=self.draining,
                 least=self.bounds[name][0],
                 most=self.bounds[name][1],
+                bounded=name in self.bounded,
             )
             for name, target in self.targets.items()
         ]
@@ -63,7 +66,12 @@ class FakeControl:
         target = previous if replicas is None else replicas
         before = self.bounds[pool]
         bounds = before[0] if least is None else least, before[1] if most is None else most
-        Scaling(True, *bounds).check(pool, target, explicit=replicas is not None)
+        explicit = replicas is not None
+        Scaling(pool in self.automatic, *bounds).check(pool, target, explicit=explicit)
+        if explicit:
+            self.automatic.discard(pool)
+        if bounds != before:
+            self.bounded.add(pool)
         self.bounds[pool], self.targets[pool] = bounds, target
         self.scaled.set()
         return pb.ScaleReply(previous=previous, target=target)

@@ -186,12 +186,57 @@ def test_bounds_from_the_command_line_reach_kubernetes(scene: Scene) -> None:
     scene.ray()
     scene.pool(minReplicas=2, maxReplicas=9)
     scene.rounds()
-    scene.control.bounds["decode"] = (3, 12)
+    scene.control.scale("decode", least=3, most=12)
     scene.rounds(2)
     spec = scene.read()["spec"]
     assert (spec["minReplicas"], spec["maxReplicas"]) == (3, 12)
     assert scene.bounds() == [(3, 12), (3, 12)]
-    assert scene.events().count("Bounded") == 1
+    assert scene.events().count("Bounded") == 2
+
+
+def test_bounds_of_a_new_controller_are_only_its_settings(scene: Scene) -> None:
+    """A second cluster for an upgrade, or a head that was lost: the Pool outlives them."""
+    scene.pool(maxReplicas=8)
+    scene.rounds(2)
+    scene.control.bounds["decode"] = (1, 64)
+    scene.control.bounded.clear()
+    scene.rounds(2)
+    assert scene.read()["spec"]["maxReplicas"] == 8
+    assert scene.control.bounds["decode"] == (1, 8)
+
+
+def test_a_pool_of_an_older_version_takes_the_bounds_that_were_asked_for(scene: Scene) -> None:
+    scene.pool()
+    scene.rounds()
+    gone = {"status": {"minReplicas": None, "maxReplicas": None}}
+    scene.api.merge(f"{scene.path}/status", gone)
+    scene.control.scale("decode", most=4)
+    scene.rounds(2)
+    assert scene.read()["spec"]["maxReplicas"] == 4
+
+
+def test_bounds_are_taken_beside_a_size_that_is_refused(scene: Scene) -> None:
+    scene.pool(maxReplicas=9)
+    scene.rounds()
+    scene.scale(12)
+    scene.rounds()
+    scene.api.merge(scene.path, {"spec": {"maxReplicas": 6}})
+    scene.rounds()
+    assert scene.control.bounds["decode"] == (1, 6)
+    assert "12 replicas are not within" in scene.condition("Refused")["message"]
+
+
+def test_bounds_that_leave_the_size_out_are_refused_where_nobody_else_sizes_it(scene: Scene) -> None:
+    scene.pool(maxReplicas=9)
+    scene.rounds()
+    scene.scale(7)
+    scene.rounds()
+    scene.api.merge(scene.path, {"spec": {"maxReplicas": 5}})
+    scene.rounds(2)
+    assert "not 7" in scene.condition("Refused")["message"]
+    scene.scale(5)
+    scene.rounds()
+    assert (scene.control.targets["decode"], scene.control.bounds["decode"]) == (5, (1, 5))
 
 
 def test_a_size_comes_with_the_bounds_that_allow_it(scene: Scene) -> None:
