@@ -101,13 +101,25 @@ def test_one_round_scales_a_real_controller(fake_server: Server, kubeconfig: Pat
 
 def test_what_a_real_controller_refuses_is_a_condition(fake_server: Server, kubeconfig: Path) -> None:
     namespace = fake_server.namespace()
-    pool(fake_server, namespace, replicas=65, maxReplicas=100, autoscale=False)
+    pool(fake_server, namespace, replicas=0, minReplicas=0, autoscale=False)
     with controller() as (made, address):
         assert operate(address, namespace) == 0
         assert made.pools["decode"].target == 2
     conditions = fake_server.api.get(paths.pool(namespace, "decode"))["status"]["conditions"]
     refused = next(each for each in conditions if each["type"] == "Refused")
-    assert refused["status"] == "True" and "1 to 64 instances" in refused["message"]
+    assert refused["status"] == "True" and "the model would vanish" in refused["message"]
+
+
+def test_a_real_controller_takes_a_size_with_its_bounds(fake_server: Server, kubeconfig: Path) -> None:
+    namespace = fake_server.namespace()
+    pool(fake_server, namespace, replicas=65, maxReplicas=100, autoscale=False)
+    with controller() as (made, address):
+        assert operate(address, namespace) == 0
+        assert made.pools["decode"].target == 65
+        assert made.scaler.scaling["decode"].most == 100
+        made.scaler.set("decode", replicas=None, most=80)
+        assert operate(address, namespace) == 0
+    assert fake_server.api.get(paths.pool(namespace, "decode"))["spec"]["maxReplicas"] == 80
 
 
 def test_without_a_controller_it_ends_with_4(fake_server: Server, kubeconfig: Path) -> None:
