@@ -45,6 +45,7 @@ class Injector:
         self._control = control
         self._rng = random.Random(seed)
         self._turn = asyncio.Lock()
+        self._gateways = 0
         self._say = say
 
     async def run(self, faults: tuple[Fault, ...]) -> None:
@@ -157,15 +158,25 @@ class Injector:
                     raise TimeoutError(f"{one.name} was not replaced in {SETTLED:g} s")
 
     async def _whole(self, target: str) -> None:
-        """Both pools have all their instances, and there is a victim; or that takes too long."""
+        """Both pools have all their instances, there are as many gateways as there ever were, and there is a
+        victim; or that takes too long.
+        """
         end = time.monotonic() + SETTLED
         while time.monotonic() < end:
             with contextlib.suppress(TandemError, LookupError):
                 status = await asyncio.to_thread(self._control.status)
-                if all(pool.ready == pool.target and not pool.draining for pool in status.pools):
+                pools = all(pool.ready == pool.target and not pool.draining for pool in status.pools)
+                if pools and self._served(status):
                     victims.pick(target, status, random.Random(0))
                     return
             await asyncio.sleep(POLL)
+
+    def _served(self, status: pb.ClusterStatus) -> bool:
+        """Whether all gateways are there; the controller lists one that was killed for a while yet."""
+        killed = {one.victim for one in self.done if one.kind == "kill"}
+        alive = sum(one.name not in killed for one in status.gateways)
+        self._gateways = max(self._gateways, alive)
+        return alive >= self._gateways
 
     async def _until(self, name: str, good: Callable[[pb.Instance], bool]) -> None:
         end = time.monotonic() + SETTLED

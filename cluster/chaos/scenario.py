@@ -51,7 +51,9 @@ class Fault(Section):
     every: Duration = Field(0.0, ge=0, description="How long until it is done again; 0: once.")
     count: Count = Field(1, description="How often it is done, if `every` is given.")
     spread: Duration = Field(0.0, ge=0, description="Each time up to so much later, drawn by lot.")
-    settled: bool = Field(False, description="Wait each time until both pools are whole.")
+    settled: bool = Field(
+        False, description="Wait each time until both pools are whole and all gateways are there."
+    )
     lasting: Duration = Field(
         2.0, ge=0, description="When a stop, a bad link, a wrong clock or a full disk ends."
     )
