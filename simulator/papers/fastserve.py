@@ -56,8 +56,8 @@ SWAPPING = {
     "recompute": TierSettings(1, PCIE, proactive=False, share=0.0),
     "free": TierSettings(HOST, 1e-9),
 }
-"""How room is made for who comes first: the arms differ in nothing else. Where swapping costs nothing
-is a bound of what swapping well can gain."""
+"""How room is made for who comes first: the arms differ in nothing else. "free" swaps take no time; it is
+no bound, since who is swapped when changes with it."""
 
 
 def arrange(arm: str, levels: Levels | None = None) -> tuple[WaitingQueue, BatchPolicy]:
@@ -152,6 +152,6 @@ def _swap_rows(count: int, seeds: Iterable[int]) -> list[Row]:
             ("on demand", "swapping on demand", 1.7, "the baseline has the bound on swapping too"),
             ("recompute", "recomputing", 2.7, ""),
             ("unguarded", "swapping without a bound", None, ""),
-            ("free", "swapping that costs nothing", None, "a bound"),
+            ("free", "swapping that costs nothing", None, "swaps that take no time, not a bound"),
         )
     ]  # fmt: skip
