@@ -26,7 +26,7 @@ from cluster.explanations import Explanations, explain
 from cluster.figures import Figures
 from cluster.member import Handle, Member, State
 from cluster.members import Members
-from cluster.memo import Memo
+from cluster.memo import Editions, Memo, latest
 from cluster.migrations import Migrations
 from cluster.mover import Mover
 from cluster.operations import Operations
@@ -80,6 +80,7 @@ class Controller:
         self.migrations = Migrations(config.control.events)
         self.explanations = Explanations(config.scheduler.decisions)
         self.generation = 1
+        self._editions = Editions()
         self.fenced = ""
         self.draining = False
         self.leave: Callable[[], None] | None = None
@@ -138,15 +139,15 @@ class Controller:
     async def start(self) -> None:
         """Adopt what is there, then keep the pools at their targets. Returns before instances are ready."""
         found = await self._memos()
-        latest = max((memo for _, memo, _ in found), key=lambda memo: memo.generation, default=Memo())
-        if latest.base == self._base:
-            self.declared = latest.declared
-            if latest.changes:
-                self._changes = dict(latest.changes)
+        last = latest(memo for _, memo, _ in found)
+        if last.base == self._base:
+            self.declared = last.declared
+            if last.changes:
+                self._changes = dict(last.changes)
                 config = with_settings(self.deployed, self._changes)
                 self._fleet = self._fleet.renewed(config)
                 self._assemble(config)
-        self._take_up(found, latest)
+        self._take_up(found, last)
 
     async def renew(self, changes: Mapping[str, object]) -> None:
         """Begin anew with other settings, by dotted path. Instances go on and are adopted again.
@@ -313,7 +314,7 @@ class Controller:
         return self._fleet.spawn(name, role, self.generation, self._memo().to_bytes(), instances)
 
     def _memo(self) -> Memo:
-        return Memo(
+        memo = Memo(
             generation=self.generation,
             base=self._base,
             changes=self._changes,
@@ -324,6 +325,7 @@ class Controller:
             scaling=self.scaler.memo(),
             marked=tuple(sorted(self.rollout.marked)),
         )
+        return self._editions.number(memo)
 
     async def _memos(self) -> list[tuple[FoundHandle, Memo, str]]:
         """Instances of an earlier controller, each with its memo and role; one that gives none is killed."""
@@ -340,18 +342,18 @@ class Controller:
         answers = await asyncio.gather(*(ask(handle) for handle in await self._fleet.existing()))
         return [answer for answer in answers if answer is not None]
 
-    def _take_up(self, found: Sequence[tuple[FoundHandle, Memo, str]], latest: Memo) -> None:
+    def _take_up(self, found: Sequence[tuple[FoundHandle, Memo, str]], last: Memo) -> None:
         """Fill the pools with the instances that were found, and begin the loops."""
-        self.generation = latest.generation + 1
-        self.scaler.restore(latest.scaling)
-        for role, target in latest.targets_for(_sizes(self.config)).items():
+        self.generation = last.generation + 1
+        self.scaler.restore(last.scaling)
+        for role, target in last.targets_for(_sizes(self.config)).items():
             self.pools[role] = self._pool(role, target)
-            self.pools[role].next = latest.names.get(role, 0)
+            self.pools[role].next = last.names.get(role, 0)
         for handle, _, role in found:
             first, _, number = handle.name.rpartition("-")
             self.pools[first].next = max(self.pools[first].next, int(number) + 1)
             self.pools[role].adopt(handle.name, handle)
-        self.rollout.marked |= set(latest.marked)
+        self.rollout.marked |= set(last.marked)
         loops = {"reconcile": self._reconcile, "rebalance": self._rebalancer.run, "rollout": self.rollout.run}
         loops["autoscale"] = self.scaler.run
         if self.config.engine.queue == "fair":

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 
 
 @dataclass(frozen=True, slots=True)
 class Memo:
-    """`generation` fences older controllers. `base` is the digest of the settings that the application was
+    """`generation` fences older controllers, `edition` numbers what one of them left. `base` is the digest of the settings that the application was
     deployed with, `changes` what was applied since, by dotted path, `declared` the digest of Serve's last
     `user_config`. `sizes` are the pools' start sizes, `targets` those asked for since, `names` the next
     number of each pool. `scaling` is who sizes each pool within which bounds. `marked` are the instances
@@ -17,6 +17,7 @@ class Memo:
     """
 
     generation: int = 0
+    edition: int = 0
     base: str = ""
     changes: Mapping[str, object] = field(default_factory=dict)
     declared: str = ""
@@ -42,3 +43,22 @@ class Memo:
         """The targets to go on with: a pool whose start size was changed since begins with that."""
         kept = {role: target for role, target in self.targets.items() if self.sizes.get(role) == sizes[role]}
         return {**sizes, **kept}
+
+
+class Editions:
+    """Numbers a controller's memos, so that the last word is found when some instances have not heard it."""
+
+    def __init__(self) -> None:
+        self._last = Memo()
+
+    def number(self, memo: Memo) -> Memo:
+        """The memo with its edition: one more than the last wherever it says something else."""
+        memo = replace(memo, edition=self._last.edition)
+        if memo != self._last:
+            self._last = replace(memo, edition=memo.edition + 1)
+        return self._last
+
+
+def latest(memos: Iterable[Memo]) -> Memo:
+    """The last word of the last controller; an empty memo where there is none."""
+    return max(memos, key=lambda memo: (memo.generation, memo.edition), default=Memo())

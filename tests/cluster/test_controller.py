@@ -255,6 +255,24 @@ def test_a_new_controller_adopts_instances_and_the_targets_that_were_set_live() 
     run(test())
 
 
+def test_a_new_controller_goes_on_from_the_last_word_even_where_only_one_instance_has_heard_it() -> None:
+    async def test() -> None:
+        fleet = Fleet()
+        async with controlling(fleet) as first:
+            await seen(first, "ready", 3)
+            before = fleet["decode-0"].left
+            first.scale("decode", 3)
+            await seen(first, "ready", 4)
+            heard = fleet["decode-2"].left
+        for one in fleet.made.values():
+            one.left = heard if one.name == "decode-2" else before
+        async with controlling(fleet) as second:
+            assert second.pools["decode"].target == 3
+            await seen(second, "ready", 4)
+
+    run(test())
+
+
 def test_instances_of_another_configuration_are_drained_and_replaced() -> None:
     async def test() -> None:
         fleet = Fleet()
