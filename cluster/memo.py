@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass, field, fields, replace
 
 @dataclass(frozen=True, slots=True)
 class Memo:
-    """`generation` fences older controllers, `edition` numbers what one of them left. `base` is the digest of the settings that the application was
-    deployed with, `changes` what was applied since, by dotted path, `declared` the digest of Serve's last
-    `user_config`. `sizes` are the pools' start sizes, `targets` those asked for since, `names` the next
-    number of each pool. `scaling` is who sizes each pool within which bounds. `marked` are the instances
-    that are to be replaced.
+    """`generation` fences older controllers, `edition` numbers what one of them left. `base` is the digest
+    of the settings that the application was deployed with, `changes` what was applied since, by dotted
+    path, `declared` the digest of Serve's last `user_config`. `sizes` are the pools' start sizes, `targets`
+    those asked for since, `names` the next number of each pool. `scaling` is who sizes each pool within
+    which bounds. `marked` are the instances that are to be replaced.
     """
 
     generation: int = 0
