@@ -174,6 +174,7 @@ class Gateway:
             if facts.fresh:
                 others = [one for one in status.gateways if one.name != self._itself.name]
                 self._service.access.limits.hear(others)
+                self._driver.instances.greet(one.name for one in status.instances if one.state == "ready")
             await asyncio.sleep(BEAT)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 
@@ -20,7 +20,7 @@ class Instance(Protocol):
 
 
 class Instances:
-    """Connections by name, made at first use and watched from then on.
+    """Connections by name, watched from when they are made: at first use, or before.
 
     `lost` is told the name and the reason of a death.
     """
@@ -38,6 +38,11 @@ class Instances:
                 asyncio.create_task(self._watch(name, instance), name=f"watch {name}"),
             )
         return self._known[name][0]
+
+    def greet(self, names: Iterable[str]) -> None:
+        """Connect now, so that who comes back when another gateway has died waits for no first call."""
+        for name in names:
+            self.get(name)
 
     async def close(self) -> None:
         """Stop watching."""

@@ -207,7 +207,8 @@ class ClusterView:
         return list(self._loads.values())
 
     def open(self, role: str, now: float) -> Iterable[Load]:
-        """Those of a role that are neither cordoned nor stale."""
+        """Those of a role that are neither cordoned nor stale, by name: whoever was ready first, equal
+        ones come in the same order."""
         self._renew(now)
         return self._open.get(role, {}).values()
 
@@ -219,8 +220,8 @@ class ClusterView:
             if known is not None and known.due == due:
                 known.due = math.inf
                 self._changed.add(name)
-        # In any order: what each becomes depends on itself alone, but the order among the open ones does not.
-        for name in sorted(self._changed):
+        # What each becomes depends on itself alone.
+        for name in self._changed:
             known = self._known[name]
             known.sent.drop_before(now - self.settle)
             stale = known.taken + self.stale < now
@@ -231,7 +232,7 @@ class ClusterView:
             if load.cordoned or stale:
                 self._close(load)
             else:
-                self._open.setdefault(load.role, {})[name] = load
+                self._enter(load)
             self._remind(name, known, now)
         self._changed.clear()
 
@@ -246,8 +247,21 @@ class ClusterView:
             known.due = due
             heappush(self._due, (due, name))
 
+    def _enter(self, load: Load) -> None:
+        """Among the open ones of its role, in its place."""
+        there = self._open.setdefault(load.role, {})
+        new = load.instance not in there
+        there[load.instance] = load
+        if new:
+            self._open[load.role] = dict(sorted(there.items(), key=lambda entry: _place(entry[0])))
+
     def _close(self, load: Load) -> None:
         self._open.get(load.role, {}).pop(load.instance, None)
+
+
+def _place(name: str) -> tuple[int, str]:
+    """decode-2 before decode-10."""
+    return len(name), name
 
 
 def _load(name: str, known: _Known, *, stale: bool) -> Load:

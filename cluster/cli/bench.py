@@ -10,6 +10,7 @@ from cluster.cli.bench_decisions import decisions
 from cluster.cli.bench_engine import engine, overhead
 from cluster.cli.bench_gpu import gpu, kernels
 from cluster.cli.bench_migration import migration
+from cluster.cli.bench_mirror import mirror
 from cluster.cli.bench_papers import papers
 from cluster.cli.bench_servers import replay, serve
 from cluster.cli.bench_transfer import transfer
@@ -18,7 +19,8 @@ commands = typer.Typer(
     no_args_is_help=True, help="Measure servers, the engine, migration and the GPU's kernels."
 )
 VERBS = (
-    serve, replay, engine, overhead, agreement, migration, transfer, decisions, kernels, gpu, papers, ablate,
+    serve, replay, mirror, engine, overhead, agreement, migration, transfer, decisions, kernels, gpu,
+    papers, ablate,
 )  # fmt: skip
 for verb in VERBS:
     commands.command()(verb)

@@ -1,0 +1,78 @@
+"""tandem bench mirror: the running cluster's placements come out of the trace and a profile alone."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+from pathlib import Path
+
+import pytest
+
+from cluster.bench.mirror import MirrorReport, Serving, mirror
+from cluster.bench.target import connect
+from cluster.bench.workload import Workload
+from cluster.config import Config
+from cluster.instance import load_runner
+from cluster.profiling import Grid, measure, table
+from cluster.simulation import Hardware, setup_of
+from engine.cost_model import CostModel
+from simulator.cost_tables.load import load
+from simulator.network import LinkSettings
+from simulator.setup import Setup
+from simulator.workload import generators
+from tests.cluster.conftest import Cluster
+
+
+@pytest.fixture(scope="session")
+def profile(session_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> CostModel:
+    """Steps of the cluster's own model, measured in this process."""
+    runner, _ = load_runner(session_cluster.config, 1)
+    grid = Grid(batches=(1, 2, 4, 8), contexts=(16, 64), lengths=(1, 16, 64), cached=(0,))
+    file = tmp_path_factory.mktemp("profile") / "steps.csv"
+    file.write_text(table(measure(runner, grid, lambda line: None), system="here", model="m", version="1"))
+    return load(f"{file}:system=here,model=m")
+
+
+def workload(count: int) -> Workload:
+    """A few at a time, so that the freer of two instances has to be found, and all done before the next few:
+    on a busy machine nothing else about so small a model can be foretold."""
+    draw = random.Random(7)
+    lengths = generators.uniform(8, 90, draw), generators.uniform(24, 40, draw)
+    times = itertools.chain.from_iterable(
+        [number + 0.01 * each for each in range(draw.randint(1, 3))] for number in itertools.count()
+    )
+    return Workload("trace", "made", tuple(generators.make(times, *lengths, count)))
+
+
+def mirrored(cluster: Cluster, cost: CostModel, count: int, placement: str | None = None) -> MirrorReport:
+    config: Config = cluster.config
+    if placement is not None:
+        chosen = config.scheduler.model_copy(update={"placement": placement})
+        config = config.model_copy(update={"scheduler": chosen})
+    ready = cluster.status().instances[0].status
+    costs, kv_tokens = {"prefill": cost, "decode": cost}, ready.blocks_total * ready.block_size
+
+    def setup(serving: Serving) -> Setup:
+        links = LinkSettings(2e9, serving.message)
+        return setup_of(config, Hardware(costs, kv_tokens, 4096, links, overhead=serving.step))
+
+    assert cluster.config.scheduler.record is not None
+    tape = Path(cluster.config.scheduler.record)
+
+    async def run() -> MirrorReport:
+        target = await connect("tandem", cluster.url)
+        return await mirror(target, workload(count), setup, tape, within=60.0)
+
+    return asyncio.run(run())
+
+
+def test_nine_of_ten_placements_are_foretold(cluster: Cluster, profile: CostModel, full: bool) -> None:
+    count = 100 if full else 40
+    found = mirrored(cluster, profile, count)
+    assert found.placements == found.result.requests == count
+    assert found.share >= 0.9, found
+
+
+def test_mutant_another_policy_is_not_foretold(cluster: Cluster, profile: CostModel) -> None:
+    assert mirrored(cluster, profile, 20, "round_robin").share < 0.9
