@@ -33,10 +33,13 @@ def root(model: bytes, adapter: str, salt: str) -> bytes:
 
 def extend(keys: list[bytes], start: bytes, tokens: Sequence[int], block_size: int) -> None:
     """Append the keys of the full blocks in `tokens`, which follow those that `keys` covers."""
-    pack = struct.Struct(f"<{block_size}I").pack
-    parent = keys[-1] if keys else start
-    for first in range(0, len(tokens) - block_size + 1, block_size):
-        parent = hashlib.sha256(parent + pack(*tokens[first : first + block_size])).digest()
+    full = len(tokens) // block_size
+    if not full:
+        return
+    data = struct.pack(f"<{full * block_size}I", *tokens[: full * block_size])
+    parent, size, sha256 = keys[-1] if keys else start, 4 * block_size, hashlib.sha256
+    for first in range(0, len(data), size):
+        parent = sha256(parent + data[first : first + size]).digest()
         keys.append(parent)
 
 

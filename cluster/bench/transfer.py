@@ -16,13 +16,14 @@ from typing import Any
 from cluster.bench.load import Advance
 from cluster.bench.machine import Machine
 from cluster.bench.statistics import Spread, Value
+from cluster.bench.transfer_grpc import GrpcTransport
 from cluster.config import TransferConfig
 from cluster.transports import transports
 from engine.errors import SetupError, TandemError, TransferFailed
 from migration.transport import Channel, Transport
 
-WAYS = ("shm", "tcp", "nccl", "nixl")
-"""The names that `transfer.transport` knows."""
+WAYS = ("shm", "tcp", "grpc", "nccl", "nixl")
+"""The names that `transfer.transport` knows, and gRPC to compare `tcp` with."""
 
 PATIENCE = 60.0
 """Seconds that anything here may take."""
@@ -122,6 +123,8 @@ def _ends(name: str) -> Iterator[Channel]:
 
 
 def _transport(name: str) -> Transport:
+    if name == "grpc":
+        return GrpcTransport()
     config = TransferConfig.model_validate({"transport": name, "chunk_timeout": PATIENCE})
     return transports(config, "cuda:0" if name == "nccl" else "cpu", None)[name]
 

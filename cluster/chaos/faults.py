@@ -15,6 +15,7 @@ import psutil
 
 from cluster import control_pb2 as pb
 from cluster.chaos import victims
+from cluster.chaos.changes import CHANGES, change
 from cluster.chaos.scenario import Fault
 from cluster.chaos.victims import CONTROLLER, GATEWAY, Victim
 from cluster.control_client import ControlClient
@@ -70,7 +71,8 @@ class Injector:
         victim = Victim(fault.target, "", 0, "")
         try:
             status = await asyncio.to_thread(self._control.status)
-            victim = victims.pick(fault.target, status, self._rng)
+            if fault.kind not in CHANGES:
+                victim = victims.pick(fault.target, status, self._rng)
             self._say(f"{fault.kind} {victim.name}")
             self.done.append(Done(time.monotonic(), fault.kind, victim.name, role=victim.kind))
             await self._carry_out(fault, victim, status)
@@ -106,6 +108,8 @@ class Injector:
                 await self._there_and_back(victim.name)
             case "rolling_restart":
                 await self._restart_all()
+            case _:
+                await asyncio.to_thread(change, self._control, fault)
 
     async def _afflict(self, victim: Victim, fault: str, seconds: float) -> None:
         """Something is wrong with an instance's links, or its clock, for a while."""

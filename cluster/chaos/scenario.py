@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -41,11 +41,12 @@ class Fault(Section):
 
     kind: Literal[
         "kill", "kill_node", "stop", "terminate", "link", "clock", "disk", "memory",
-        "migrate", "drain", "role", "rolling_restart",
+        "migrate", "drain", "role", "rolling_restart", "restart", "scale", "apply",
     ]  # fmt: skip
     target: str = Field(
         "decode",
-        description="`prefill`, `decode`, `instance`, `gateway`, `controller`, or the name of one.",
+        description="`prefill`, `decode`, `instance`, `gateway`, `controller`, or the name of one; "
+        "`all` of a restart.",
     )
     at: Duration = Field(1.0, ge=0, description="When, after the load began.")
     every: Duration = Field(0.0, ge=0, description="How long until it is done again; 0: once.")
@@ -64,6 +65,7 @@ class Fault(Section):
         "", description='What a link suffers, such as "delay=20ms rate=10Mi damage=0.05 cut=0.01".'
     )
     size: int = Field(2**28, ge=1, description="Bytes of memory that are taken.")
+    settings: dict[str, Any] = Field({}, description="What is applied, by dotted path.")
 
 
 class Expect(Section):

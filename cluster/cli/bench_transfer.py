@@ -17,14 +17,14 @@ def transfer(
     context: typer.Context,
     over: Annotated[
         str, typer.Option("--over", metavar="NAMES", help="Transports, separated by commas.")
-    ] = "shm,tcp,nccl,nixl",
+    ] = "shm,tcp,grpc,nccl,nixl",
     chunk: Annotated[int, typer.Option("--chunk", min=1, max=64, help="MiB of a chunk.")] = 16,
     chunks: Annotated[int, typer.Option("--chunks", min=1, max=512, help="Chunks of one repetition.")] = 32,
     repeat: Repeat = 5,
     html: Html = None,
     output: Output = Format.TABLE,
 ) -> None:
-    """Send chunks between two processes over shared memory, TCP and, where they are there, NCCL and NIXL."""
+    """Send chunks between two processes over shared memory, TCP, gRPC and, if there, NCCL and NIXL."""
     from cluster.bench.transfer import WAYS, measure
     from cluster.bench.transfer_sections import transfer_sections
 
