@@ -19,6 +19,7 @@ from cluster.cli.output import messages, print_json
 from cluster.cli.progress import Steps
 from cluster.config import Config, read
 from cluster.config_yaml import Mark, Problem
+from cluster.tls import cluster_tls
 from cluster.units import parse_duration
 
 commands = typer.Typer(no_args_is_help=True, help="Manifests for Kubernetes, and what keeps pools in step.")
@@ -147,7 +148,7 @@ def operator(
     address = address or flags.address
     if address is None:
         raise Failure(Exit.USAGE, "usage", "which controller? name it with --address HOST:PORT")
-    tls = certificates(flags.tls)
+    tls = certificates(flags.tls) or cluster_tls(_config(context, None, None).security.cluster_tls)
     run(namespace or flags.namespace, cluster, address, flags.token, tls=tls, once=once)
 
 
@@ -169,7 +170,8 @@ def leave(
     else:
         flags = root(context)
         token = flags.token or config.control.token
-        leave_pool(address or flags.address or "", token, deadline, say, certificates(flags.tls))
+        tls = certificates(flags.tls) or cluster_tls(config.security.cluster_tls)
+        leave_pool(address or flags.address or "", token, deadline, say, tls)
 
 
 def _config(context: typer.Context, file: Path | None, settings: list[str] | None) -> Config:
@@ -181,7 +183,7 @@ def _config(context: typer.Context, file: Path | None, settings: list[str] | Non
         text = "\n".join(map(str, resolved.problems))
         raise Failure(Exit.USAGE, "config_error", text)
     notes = messages(quiet=root(context).quiet)
-    for name in secrets(resolved.config) if context.command.name != "leave" else ():
+    for name in secrets(resolved.config) if context.command.name not in ("leave", "operator") else ():
         notes.print(f"note: {name} is not rendered: put it into the Secret tandem-secrets", markup=False)
     return resolved.config
 

@@ -162,8 +162,10 @@ def _pool_bounds(scene: Scene) -> Iterator[Problem]:
 
 
 def _secrets(scene: Scene) -> Iterator[Problem]:
-    """Names that nothing in the files has; tandem's Secret is made by hand, as the docs say."""
+    """Names that nothing in the files has; tandem's Secret is made by hand, as the docs say, and those of
+    certificates by cert-manager."""
     known = {SECRET} | {m.name for kind in ("Secret", "ConfigMap") for m in scene.of(kind)}
+    known |= {str(mapping(m.data, "spec").get("secretName")) for m in scene.of("Certificate")}
     for group in scene.ray.groups:
         for path, name in _references(group.pod, (*group.path, "template", "spec")):
             if name not in known:

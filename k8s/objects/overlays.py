@@ -3,7 +3,7 @@
 cpu-dev              small pods without GPUs, for a cluster on one machine; no Prometheus operator needed
 gpu                  a GPU in every pod of both pools
 ha-redis             Ray's state in a Redis: the cluster outlives the death of its head
-mtls                 TLS with certificates on both sides between Ray's processes
+mtls                 TLS with certificates on both sides, between Ray's processes and on tandem's own ports
 incremental-upgrade  a new cluster takes the traffic over in steps, through a Gateway of the Gateway API
 """
 
@@ -12,15 +12,22 @@ from __future__ import annotations
 import json
 
 from cluster.config import Config
+from k8s.objects.certificates import certificates, shown
 from k8s.objects.monitoring import pod_monitors, prometheus_rule
-from k8s.objects.names import GATEWAY, GROUPS, HEAD, NODE_TYPE_LABEL, POOLS, SECRET, pods
+from k8s.objects.names import GATEWAY, GROUPS, HEAD, NODE_TYPE_LABEL, POOLS, SECRET, operator_name, pods
 from k8s.objects.network import policy, ports
 from k8s.objects.pod import GPU, gpu_toleration
 from k8s.objects.rayservice import API_VERSION
-from k8s.yaml_text import Object, dump
+from k8s.yaml_text import Object, dump, dump_all
 
 REDIS_KEY = "redis-password"
-MERGE_KEYS = {"workerGroupSpecs": "groupName", "containers": "name"}
+MERGE_KEYS = {
+    "workerGroupSpecs": "groupName",
+    "containers": "name",
+    "env": "name",
+    "volumeMounts": "mountPath",
+    "volumes": "name",
+}
 
 Files = dict[str, str]
 
@@ -37,7 +44,7 @@ def overlays(config: Config) -> dict[str, Files]:
 
 
 def merge_schema() -> str:
-    """Tells Kustomize that groups and containers merge by name; else a patch of one replaces all."""
+    """Tells Kustomize which lists merge by which field; else a patch of one entry replaces all."""
 
     def listed(field: str, items: Object) -> Object:
         return {
@@ -52,7 +59,10 @@ def merge_schema() -> str:
             leaf = {"type": "object", "properties": {step: leaf}}
         return leaf
 
-    template = within("spec", "containers", leaf=listed("containers", {"type": "object"}))
+    lists = {field: listed(field, {"type": "object"}) for field in ("env", "volumeMounts")}
+    containers = listed("containers", {"type": "object", "properties": lists})
+    pod = {"containers": containers, "volumes": listed("volumes", {"type": "object"})}
+    template = within("spec", leaf={"type": "object", "properties": pod})
     groups = listed("workerGroupSpecs", within("template", leaf=template))
     head = within("template", leaf=template)
     cluster = {"type": "object", "properties": {"workerGroupSpecs": groups, "headGroupSpec": head}}
@@ -102,9 +112,24 @@ def _ha_redis(config: Config) -> Files:
 
 
 def _mtls(config: Config) -> Files:
-    patch = _patch(config, {"rayClusterConfig": {"tlsOptions": {"enabled": True}}})
+    groups = [_group(group, shown(config, "ray-worker")) for group in GROUPS]
+    cluster = {
+        "tlsOptions": {"enabled": True},
+        "headGroupSpec": {"template": {"spec": shown(config, "ray-head")}},
+        "workerGroupSpecs": groups,
+    }
+    operator = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": operator_name(config), "namespace": config.kubernetes.namespace},
+        "spec": {"template": {"spec": shown(config, "operator")}},
+    }
+    patches = {
+        "rayservice.yaml": dump(_patch(config, {"rayClusterConfig": cluster})),
+        "operator.yaml": dump(operator),
+    }
     head = "# Needs KubeRay's alpha feature gate RayClusterMTLS=true, and cert-manager.\n"
-    return _overlay({"rayservice.yaml": dump(patch)}, comment=head)
+    return _overlay(patches, {"certificates.yaml": dump_all(certificates(config))}, comment=head)
 
 
 def _incremental_upgrade(config: Config) -> Files:

@@ -18,8 +18,9 @@ pytestmark = [
     pytest.mark.apiserver,
     pytest.mark.skipif(which("kubectl") is None, reason="needs kubectl on the PATH"),
 ]
-ABSENT = {"PodDisruptionBudget", "PodMonitor", "PrometheusRule"}
-"""Kinds that this server does not have: policy/v1 came later, the others are the Prometheus operator's."""
+ABSENT = {"PodDisruptionBudget", "PodMonitor", "PrometheusRule", "Issuer", "Certificate"}
+"""Kinds that this server does not have: policy/v1 came later, the others are the Prometheus operator's and
+cert-manager's."""
 
 
 def known(text: str, server: Server) -> str:

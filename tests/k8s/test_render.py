@@ -13,8 +13,9 @@ import pytest
 import yaml
 
 from cluster.app import _load
-from cluster.config import Config, load
+from cluster.config import Config, load, read
 from cluster.config_kubernetes import RAY_VERSION
+from cluster.tls import cluster_tls
 from k8s.objects.dashboards import dashboards, expressions
 from k8s.objects.monitoring import alerts
 from k8s.render import base, files, objects
@@ -187,6 +188,30 @@ def test_an_overlay_keeps_every_group_with_its_template(overlay: str) -> None:
     groups = found[0]["spec"]["rayClusterConfig"]["workerGroupSpecs"]
     images = {each["groupName"]: each["template"]["spec"]["containers"][0]["image"] for each in groups}
     assert images == dict.fromkeys(("gateway", "prefill", "decode"), Config().kubernetes.image)
+
+
+@needs_kustomize
+def test_every_pod_shows_the_certificate_that_cert_manager_issues() -> None:
+    found = list(yaml.safe_load_all(built("mtls")))
+    (certificate,) = [each for each in found if each["kind"] == "Certificate" and "dnsNames" in each["spec"]]
+    assert certificate["spec"]["dnsNames"] == [Config().security.cluster_tls.name]
+    cluster = next(each for each in found if each["kind"] == "RayService")["spec"]["rayClusterConfig"]
+    operator = next(each for each in found if each["kind"] == "Deployment")
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"], operator["spec"]]
+    assert len(groups) == 5
+    for group in groups:
+        pod = group["template"]["spec"]
+        (container,) = pod["containers"]
+        (mount,) = [each for each in container["volumeMounts"] if each["name"] == "cluster-tls"]
+        (volume,) = [each for each in pod["volumes"] if each["name"] == "cluster-tls"]
+        assert volume["secret"]["secretName"] == certificate["spec"]["secretName"]
+        env = {each["name"]: each.get("value") for each in container["env"]}
+        config = read(None, {}, environment={k: v for k, v in env.items() if v is not None}).config
+        assert config is not None
+        given = cluster_tls(config.security.cluster_tls)
+        assert given is not None and str(given.certificate) == f"{mount['mountPath']}/tls.crt"
+        if group is not operator["spec"]:
+            assert "TANDEM_CONTROL__TOKEN" in env, "what was there before is kept"
 
 
 def test_the_base_lists_every_file_it_has() -> None:
