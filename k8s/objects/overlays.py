@@ -67,9 +67,13 @@ def merge_schema() -> str:
     head = within("template", leaf=template)
     cluster = {"type": "object", "properties": {"workerGroupSpecs": groups, "headGroupSpec": head}}
     service = within("spec", "rayClusterConfig", leaf=cluster)
-    group, version = API_VERSION.split("/")
-    service["x-kubernetes-group-version-kind"] = [{"group": group, "version": version, "kind": "RayService"}]
-    return json.dumps({"definitions": {"io.ray.v1.RayService": service}}, indent=2) + "\n"
+    # With a schema of one's own Kustomize knows no other kind any more.
+    deployment = within("spec", "template", leaf=template)
+    for kind, api, found in (("RayService", API_VERSION, service), ("Deployment", "apps/v1", deployment)):
+        group, version = api.split("/")
+        found["x-kubernetes-group-version-kind"] = [{"group": group, "version": version, "kind": kind}]
+    definitions = {"io.ray.v1.RayService": service, "io.k8s.api.apps.v1.Deployment": deployment}
+    return json.dumps({"definitions": definitions}, indent=2) + "\n"
 
 
 def _cpu_dev(config: Config) -> Files:

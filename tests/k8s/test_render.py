@@ -210,8 +210,8 @@ def test_every_pod_shows_the_certificate_that_cert_manager_issues() -> None:
         assert config is not None
         given = cluster_tls(config.security.cluster_tls)
         assert given is not None and str(given.certificate) == f"{mount['mountPath']}/tls.crt"
-        if group is not operator["spec"]:
-            assert "TANDEM_CONTROL__TOKEN" in env, "what was there before is kept"
+        assert container["image"] == Config().kubernetes.image, "what was there before is kept"
+        assert len(container["volumeMounts"]) > 1 and len(pod["volumes"]) > 1
 
 
 def test_the_base_lists_every_file_it_has() -> None:
