@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import grpc
+import yaml
 from ray import serve
 from ray.serve import Application, Deployment
 from ray.serve.handle import DeploymentHandle
@@ -151,10 +152,24 @@ def _load(args: Mapping[str, object]) -> Config:
     path = args.get("config")
     given = {key: value for key, value in args.items() if key != "config"}
     named = {key: f"args: {key}" for key in given}
-    resolved = read(None if path is None else str(path), given, flags=named)
+    file = None if path is None else str(path)
+    resolved = read(file, given, flags=named)
+    if resolved.config is None:
+        wrong = given.keys() & {".".join(problem.path) for problem in resolved.problems}
+        resolved = read(file, given | {key: _word(given[key]) for key in wrong}, flags=named)
     if resolved.config is None:
         raise ConfigError("\n".join(map(str, resolved.problems)))
     return resolved.config
+
+
+def _word(value: object) -> object:
+    """`serve run` gives every argument as text: what it is when it is read as YAML."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError:
+        return value
 
 
 def _settled(config: Config) -> Config:

@@ -26,6 +26,19 @@ def test_texts_among_the_arguments_of_the_application_count() -> None:
     assert _load({"gateway.host": "0.0.0.0", "model.name": "small"}).gateway.host == "0.0.0.0"
 
 
+def test_arguments_that_are_all_text_as_serve_run_gives_them_are_read_as_yaml() -> None:
+    found = _load(
+        {
+            "gateway.port": "8001",
+            "security.exposed": "[gateway.host]",
+            "control.token": "123",
+            "engine.kv_memory": "4Mi",
+        }
+    )
+    assert (found.gateway.port, found.security.exposed) == (8001, ("gateway.host",))
+    assert (found.control.token, found.engine.kv_memory) == ("123", 4 << 20)
+
+
 def test_a_wrong_argument_is_named() -> None:
     with pytest.raises(ConfigError, match=r"args: gateway\.port"):
         _load({"gateway.port": "many"})
