@@ -292,12 +292,12 @@ class EngineCore:
         """It does not come: free what was reserved. Does nothing a second time."""
         self._movements.unreserve(reservation)
 
-    def status(self) -> InstanceStatus:
-        """A snapshot; `instance` and `role` are empty, the instance knows them. Prefix counts are tokens."""
+    def status(self, instance: str = "", role: str = "") -> InstanceStatus:
+        """A snapshot of this core, which does not know its name and role itself. Prefix counts are tokens."""
         pool, roster = self.pool, self._roster
         return InstanceStatus(
-            instance="",
-            role="",
+            instance=instance,
+            role=role,
             steps=self._steps,
             running=len(roster.running),
             waiting=len(roster.queue),

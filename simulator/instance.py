@@ -9,7 +9,6 @@ that is under way, so nobody can tell the difference.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -90,7 +89,7 @@ class SimulatedInstance:
         self._observers.append(observer)
 
     def status(self) -> InstanceStatus:
-        return replace(self.core.status(), instance=self.name, role=self.role)
+        return self.core.status(self.name, self.role)
 
     def _go_on(self) -> None:
         """Read the mail, then begin a step if anybody can run."""

@@ -22,7 +22,7 @@ from cluster.instance_handle import InstanceHandle, existing, spawn
 from cluster.local_ray import wait_until
 from cluster.worker import Worker
 from engine.errors import InstanceDied, NotFound, RefusedError
-from tests.cluster.conftest import Cluster
+from tests.cluster.conftest import START, Cluster
 
 PROMPT = "The quick brown fox jumps over the lazy dog. " * 4
 
@@ -234,7 +234,7 @@ def test_a_new_controller_adopts_the_instances_while_requests_run(cluster: Clust
         process = controller_process()
         process.kill()
         psutil.wait_procs([process], timeout=10)
-        cluster.until(lambda status: status.ready)
+        cluster.until(lambda status: status.ready, START)
         clients.more(4)
         after = {one.name: one.pid for one in cluster.status().instances}
     assert after == before

@@ -142,6 +142,8 @@ def deployed(tiny_model: Path, request: pytest.FixtureRequest) -> Iterator[Deplo
         "model.path": str(tiny_model), "model.name": "tiny", "engine.kv_memory": "4Mi", "engine.threads": 1,
         "gateway.port": ports["gateway"], "control.port": ports["control"], "control.token": "test",
         "pools.prefill.replicas": 1, "pools.decode.replicas": 1, "control.drain_timeout": "20s",
+        # Beside other tests another controller may take longer to come than requests wait by default.
+        "scheduler.place_timeout": "90s",
     }  # fmt: skip
     control = ControlClient(f"127.0.0.1:{ports['control']}", "test", timeout=10.0)
     dashboard = f"http://127.0.0.1:{ports['dashboard']}"
