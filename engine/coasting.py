@@ -39,9 +39,9 @@ class Coasting:
             return 0
         steps = min(most, self._policy.steady(roster.running, now))
         available = roster.tables.pool.available
-        while steps > 1 and self._blocks(steps) > available:
+        while steps > 1 and self.blocks(steps) > available:
             steps //= 2
-        return steps if steps > 0 and self._blocks(steps) <= available else 0
+        return steps if steps > 0 and self.blocks(steps) <= available else 0
 
     def advance(self, steps: int, token: int) -> None:
         """Take `steps` steps that `steps()` allowed, each of which draws `token` for everybody."""
@@ -52,5 +52,6 @@ class Coasting:
             sequence.output += [token] * steps
             roster.tables.advance(sequence, steps, live.keys[sequence.choice], live.root)
 
-    def _blocks(self, steps: int) -> int:
+    def blocks(self, steps: int) -> int:
+        """Blocks that so many steps take from the pool."""
         return sum(self._roster.tables.missing(sequence, steps) for sequence in self._roster.running)

@@ -292,24 +292,29 @@ class EngineCore:
         """It does not come: free what was reserved. Does nothing a second time."""
         self._movements.unreserve(reservation)
 
-    def status(self, instance: str = "", role: str = "") -> InstanceStatus:
-        """A snapshot of this core, which does not know its name and role itself. Prefix counts are tokens."""
+    def status(self, instance: str = "", role: str = "", *, ahead: int = 0) -> InstanceStatus:
+        """A snapshot of this core, which does not know its name and role itself. Prefix counts are tokens.
+
+        As it is, or as it will be after the next `ahead` of the steps that `steady` allowed.
+        """
         pool, roster = self.pool, self._roster
+        fresh = self._coasting.blocks(ahead) if ahead else 0
+        evicted = max(0, fresh - pool.free)
         return InstanceStatus(
             instance=instance,
             role=role,
-            steps=self._steps,
+            steps=self._steps + ahead,
             running=len(roster.running),
             waiting=len(roster.queue),
             waiting_tokens=sum(len(sequence) for sequence in roster.queue),
             blocks_total=pool.total,
-            blocks_free=pool.free,
-            blocks_used=pool.used,
-            blocks_cached=pool.cached,
+            blocks_free=pool.free - fresh + evicted,
+            blocks_used=pool.used + fresh,
+            blocks_cached=pool.cached - evicted,
             blocks_reserved=pool.reserved,
             block_size=pool.block_size,
             prompt_tokens=self._commits.prompt_tokens,
-            output_tokens=self._commits.output_tokens,
+            output_tokens=self._commits.output_tokens + ahead * len(roster.running),
             prefix_queries=self._planner.prefix_queries,
             prefix_hits=self._planner.prefix_hits,
             preemptions=roster.preemptions,

@@ -20,6 +20,7 @@ from engine.outcome import StepOutcome
 from engine.queues.fair import FairQueue
 from engine.request import Request, Sampling
 from engine.sequence import Epoch
+from engine.status import InstanceStatus
 from global_scheduler.affinity import prefix_keys
 from global_scheduler.journey import (
     Action,
@@ -299,8 +300,7 @@ class SimulatedCluster:
     def _beat(self) -> None:
         """Every instance says how it is, between two of its steps."""
         for member in tuple(self.members.values()):
-            instance = member.instance
-            instance.call(partial(self._heard, instance))
+            self._hear(member)
         self._sample()
         self.clock.after(self.setup.beat, self._beat)
 
@@ -314,12 +314,15 @@ class SimulatedCluster:
             if len(samples) > MOST_SAMPLES:
                 del samples[::2]
 
-    def _heard(self, instance: SimulatedInstance, core: EngineCore) -> None:
-        member = self.members.get(instance.name)
-        if member is not None:
-            if isinstance(member.queue, FairQueue):
-                member.queue.watch(core.running)
-            self.scheduler.observe(instance.status(), self.clock.now())
+    def _hear(self, member: Member) -> None:
+        queue, instance = member.queue, member.instance
+        if isinstance(queue, FairQueue):
+            instance.call(lambda core: queue.watch(core.running))
+        instance.report(self._heard)
+
+    def _heard(self, status: InstanceStatus) -> None:
+        if status.instance in self.members:
+            self.scheduler.observe(status, self.clock.now())
 
     def _finished(self, request_id: str) -> None:
         journey = self._journeys[request_id]

@@ -9,6 +9,7 @@ that is under way, so nobody can tell the difference.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -66,6 +67,7 @@ class SimulatedInstance:
         self._coasting = coasting
         self._observers: list[Callable[[StepOutcome], None]] = []
         self._mail: list[Callable[[EngineCore], None]] = []
+        self._asked: list[Callable[[InstanceStatus], None]] = []
         self._wake = 0
         self._stepping = False
         self._coast: tuple[float, FloatArray] | None = None
@@ -73,6 +75,8 @@ class SimulatedInstance:
 
     def call(self, fn: Callable[[EngineCore], None]) -> None:
         """Run `fn` between two steps, as EngineLoop.call does; at once if the instance is idle."""
+        self._mail += map(self._letter, self._asked)
+        self._asked.clear()
         self._mail.append(fn)
         if not self._stepping:
             if not self._reading:
@@ -83,6 +87,28 @@ class SimulatedInstance:
             if current + 1 < len(ends):
                 self._coast = start, ends[: current + 1]
                 self._wake_at(float(ends[current]))
+
+    def report(self, told: Callable[[InstanceStatus], None]) -> None:
+        """Tell how it is between two steps, as a letter would find it. A leap goes on."""
+        if self._coast is None or self._mail:
+            self.call(self._letter(told))
+            return
+        _, ends = self._coast
+        current = int(np.searchsorted(ends, self._clock.now(), side="right"))
+        if current + 1 >= len(ends):
+            self.call(self._letter(told))
+            return
+        self._asked.append(told)
+        self._clock.at(float(ends[current]), partial(self._tell_ahead, told, current + 1))
+
+    def _letter(self, told: Callable[[InstanceStatus], None]) -> Callable[[EngineCore], None]:
+        return lambda core: told(self.status())
+
+    def _tell_ahead(self, told: Callable[[InstanceStatus], None], steps: int) -> None:
+        """The step that was under way has ended; a letter that came meanwhile has taken this with it."""
+        if told in self._asked:
+            self._asked.remove(told)
+            told(self.core.status(self.name, self.role, ahead=steps))
 
     def observe(self, observer: Callable[[StepOutcome], None]) -> None:
         """Call `observer` after each step."""
