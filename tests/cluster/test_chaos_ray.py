@@ -23,13 +23,18 @@ LONGER = [
     "kill-in-copy",
     "disk-full",
     "clock-jump",
+    "restart-all",
+    "restart-controller",
+    "scale",
 ]
 
 
 def passes(cluster: Cluster, name: str) -> None:
     scenario = load(name)
     # How long streams stand still is for the command to measure: here many things share the machine.
-    patient = scenario.model_copy(update={"expect": scenario.expect.model_copy(update={"resume": 0.0})})
+    patient = scenario.model_copy(
+        update={"expect": scenario.expect.model_copy(update={"resume": 0.0, "pause": 0.0})}
+    )
     verdict = asyncio.run(run(patient, cluster.control, lambda text: None))
     assert verdict.failures == ()
     assert verdict.faults > 0
