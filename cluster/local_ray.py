@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -23,6 +24,8 @@ MARKER = "TANDEM_CLUSTER"
 OBJECT_STORE = 96 * 2**20
 # Longest path that Ray puts below its folder for a unix socket, whose name may have 107 bytes in all.
 SOCKET_ROOM = 107 - len("/r/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
+TOO_SLOW = "timed out during startup"
+"""What Ray says then."""
 GRACE = 5.0
 RAY = "r"
 """Ray's part of the folder: Ray opens it to every user, sockets and logs too; what it is in stays closed."""
@@ -79,25 +82,22 @@ def prepare_process(scratch: Scratch, threads: int | None, *, secure: bool) -> N
 
 
 def start_ray(scratch: Scratch, address: str | None) -> None:
-    """Start Ray here, or join the cluster at `address`. Raises SetupError."""
-    import ray
+    """Start Ray here, or join the cluster at `address`. Raises SetupError.
 
+    Ray gives its daemon 30 s to come up; on a machine that is busy for a moment that may be too few, so that
+    it is tried twice.
+    """
     # ray.init replaces the handler of SIGTERM by one that exits.
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        if address is None:
-            ray.init(
-                address="local",
-                namespace="tandem",
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                _node_ip_address="127.0.0.1",
-                _temp_dir=str(scratch.folder / RAY),
-            )
-        else:
-            ray.init(address=address, namespace="tandem", log_to_driver=False, logging_level=logging.ERROR)
+        if not _init(scratch, address):
+            end_processes(processes(scratch.cluster), grace=0.5)
+            if not _init(scratch, address):
+                load, cores = os.getloadavg()[0], os.cpu_count()
+                raise SetupError(
+                    f"Ray's daemon did not come up in 30 s, twice, at a load of {load:.1f} on {cores} cores: "
+                    "try again when the machine is less busy"
+                )
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         where = f"Ray at {address} cannot be joined" if address else "Ray cannot be started"
         raise SetupError(f"{where}: {error}") from error
@@ -106,6 +106,32 @@ def start_ray(scratch: Scratch, address: str | None) -> None:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def _init(scratch: Scratch, address: str | None) -> bool:
+    """False if Ray's daemon was too slow."""
+    import ray
+
+    common: dict[str, Any] = {
+        "namespace": "tandem", "log_to_driver": False, "logging_level": logging.ERROR
+    }  # fmt: skip
+    try:
+        if address is None:
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE,
+                _node_ip_address="127.0.0.1",
+                _temp_dir=str(scratch.folder / RAY),
+                **common,
+            )
+        else:
+            ray.init(address=address, **common)
+    except Exception as error:  # Ray raises no class of its own for this
+        if TOO_SLOW not in str(error):
+            raise
+        return False
+    return True
 
 
 def stop_ray() -> None:
