@@ -57,9 +57,9 @@ class WaitingQueue(Protocol):
 class BatchPolicy(Protocol):
     """How many tokens each sequence gets in the next step: a pure function of its arguments.
 
-    `running` is in the order of arrival, oldest first; `waiting` in the order in which it should be
-    served, with `cached` set to what the prefix cache would spare (see `due`). The core takes the
-    shares in order, allocates blocks, preempts the newest running when there are none left, and
+    `running` is in the order of priority, then of arrival, oldest first; `waiting` in the order in which
+    it should be served, with `cached` set to what the prefix cache would spare (see `due`). The core takes
+    the shares in order, allocates blocks, preempts the last of those that run when there are none left, and
     admits waiting sequences up to the first that does not fit.
     """
 

@@ -210,7 +210,7 @@ class EngineCore:
 
     @property
     def running(self) -> SequenceOf[Sequence]:
-        """Who runs, in the order of arrival."""
+        """Who runs, in the order of priority, then of arrival."""
         return self._roster.running
 
     def steady(self, most: int, now: float) -> int:

@@ -61,17 +61,17 @@ class Roster:
         self.queue.add(sequence, front=front)
 
     def run(self, sequence: Sequence, phase: Phase) -> None:
-        """Join those that run, behind all that arrived earlier."""
+        """Join those that run, behind all of a higher priority and those that arrived earlier."""
         if sequence.phase is not phase:
             sequence.become(phase)
-        rank = (self.live[sequence.request.id].order, sequence.choice)
+        rank = self._rank(sequence)
         place = len(self.running)
         while place and rank < self._rank(self.running[place - 1]):
             place -= 1
         self.running.insert(place, sequence)
 
-    def _rank(self, sequence: Sequence) -> tuple[int, int]:
-        return self.live[sequence.request.id].order, sequence.choice
+    def _rank(self, sequence: Sequence) -> tuple[int, int, int]:
+        return -sequence.request.priority, self.live[sequence.request.id].order, sequence.choice
 
     def _leave(self, sequence: Sequence) -> None:
         if sequence.phase is Phase.WAITING:

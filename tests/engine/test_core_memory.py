@@ -111,6 +111,20 @@ def test_a_full_pool_preempts_the_newest_and_loses_no_token() -> None:
     assert [bench.output(one.id) for one in requests] == [alone(one) for one in requests]
 
 
+def test_a_full_pool_preempts_the_newest_of_the_lowest_priority() -> None:
+    bench = Bench(total=12, budget=64)
+    plain = [request(f"r{i}", prompt(9, i), 20, seed=i) for i in range(3)]
+    requests = [replace(one, priority=priority) for one, priority in zip(plain, (0, 0, 7), strict=True)]
+    for one in requests:
+        bench.core.submit(one)
+    while not bench.core.status().preemptions:
+        bench.step()
+    assert [one.request.id for one in bench.core.running] == ["r2", "r0"]
+    assert bench.core.sequences("r1")[0].phase is Phase.WAITING
+    bench.drain()
+    assert [bench.output(one.id) for one in requests] == [alone(one) for one in requests]
+
+
 @pytest.mark.parametrize("prefix_cache", [True, False])
 def test_preemption_after_any_number_of_tokens_changes_none(prefix_cache: bool) -> None:
     """The longer the older request's prompt, the sooner the younger one has to give its blocks up."""
