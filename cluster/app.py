@@ -168,7 +168,7 @@ def _word(value: object) -> object:
         return value
     try:
         return yaml.safe_load(value)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         return value
 
 

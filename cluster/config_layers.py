@@ -65,7 +65,7 @@ def environment_layer(environment: Mapping[str, str]) -> Layer:
         path = tuple(name.removeprefix(PREFIX).lower().split(SEPARATOR))
         try:
             value = yaml.safe_load(environment[name])
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError):
             problem = f"not a YAML value: {shown(environment[name])}"
             layer.problems.append(Problem(name, path, problem))
             continue

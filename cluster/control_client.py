@@ -55,8 +55,8 @@ class ControlClient:
         self.address = address
         self.timeout = timeout
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
-        self._channel = _channel(address.removeprefix("http://"), tls)
-        self._stub = ControlStub(self._channel)
+        self._tls = tls
+        self._connect()
 
     def __enter__(self) -> Self:
         return self
@@ -167,11 +167,18 @@ class ControlClient:
             took = 1000 * (time.monotonic() - begun)
             logger.debug("%s at %s took %.0f ms", name, self.address, took)
 
+    def _connect(self) -> None:
+        self._channel = _channel(self.address.removeprefix("http://"), self._tls)
+        self._stub = ControlStub(self._channel)
+
     def _mended(self, error: grpc.RpcError) -> TandemError:
         sent = carried(error.trailing_metadata())
         if sent is not None:
             return sent
         kind = _ERRORS.get(error.code(), TandemError)
+        if kind is Unreachable and self._tls is not None:  # a channel keeps its certificate, which may be old
+            self._channel.close()
+            self._connect()
         details = error.details() or error.code().name.lower()
         return kind(f"nothing answers at {self.address} ({details})" if kind is Unreachable else details)
 

@@ -157,8 +157,9 @@ class Controller:
         async with self._door:
             wanted = {**self._changes, **changes}
             config = with_settings(self.deployed, wanted)
-            memo, found = self._memo(), await self._memos()
+            found = await self._memos()
             await self.close()
+            memo = self._memo()
             self._changes, self._fleet = dict(wanted), self._fleet.renewed(config)
             self._assemble(config)
             self._take_up(found, memo)

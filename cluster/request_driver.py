@@ -235,7 +235,8 @@ class Run:
 
     def lost(self, name: str, reason: str) -> None:
         """An instance died."""
-        self.timeline.trouble(f"{name}: {reason}")
+        if name == self._journey.holder:
+            self.timeline.trouble(f"{name}: {reason}")
         self._step(way.Lost(name, reason))
         if not self.ended and self._order.gaps():
             self._timer(self._mend(name))

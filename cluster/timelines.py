@@ -87,6 +87,8 @@ class TimelineFinder:
         try:
             answer = await stub.Describe(asked, timeout=ASK_TIMEOUT)
         except grpc.aio.AioRpcError as error:
+            # Another one is shown the certificate of today.
+            await self._channels.pop(home).close()
             logger.debug("the gateway at %s does not tell its timelines: %s", home, error.code())
             return []
         return list(answer.timelines)

@@ -41,7 +41,13 @@ def due(sequence: Sequence) -> int:
 
 
 class WaitingQueue(Protocol):
-    """The order in which waiting sequences are served; first come, first served is its one-level case."""
+    """The order in which waiting sequences are served; first come, first served is its one-level case.
+
+    `by_priority` says that a request's priority counts, also for who runs and who is preempted.
+    """
+
+    @property
+    def by_priority(self) -> bool: ...
 
     def add(self, sequence: Sequence, *, front: bool = False) -> None:
         """Wait; at the `front` if it has run before and was preempted."""

@@ -295,7 +295,8 @@ class EngineCore:
     def status(self, instance: str = "", role: str = "", *, ahead: int = 0) -> InstanceStatus:
         """A snapshot of this core, which does not know its name and role itself. Prefix counts are tokens.
 
-        As it is, or as it will be after the next `ahead` of the steps that `steady` allowed.
+        As it is, or as it will be after the next `ahead` of the steps that `steady` allowed; where choices
+        still share a block that they will write, it counts a copy too many.
         """
         pool, roster = self.pool, self._roster
         fresh = self._coasting.blocks(ahead) if ahead else 0

@@ -1,4 +1,4 @@
-"""Whose KV makes room when there are no blocks left: the newest, or whom the batch policy needs latest."""
+"""Whose KV makes room when there are no blocks: the last who runs, or whom the batch policy needs latest."""
 
 from __future__ import annotations
 

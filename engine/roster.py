@@ -61,7 +61,7 @@ class Roster:
         self.queue.add(sequence, front=front)
 
     def run(self, sequence: Sequence, phase: Phase) -> None:
-        """Join those that run, behind all of a higher priority and those that arrived earlier."""
+        """Join those that run: behind earlier ones, and ones of a higher priority where that counts."""
         if sequence.phase is not phase:
             sequence.become(phase)
         rank = self._rank(sequence)
@@ -71,7 +71,8 @@ class Roster:
         self.running.insert(place, sequence)
 
     def _rank(self, sequence: Sequence) -> tuple[int, int, int]:
-        return -sequence.request.priority, self.live[sequence.request.id].order, sequence.choice
+        priority = sequence.request.priority if self.queue.by_priority else 0
+        return -priority, self.live[sequence.request.id].order, sequence.choice
 
     def _leave(self, sequence: Sequence) -> None:
         if sequence.phase is Phase.WAITING:

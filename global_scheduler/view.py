@@ -220,6 +220,7 @@ class ClusterView:
             if known is not None and known.due == due:
                 known.due = math.inf
                 self._changed.add(name)
+        grown: set[str] = set()
         # What each becomes depends on itself alone.
         for name in self._changed:
             known = self._known[name]
@@ -232,9 +233,14 @@ class ClusterView:
             if load.cordoned or stale:
                 self._close(load)
             else:
-                self._enter(load)
+                there = self._open.setdefault(load.role, {})
+                if name not in there:
+                    grown.add(load.role)
+                there[name] = load
             self._remind(name, known, now)
         self._changed.clear()
+        for role in grown:
+            self._open[role] = dict(sorted(self._open[role].items(), key=lambda entry: _place(entry[0])))
 
     def _remind(self, name: str, known: _Known, now: float) -> None:
         """Look again when it turns stale, or what was sent there is no longer expected to arrive."""
@@ -246,14 +252,6 @@ class ClusterView:
         if due < known.due:
             known.due = due
             heappush(self._due, (due, name))
-
-    def _enter(self, load: Load) -> None:
-        """Among the open ones of its role, in its place."""
-        there = self._open.setdefault(load.role, {})
-        new = load.instance not in there
-        there[load.instance] = load
-        if new:
-            self._open[load.role] = dict(sorted(there.items(), key=lambda entry: _place(entry[0])))
 
     def _close(self, load: Load) -> None:
         self._open.get(load.role, {}).pop(load.instance, None)

@@ -123,6 +123,8 @@ class SimulatedCluster:
         """Until every request has ended, or `until`."""
         self._beat()
         self.clock.run(until, done=lambda: self._left == 0)
+        for member in self.members.values():
+            member.instance.catch_up()
 
     @property
     def over(self) -> bool:

@@ -83,7 +83,7 @@ class SimulatedInstance:
                 self._go_on()
         elif self._coast is not None:
             start, ends = self._coast
-            current = int(np.searchsorted(ends, self._clock.now(), side="right"))
+            current = self._leapt(ends)
             if current + 1 < len(ends):
                 self._coast = start, ends[: current + 1]
                 self._wake_at(float(ends[current]))
@@ -94,21 +94,35 @@ class SimulatedInstance:
             self.call(self._letter(told))
             return
         _, ends = self._coast
-        current = int(np.searchsorted(ends, self._clock.now(), side="right"))
+        current = self._leapt(ends)
         if current + 1 >= len(ends):
             self.call(self._letter(told))
             return
         self._asked.append(told)
-        self._clock.at(float(ends[current]), partial(self._tell_ahead, told, current + 1))
+        self._clock.at(float(ends[current]), partial(self._tell_ahead, told))
 
     def _letter(self, told: Callable[[InstanceStatus], None]) -> Callable[[EngineCore], None]:
         return lambda core: told(self.status())
 
-    def _tell_ahead(self, told: Callable[[InstanceStatus], None], steps: int) -> None:
+    def _tell_ahead(self, told: Callable[[InstanceStatus], None]) -> None:
         """The step that was under way has ended; a letter that came meanwhile has taken this with it."""
-        if told in self._asked:
+        if told in self._asked and self._coast is not None:
             self._asked.remove(told)
-            told(self.core.status(self.name, self.role, ahead=steps))
+            told(self.core.status(self.name, self.role, ahead=self._leapt(self._coast[1])))
+
+    def _leapt(self, ends: FloatArray) -> int:
+        """Steps of a leap that have ended by now."""
+        return int(np.searchsorted(ends, self._clock.now(), side="right"))
+
+    def catch_up(self) -> None:
+        """Take the steps of a leap that have ended, for who looks at the core in the middle of it."""
+        if self._coast is None:
+            return
+        start, ends = self._coast
+        steps = self._leapt(ends)
+        if steps:
+            self._coast = float(ends[steps - 1]), ends[steps:]
+            self._leap(start, ends[:steps])
 
     def observe(self, observer: Callable[[StepOutcome], None]) -> None:
         """Call `observer` after each step."""
@@ -176,12 +190,10 @@ class SimulatedInstance:
         self._stepping = False
         if plan is None:
             assert self._coast is not None
-            (start, ends), self._coast = self._coast, None
-            self.busy += float(ends[-1]) - start
-            if self.spans is not None:
-                self.spans.add(((one.request.id, True) for one in self.core.running), start, float(ends[-1]))
-            self.core.coast(len(ends), TOKEN)
-            self._sink.coasted(self.core.running, start, ends)
+            leap, self._coast = self._coast, None
+            self._leap(*leap)
+            self._mail[:0] = map(self._letter, self._asked)
+            self._asked.clear()
         else:
             outcome = self.core.commit(plan, self._runner.run(plan), now)
             self._sink.emitted(outcome.emitted, now)
@@ -189,6 +201,14 @@ class SimulatedInstance:
             self._tell(outcome)
             self._reading = False
         self._go_on()
+
+    def _leap(self, start: float, ends: FloatArray) -> None:
+        """As many steps as there are ends, the first of which began at `start`."""
+        self.busy += float(ends[-1]) - start
+        if self.spans is not None:
+            self.spans.add(((one.request.id, True) for one in self.core.running), start, float(ends[-1]))
+        self.core.coast(len(ends), TOKEN)
+        self._sink.coasted(self.core.running, start, ends)
 
     def _tell(self, outcome: StepOutcome) -> None:
         for observer in self._observers:

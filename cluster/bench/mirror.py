@@ -6,7 +6,7 @@ trace ─┬─▶ cluster ────────────▶ times, placem
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from cluster.bench.statistics import Value
 from cluster.bench.target import Target
 from cluster.bench.workload import Objectives, Workload, closed
 from cluster.recording import read_tape
-from engine.errors import TandemError
+from engine.errors import ConfigError, TandemError
 from global_scheduler.tape import Decided, Input
 from simulator.report import summarise
 from simulator.setup import Setup
@@ -73,31 +73,38 @@ async def mirror(
     workload: Workload,
     setup: Callable[[Serving], Setup],
     tape: Path,
+    instances: Mapping[str, str],
     *,
     within: float,
     advance: Advance = lambda done, total: None,
 ) -> MirrorReport:
-    """Replay, then simulate. `tape` is where the cluster's controller records decisions on this machine.
+    """Replay, then simulate. `tape` is where the cluster's controller records decisions on this machine,
+    `instances` gives the role of each by its name.
 
-    Raises ConfigError if nothing is recorded there, TandemError if requests failed.
+    Raises ConfigError if the requests are not what is recorded there, TandemError if some failed.
     """
-    machine = Machine.here()
+    machine, known = Machine.here(), _ranks(instances)
     serving = added(await _replay(target, ALONE, within), setup)
     before = len(first_placements(read_tape(tape)))
     measured = await _replay(target, workload, within, advance)
-    recorded = first_placements(read_tape(tape))[before:]
+    recorded = first_placements(read_tape(tape), known)[before:]
+    if len(recorded) != len(workload.arrivals):
+        raise ConfigError(
+            f"{tape} has {len(recorded)} new decisions for {len(workload.arrivals)} requests: it has to be "
+            "what this cluster records, and nobody else may ask it meanwhile",
+            param="scheduler.record",
+        )
     decided: list[Input] = []
     simulated = summarise(simulate(setup(serving), workload.arrivals, tape=decided.append))
     placed = first_placements(decided)
     alike = sum(one == other for one, other in zip(recorded, placed, strict=False))
-    most = max(len(recorded), len(placed))
     return MirrorReport(
         command="mirror",
         machine=machine,
         settings={},
-        placements=most,
+        placements=len(recorded),
         alike=alike,
-        share=alike / most,
+        share=alike / len(recorded),
         means=(
             _mean("time to first token", measured.ttft.mean, simulated["ttft"]),
             _mean("time per output token", measured.tpot.mean, simulated["tpot"]),
@@ -126,11 +133,26 @@ def added(measured: Result, setup: Callable[[Serving], Setup]) -> Serving:
     return Serving(step=step, message=max(0.0, first / HOPS))
 
 
-def first_placements(tape: Iterable[Input]) -> Sequence[Places]:
-    """Of each request in the order of deciding; where it was tried again after a failure is left out."""
+def first_placements(tape: Iterable[Input], known: Mapping[str, str] | None = None) -> Sequence[Places]:
+    """Of each request in the order of deciding; where it was tried again after a failure is left out.
+
+    `known` gives names that are to be taken instead.
+    """
+    names = known or {}
     return [
-        (one.prefill, one.decode) for one in tape if isinstance(one, Decided) and one.summary.attempt == 0
+        (names.get(one.prefill, one.prefill), names.get(one.decode, one.decode))
+        for one in tape
+        if isinstance(one, Decided) and one.summary.attempt == 0
     ]
+
+
+def _ranks(instances: Mapping[str, str]) -> dict[str, str]:
+    """What the simulator calls them: by role and rank. A cluster never uses a name again."""
+    found: dict[str, str] = {}
+    for role in set(instances.values()):
+        names = sorted((name for name in instances if instances[name] == role), key=lambda n: (len(n), n))
+        found |= {name: f"{role}-{rank}" for rank, name in enumerate(names)}
+    return found
 
 
 def _mean(name: str, measured: float | None, simulated: dict[str, float]) -> Mean:

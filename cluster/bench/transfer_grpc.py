@@ -5,10 +5,11 @@ send ─▶ queue ─▶ stream of messages ─▶ receive      each message is 
 
 from __future__ import annotations
 
+import contextlib
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from queue import Queue
+from queue import Full, Queue
 
 import grpc
 
@@ -25,7 +26,9 @@ OPTIONS = [
     ("grpc.max_send_message_length", 2 * MAX_PAYLOAD),
     ("grpc.max_receive_message_length", 2 * MAX_PAYLOAD),
 ]
-LONGEST = 600.0
+LONGEST = 60.0
+"""Seconds that a message may wait for the other end."""
+CONNECTED = 600.0
 """Seconds that a connection may last."""
 
 
@@ -35,8 +38,9 @@ class GrpcChannel:
     tamper: Fill | None = None
     pending = False
 
-    def __init__(self) -> None:
-        self.messages: Iterator[bytes] = iter(())
+    def __init__(self, messages: Iterator[bytes] = iter(()), line: grpc.Channel | None = None) -> None:
+        self.messages = messages
+        self._line = line
         self._out: Queue[bytes | None] = Queue(WAITING)
 
     def outgoing(self) -> Iterator[bytes]:
@@ -47,9 +51,11 @@ class GrpcChannel:
         payload = bytearray(nbytes)
         if fill is not None:
             fill(memoryview(payload))
-        self._out.put(
-            b"".join((pack(DATA, 0, header, nbytes, zlib.crc32(payload)), payload)), timeout=LONGEST
-        )
+        message = b"".join((pack(DATA, 0, header, nbytes, zlib.crc32(payload)), payload))
+        try:
+            self._out.put(message, timeout=LONGEST)
+        except Full:
+            raise TransferFailed(f"the peer takes nothing for {LONGEST:g} s") from None
 
     def receive(self, timeout: float) -> TcpFrame | None:
         """Waits for as long as the connection may last."""
@@ -71,7 +77,10 @@ class GrpcChannel:
         """There is nothing to be careful of."""
 
     def close(self) -> None:
-        self._out.put(None, timeout=LONGEST)
+        with contextlib.suppress(Full):
+            self._out.put(None, timeout=1.0)
+        if self._line is not None:
+            self._line.close()
 
 
 class GrpcListener:
@@ -90,8 +99,7 @@ class GrpcListener:
         self.address = f"{address.rpartition(':')[0]}:{port}"
 
     def _exchange(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-        channel = GrpcChannel()
-        channel.messages = messages
+        channel = GrpcChannel(messages)
         self._come.put(channel)
         yield from channel.outgoing()
 
@@ -117,6 +125,6 @@ class GrpcTransport:
             grpc.channel_ready_future(line).result(timeout)
         except grpc.FutureTimeoutError as error:
             raise TransferFailed(f"{address} does not answer in {timeout:g} s") from error
-        channel = GrpcChannel()
-        channel.messages = line.stream_stream(METHOD)(channel.outgoing(), timeout=LONGEST)
+        channel = GrpcChannel(line=line)
+        channel.messages = line.stream_stream(METHOD)(channel.outgoing(), timeout=CONNECTED)
         return channel

@@ -60,7 +60,7 @@ class Injector:
                 await asyncio.sleep(fault.every)
             if fault.settled:
                 async with self._turn:
-                    await self._whole(fault.target)
+                    await self._whole(fault)
                     await asyncio.sleep(self._rng.uniform(0, fault.spread))
                     await self._inject(fault)
             else:
@@ -109,7 +109,7 @@ class Injector:
             case "rolling_restart":
                 await self._restart_all()
             case _:
-                await asyncio.to_thread(change, self._control, fault)
+                await change(self._control, fault)
 
     async def _afflict(self, victim: Victim, fault: str, seconds: float) -> None:
         """Something is wrong with an instance's links, or its clock, for a while."""
@@ -161,7 +161,7 @@ class Injector:
                 if time.monotonic() > end:
                     raise TimeoutError(f"{one.name} was not replaced in {SETTLED:g} s")
 
-    async def _whole(self, target: str) -> None:
+    async def _whole(self, fault: Fault) -> None:
         """Both pools have all their instances, there are as many gateways as there ever were, and there is a
         victim; or that takes too long.
         """
@@ -171,7 +171,8 @@ class Injector:
                 status = await asyncio.to_thread(self._control.status)
                 pools = all(pool.ready == pool.target and not pool.draining for pool in status.pools)
                 if pools and self._served(status):
-                    victims.pick(target, status, random.Random(0))
+                    if fault.kind not in CHANGES:
+                        victims.pick(fault.target, status, random.Random(0))
                     return
             await asyncio.sleep(POLL)
 

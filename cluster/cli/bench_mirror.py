@@ -102,9 +102,9 @@ async def _run(
     target = await connect("tandem", status.gateways[0].url, api_key=api_key)
     advance = watch.begin(f"replaying {workload.name}")
     assert config.scheduler.record is not None
-    return await mirrored(
-        target, workload, setup, Path(config.scheduler.record), within=within, advance=advance
-    )
+    instances = {one.name: one.role for one in status.instances if one.state == "ready"}
+    tape = Path(config.scheduler.record)
+    return await mirrored(target, workload, setup, tape, instances, within=within, advance=advance)
 
 
 def _kv_tokens(status: pb.ClusterStatus) -> int:

@@ -128,7 +128,7 @@ def overrides(settings: list[str] | None) -> dict[str, object]:
             raise Failure(Exit.USAGE, "usage", f'--set expects KEY=VALUE, got "{setting}"')
         try:
             found[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError):
             raise Failure(Exit.USAGE, "usage", f"--set {key}: not a YAML value: {value}") from None
         if is_secret(Config, tuple(key.split("."))):
             variable = f"TANDEM_{key.replace('.', '__').upper()}"

@@ -25,6 +25,8 @@ class FairQueue:
     choice, so the choice never rests on old numbers.
     """
 
+    by_priority = False
+
     def __init__(self, counters: Counters) -> None:
         self.counters = counters
         self._waiting: dict[str, OrderedDict[SequenceKey, Sequence]] = {}

@@ -52,6 +52,8 @@ class MultiLevelQueue:
     from one to the other; a sequence that moves to another instance takes it along. `inner` decides how many
     tokens those that were picked get."""
 
+    by_priority = False
+
     def __init__(self, levels: Levels, inner: BatchPolicy, cost: CostModel) -> None:
         self.levels = levels
         self._inner = inner

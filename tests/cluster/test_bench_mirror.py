@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from cluster.bench.mirror import MirrorReport, Serving, mirror
+from cluster.bench.mirror import MirrorReport, Serving, _ranks, first_placements, mirror
 from cluster.bench.target import connect
 from cluster.bench.workload import Workload
 from cluster.config import Config
@@ -17,6 +18,9 @@ from cluster.instance import load_runner
 from cluster.profiling import Grid, measure, table
 from cluster.simulation import Hardware, setup_of
 from engine.cost_model import CostModel
+from engine.errors import ConfigError
+from global_scheduler.tape import Decided
+from global_scheduler.view import Summary
 from simulator.cost_tables.load import load
 from simulator.network import LinkSettings
 from simulator.setup import Setup
@@ -50,7 +54,9 @@ def mirrored(cluster: Cluster, cost: CostModel, count: int, placement: str | Non
     if placement is not None:
         chosen = config.scheduler.model_copy(update={"placement": placement})
         config = config.model_copy(update={"scheduler": chosen})
-    ready = cluster.status().instances[0].status
+    status = cluster.status()
+    ready = status.instances[0].status
+    instances = {one.name: one.role for one in status.instances if one.state == "ready"}
     costs, kv_tokens = {"prefill": cost, "decode": cost}, ready.blocks_total * ready.block_size
 
     def setup(serving: Serving) -> Setup:
@@ -62,7 +68,7 @@ def mirrored(cluster: Cluster, cost: CostModel, count: int, placement: str | Non
 
     async def run() -> MirrorReport:
         target = await connect("tandem", cluster.url)
-        return await mirror(target, workload(count), setup, tape, within=60.0)
+        return await mirror(target, workload(count), setup, tape, instances, within=60.0)
 
     return asyncio.run(run())
 
@@ -82,5 +88,20 @@ def test_nine_of_ten_placements_are_foretold(cluster: Cluster, profile: CostMode
 
 
 def test_mutant_another_policy_is_not_foretold(cluster: Cluster, profile: CostModel) -> None:
-    for _ in range(TRIES):
-        assert mirrored(cluster, profile, 20, "round_robin").share < 0.9
+    assert mirrored(cluster, profile, 20, "round_robin").share < 0.9
+
+
+def test_names_count_by_their_rank_since_a_cluster_uses_none_again() -> None:
+    recorded = Decided(0.0, Summary("a", 9, 9), "prefill-3", "decode-11", "", "")
+    known = {"decode-11": "decode", "decode-4": "decode", "prefill-3": "prefill"}
+    assert first_placements([recorded], _ranks(known)) == [("prefill-0", "decode-1")]
+
+
+def test_a_recording_of_something_else_is_refused(
+    cluster: Cluster, profile: CostModel, tmp_path: Path
+) -> None:
+    (tmp_path / "tape").touch()
+    record = cluster.config.scheduler.model_copy(update={"record": str(tmp_path / "tape")})
+    other = replace(cluster, config=cluster.config.model_copy(update={"scheduler": record}))
+    with pytest.raises(ConfigError, match="0 new decisions for 3 requests"):
+        mirrored(other, profile, 3)

@@ -26,6 +26,7 @@ LONGER = [
     "restart-all",
     "restart-controller",
     "scale",
+    "apply",
 ]
 
 

@@ -53,6 +53,7 @@ def test_log_probabilities_and_stop_strings_are_passed_on(url: str) -> None:
     told = answer.response_metadata["logprobs"]["content"]
     assert len(told) == 8 and all(len(one["top_logprobs"]) == 2 for one in told)
     stop = answer.text[3:5]
+    assert len(stop) == 2
     short = chat(url, max_tokens=8, temperature=0).invoke(ASKED, stop=[stop])
     assert short.response_metadata["finish_reason"] == "stop" and stop not in short.text
 

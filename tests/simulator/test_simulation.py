@@ -59,6 +59,18 @@ def test_leaping_over_steps_gives_what_single_steps_give(seed: int, blocks: int)
     assert len(leaps.records.gaps) < len(steps.records.gaps), "nothing was leapt over"
 
 
+def test_who_looks_before_the_end_sees_the_steps_of_a_leap_that_have_ended() -> None:
+    leaps, steps = (
+        simulate(two_pools(coasting=c), [Arrival(0.0, 20, 600)], until=4.0) for c in (True, False)
+    )
+    assert leaps.records.records == steps.records.records
+    assert 100 < leaps.records.records["0"].tokens < 600
+    for cluster in (leaps, steps):
+        cluster.run()
+    assert leaps.records.records == steps.records.records
+    assert as_json(summarise(leaps)) == as_json(summarise(steps))
+
+
 def _said(one: Input) -> Input:
     """How long the last step took is not known of leaps."""
     return Heard(one.taken, replace(one.status, step_seconds=0.0)) if isinstance(one, Heard) else one
