@@ -8,7 +8,7 @@ from cluster.config import GatewayConfig
 from cluster.config_security import TenantLimits
 from cluster.keys import Keys
 from cluster.limits import Limits
-from engine.errors import InvalidKey
+from engine.errors import InvalidKey, InvalidParameter
 
 OPEN = frozenset({"/health", "/ready", "/ping"})
 """Paths that need no key: they tell a load balancer whether to send requests, and nobody anything else."""
@@ -24,6 +24,15 @@ class Access:
         self._keys = Keys(config.api_keys, config.key_file)
         self._metrics = None if config.metrics_token is None else config.metrics_token.encode()
         self.limits = Limits(tenants)
+        self._priorities = tenants.priority
+
+    def check_priority(self, tenant: str, priority: int) -> None:
+        """Raises InvalidParameter for more than a tenant may have: it would go before all others."""
+        if self._keys and priority > (most := self._priorities.get(tenant, self._priorities.get("*", 0))):
+            raise InvalidParameter(
+                f"a priority of {most} at most is allowed here: see security.tenants.priority",
+                param="priority",
+            )
 
     def tenant(self, path: str, authorization: str) -> str:
         """Whose request it is; "" where no key is asked for, or it names nobody. Raises InvalidKey."""

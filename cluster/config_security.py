@@ -45,6 +45,11 @@ class TenantLimits(Section):
     requests: PerTenant = Field({}, description="Requests per minute, such as `{acme: 60, '*': 600}`.")
     tokens: PerTenant = Field({}, description="Tokens per minute, of prompts and answers.")
     concurrent: PerTenant = Field({}, description="Requests at the same time.")
+    priority: PerTenant = Field(
+        {},
+        description="The highest `priority` that a tenant may ask for; 0 without an entry. Without API keys "
+        "everybody may ask for any.",
+    )
 
 
 class SecurityConfig(Section):

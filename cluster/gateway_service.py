@@ -141,6 +141,7 @@ class GatewayService:
         if self.leaving:
             raise Draining("the cluster is about to end and takes no new requests")
         self.access.limits.check(tenant)
+        self.access.check_priority(tenant, body.priority or 0)
         self.check_model(body.model)
         self._check_tokens(body)
         if isinstance(body, CompletionBody) and len(body.prompt) * (body.n or 1) > MOST_CHOICES:

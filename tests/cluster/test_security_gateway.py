@@ -32,13 +32,26 @@ def bearer(key: str, **more: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    limits = TenantLimits(requests={"zeta": 2}, tokens={"*": 1_000_000})
+    limits = TenantLimits(requests={"zeta": 2}, tokens={"*": 1_000_000}, priority={"acme": 3})
     with served_in_a_thread(config=KEYS, tenants=limits, blocks=1024) as address:
         yield address
 
 
 def client(url: str, key: str) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0)
+
+
+@pytest.mark.parametrize(
+    ("key", "priority", "status"), [(ACME, 3, 200), (ACME, 4, 400), (NOBODY, 1, 400), (NOBODY, -9, 200)]
+)
+def test_a_tenant_goes_before_others_only_as_far_as_it_may(
+    url: str, key: str, priority: int, status: int
+) -> None:
+    body = {"model": "tiny", "prompt": "a", "max_tokens": 1, "priority": priority}
+    answer = httpx.post(f"{url}/v1/completions", json=body, headers=bearer(key), trust_env=False)
+    assert answer.status_code == status
+    if status == 400:
+        assert answer.json()["error"]["param"] == "priority"
 
 
 # OpenAI's client
