@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from engine.plan import Work
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +74,3 @@ class LinearCost:
         tokens = -(-batch.tokens // self.tile) * self.tile
         read = batch.context + sum(before + new // 2 for new, before in batch.prefills)
         return self.base + max(self.floor, self.per_token * tokens) + self.per_context * read
-
-    def decodes(self, count: int, contexts: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Seconds of steps of `count` decodes with such summed contexts."""
-        tokens = -(-count // self.tile) * self.tile
-        return self.base + max(self.floor, self.per_token * tokens) + self.per_context * contexts

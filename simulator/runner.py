@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from engine.cost_model import Batch, CostModel, batch_of
+from engine.cost_model import Batch, CostModel, LinearCost, batch_of
 from engine.plan import Drawn, StepPlan, StepResult, Work
 from engine.sequence import Sequence as LiveSequence
 from simulator.cost_tables.interpolation import FloatArray
@@ -24,6 +24,15 @@ class Decodes(Protocol):
     def decodes(self, count: int, contexts: FloatArray) -> FloatArray: ...
 
 
+def _decodes(cost: CostModel) -> Callable[[int, FloatArray], FloatArray] | None:
+    """Many steps at once, where the cost model can or is linear; None else."""
+    if isinstance(cost, Decodes):
+        return cost.decodes
+    if isinstance(cost, LinearCost):
+        return lambda count, contexts: cost.seconds(Batch((), count)) + cost.per_context * contexts
+    return None
+
+
 class SimulatedRunner:
     """Draws TOKEN until an answer is as long as `lengths` says for its request, and EOS then.
 
@@ -33,7 +42,7 @@ class SimulatedRunner:
 
     def __init__(self, cost: CostModel, lengths: dict[str, int], overhead: float, swap: float = 0.0) -> None:
         self._cost = cost
-        self._decodes = cost.decodes if isinstance(cost, Decodes) else None
+        self._decodes = _decodes(cost)
         self._lengths = lengths
         self._overhead = overhead
         self._swap = swap
