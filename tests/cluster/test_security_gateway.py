@@ -42,7 +42,9 @@ def client(url: str, key: str) -> openai.OpenAI:
 
 
 @pytest.mark.parametrize(
-    ("key", "priority", "status"), [(ACME, 3, 200), (ACME, 4, 400), (NOBODY, 1, 400), (NOBODY, -9, 200)]
+    ("key", "priority", "status"),
+    [(ACME, 3, 200), (ACME, 4, 400), (NOBODY, 1, 400), (NOBODY, -9, 200)],
+    ids=["as much as it may", "more", "more than no entry gives", "less"],
 )
 def test_a_tenant_goes_before_others_only_as_far_as_it_may(
     url: str, key: str, priority: int, status: int
