@@ -78,7 +78,7 @@ TRIES = 3
 
 
 def test_nine_of_ten_placements_are_foretold(cluster: Cluster, profile: CostModel, full: bool) -> None:
-    count = 100 if full else 30
+    count = 100 if full else 12
     for last in range(TRIES):
         found = mirrored(cluster, profile, count)
         assert found.placements == found.result.requests == count
@@ -87,7 +87,9 @@ def test_nine_of_ten_placements_are_foretold(cluster: Cluster, profile: CostMode
         assert last < TRIES - 1, found
 
 
-def test_mutant_another_policy_is_not_foretold(cluster: Cluster, profile: CostModel) -> None:
+def test_mutant_another_policy_is_not_foretold(cluster: Cluster, profile: CostModel, full: bool) -> None:
+    if not full:
+        pytest.skip("another replay at the pace of the trace: --full")
     assert mirrored(cluster, profile, 20, "round_robin").share < 0.9
 
 
