@@ -119,7 +119,7 @@ class SimulatedInstance:
         if self._coast is None:
             return
         start, ends = self._coast
-        steps = self._leapt(ends)
+        steps = min(self._leapt(ends), len(ends) - 1)  # its end is told of by the clock
         if steps:
             self._coast = float(ends[steps - 1]), ends[steps:]
             self._leap(start, ends[:steps])

@@ -14,7 +14,7 @@ from cluster.bench.load import Advance, run
 from cluster.bench.machine import Machine
 from cluster.bench.result import Result
 from cluster.bench.statistics import Value
-from cluster.bench.target import Target
+from cluster.bench.target import WARM_UP, Target
 from cluster.bench.workload import Objectives, Workload, closed
 from cluster.recording import read_tape
 from engine.errors import ConfigError, TandemError
@@ -29,7 +29,7 @@ ALONE = closed("single", "one by one", requests=6, at_once=1, prompt="64", outpu
 HOPS = 2
 """Messages before an instance has a request: the scheduler is asked, the instance is told."""
 
-NO_OBJECTIVES = Objectives(float("inf"), float("inf"))
+NO_OBJECTIVES = Objectives(WARM_UP, WARM_UP)
 
 Places = tuple[str, str]
 """Where a request was placed for prefill and for decode; two empty names if it was refused."""

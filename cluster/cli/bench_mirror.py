@@ -13,8 +13,17 @@ from cluster import control_pb2 as pb
 from cluster.bench.mirror import MirrorReport, Serving
 from cluster.bench.mirror import mirror as mirrored
 from cluster.bench.target import connect
-from cluster.bench.workload import Workload, replayed
-from cluster.cli.bench_options import ApiKey, RequestTimeout
+from cluster.bench.workload import Workload
+from cluster.cli.bench_options import (
+    ApiKey,
+    LongestAnswer,
+    LongestPrompt,
+    RequestTimeout,
+    Shrink,
+    Speed,
+    TraceFile,
+    workload_of,
+)
 from cluster.cli.bench_output import Watch
 from cluster.cli.connect import control
 from cluster.cli.failures import Exit, Failure
@@ -25,25 +34,18 @@ from cluster.config import Config, load
 from cluster.simulation import Hardware, setup_of
 from simulator.network import LinkSettings
 from simulator.setup import Setup
-from simulator.workload.traces import read_trace
 
 
 def mirror(
     context: typer.Context,
-    trace: Annotated[
-        Path, typer.Option("--trace", metavar="FILE", help="Of tandem, Azure, BurstGPT or Mooncake; .gz too.")
-    ],
+    trace: TraceFile,
     cost: Costs,
     file: ConfigFile = None,
     settings: Settings = None,
-    speed: Annotated[float, typer.Option("--speed", min=1e-6, help="How many times as fast.")] = 1.0,
-    shrink: Annotated[float, typer.Option("--shrink", min=1e-6, help="Divide all lengths by this.")] = 1.0,
-    longest_prompt: Annotated[
-        int | None, typer.Option("--longest-prompt", min=1, help="Cut longer prompts, in tokens.")
-    ] = None,
-    longest_answer: Annotated[
-        int | None, typer.Option("--longest-answer", min=1, help="Cut longer answers, in tokens.")
-    ] = None,
+    speed: Speed = 1.0,
+    shrink: Shrink = 1.0,
+    longest_prompt: LongestPrompt = None,
+    longest_answer: LongestAnswer = None,
     requests: Annotated[int, typer.Option("--requests", min=1, help="Only the first so many.")] = 100,
     kv_bytes: Annotated[int, typer.Option(min=1, help="KV of one token, in bytes.")] = 131_072,
     bandwidth: Annotated[float, typer.Option(help="Between instances, in GB/s.")] = 2.0,
@@ -64,14 +66,13 @@ def mirror(
             "nothing says where the cluster records its decisions",
             "start it with --set scheduler.record=FILE and give this command the same",
         )
-    workload = replayed(
-        read_trace(trace),
+    workload = workload_of(
         trace,
         speed=speed,
-        requests=requests,
         shrink=shrink,
         longest_prompt=longest_prompt,
-        longest_output=longest_answer,
+        longest_answer=longest_answer,
+        requests=requests,
     )
     status = control(context, None, None).status()
     costs, kv_tokens = costs_of(cost), _kv_tokens(status)

@@ -7,7 +7,10 @@ from typing import Annotated
 
 import typer
 
+from cluster.bench.workload import Workload, replayed
+from cluster.cli.failures import Exit, Failure
 from cluster.cli.options import seconds
+from simulator.workload.traces import read_trace
 
 Url = Annotated[
     str | None,
@@ -39,6 +42,40 @@ RequestTimeout = Annotated[
     float,
     typer.Option("--within", metavar="DURATION", parser=seconds, help="How long one request may take."),
 ]
+TraceFile = Annotated[
+    Path, typer.Option("--trace", metavar="FILE", help="Of tandem, Azure, BurstGPT or Mooncake; .gz too.")
+]
+Shrink = Annotated[float, typer.Option("--shrink", help="Divide all lengths by this.")]
+Speed = Annotated[float, typer.Option("--speed", help="How many times as fast as it happened.")]
+LongestPrompt = Annotated[
+    int | None, typer.Option("--longest-prompt", min=1, help="Cut longer prompts, in tokens.")
+]
+LongestAnswer = Annotated[
+    int | None, typer.Option("--longest-answer", min=1, help="Cut longer answers, in tokens.")
+]
 Html = Annotated[
     Path | None, typer.Option("--html", metavar="FILE", help="Also write one page with tables and plots.")
 ]
+
+
+def workload_of(
+    trace: Path,
+    *,
+    speed: float,
+    shrink: float,
+    longest_prompt: int | None,
+    longest_answer: int | None,
+    requests: int | None,
+) -> Workload:
+    """The requests of a trace, as its options say. Raises Failure and ConfigError."""
+    if speed <= 0 or shrink <= 0:
+        raise Failure(Exit.USAGE, "usage", "--speed and --shrink are numbers above 0")
+    return replayed(
+        read_trace(trace),
+        trace,
+        speed=speed,
+        requests=requests,
+        shrink=shrink,
+        longest_prompt=longest_prompt,
+        longest_output=longest_answer,
+    )

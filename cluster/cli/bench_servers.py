@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,26 +16,31 @@ from cluster.bench.result import Result
 from cluster.bench.serve import Plan
 from cluster.bench.serve_sections import result_line, sections
 from cluster.bench.target import Target, connect
-from cluster.bench.workload import Objectives, replayed, variation
+from cluster.bench.workload import Objectives, variation
 from cluster.cli.bench_options import (
     ApiKey,
     Html,
+    LongestAnswer,
+    LongestPrompt,
     ModelName,
     Pids,
     Plain,
     Repeat,
     RequestTimeout,
+    Shrink,
     SloTPOT,
     SloTTFT,
+    Speed,
+    TraceFile,
     Url,
     Versus,
+    workload_of,
 )
 from cluster.cli.bench_output import Watch, present
 from cluster.cli.connect import local
 from cluster.cli.failures import Exit, Failure
 from cluster.cli.options import Format, Output, root
 from cluster.cli.output import messages
-from simulator.workload.traces import read_trace
 
 STANDARD = ["single", "prefill=512", "batch=32"]
 
@@ -93,17 +97,11 @@ def serve(
 
 def replay(
     context: typer.Context,
-    trace: Annotated[
-        Path, typer.Option("--trace", metavar="FILE", help="Of tandem, Azure, BurstGPT or Mooncake; .gz too.")
-    ],
-    speed: Annotated[float, typer.Option("--speed", help="How many times as fast as it happened.")] = 1.0,
-    shrink: Annotated[float, typer.Option("--shrink", help="Divide all lengths by this.")] = 1.0,
-    longest_prompt: Annotated[
-        int | None, typer.Option("--longest-prompt", min=1, help="Cut longer prompts, in tokens.")
-    ] = None,
-    longest_answer: Annotated[
-        int | None, typer.Option("--longest-answer", min=1, help="Cut longer answers, in tokens.")
-    ] = None,
+    trace: TraceFile,
+    speed: Speed = 1.0,
+    shrink: Shrink = 1.0,
+    longest_prompt: LongestPrompt = None,
+    longest_answer: LongestAnswer = None,
     requests: Annotated[int | None, typer.Option("--requests", min=1, help="Only the first so many.")] = None,
     url: Url = None,
     versus: Versus = None,
@@ -119,16 +117,13 @@ def replay(
     output: Output = Format.TABLE,
 ) -> None:
     """Replay a trace of requests against a server, by default the local cluster."""
-    if speed <= 0 or shrink <= 0:
-        raise Failure(Exit.USAGE, "usage", "--speed and --shrink are numbers above 0")
-    workload = replayed(
-        read_trace(trace),
+    workload = workload_of(
         trace,
         speed=speed,
-        requests=requests,
         shrink=shrink,
         longest_prompt=longest_prompt,
-        longest_output=longest_answer,
+        longest_answer=longest_answer,
+        requests=requests,
     )
     settings = {"trace": trace.name, "speed": f"{speed:g}", "shrink": f"{shrink:g}"}
     servers = _Servers(url, versus, pid, api_key, model, extras=not plain)

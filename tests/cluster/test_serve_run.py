@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import uuid
 from pathlib import Path
 
@@ -69,7 +68,6 @@ def _ready(url: str) -> bool:
     try:
         return httpx.get(f"{url}/ready", timeout=5, trust_env=False).status_code == 200
     except httpx.HTTPError:
-        time.sleep(0.2)
         return False
 
 
