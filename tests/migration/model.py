@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from engine.sequence import Epoch
 from migration.destination import Destination
@@ -44,7 +44,9 @@ from migration.events import (
 )
 from migration.messages import Abort, Commit, Copy, Refused, Reserve, Reserved
 from migration.source import Source, SourceState
+from migration.successor import replace as successor
 
+T = TypeVar("T")
 BLOCKS = 2
 EPOCH = Epoch(0, 0)
 TIMES = Timeouts(reserve=2.0, commit=2.0, lease=3.0, stall=2.0, retry=1.0, resends=1)
@@ -100,6 +102,13 @@ class World:
         if known is None:
             known = self.__dict__["_hash"] = hash(tuple(self.__dict__.values()))
         return known  # type: ignore[no-any-return]
+
+
+def replace(state: T, /, **changes: object) -> T:
+    """A successor, whose hash is its own. `dataclasses.replace` would take half of all the time here."""
+    after = successor(state, **changes)
+    after.__dict__.pop("_hash", None)
+    return after
 
 
 @dataclass
