@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels import prefill_hopper
 from kernels.launch import LOG2E, Tile, dot_type, power_of_two, properties, register_limit
 from kernels.online_softmax import fold_tile
 
@@ -173,10 +174,13 @@ def prefill_attention(
     rows contiguous; query_starts: [sequences + 1] int32, contiguous; lengths: [sequences] int32, contiguous;
     mask: bool [tokens, ≥ max(lengths)], rows contiguous, replaces the causal rule; a row that sees nothing
     becomes zero. Returns a new contiguous [tokens, heads, dim] of q's dtype. Grid: (tiles, kv_heads) with
-    tiles = tokens // queries + sequences. Raises TypeError for other dtypes.
+    tiles = tokens // queries + sequences. Raises TypeError for other dtypes. Long chunks of 16-bit types
+    without a mask have a kernel of their own on Hopper: see `prefill_hopper`.
     """
     tokens, heads, dim = q.shape
     short, capability = tokens <= 16 * lengths.shape[0], properties(q.device)[1]
+    if capability == 90 and mask is None and not short and prefill_hopper.serves(q, keys, values):
+        return prefill_hopper.attend(q, keys, values, block_table, query_starts, lengths, scale)
     tile = tile_for(q.dtype, power_of_two(dim, 16), heads // keys.shape[2], short, capability)
     return attend(q, keys, values, block_table, query_starts, lengths, scale, mask, tile)
 

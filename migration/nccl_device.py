@@ -8,7 +8,6 @@ cupy imports without a GPU and without NCCL: what is missing is found out by loo
 
 from __future__ import annotations
 
-import struct
 import zlib
 from typing import Any
 
@@ -16,8 +15,8 @@ from engine.errors import SetupError, TransferFailed
 from migration.nccl import Communicator, Event
 from migration.transport import MAX_PAYLOAD, Buffer, Fill
 
-ID = struct.Struct("128b")
-"""An ncclUniqueId, as cupy gives and takes it: 128 signed chars."""
+ID_BYTES = 128
+"""Of an ncclUniqueId, which cupy 14.2 gives and takes as bytes, and releases before it as signed chars."""
 
 WORD = 4
 """Bytes that are added up at once."""
@@ -65,18 +64,23 @@ class NcclDevice:
             self._device.synchronize()
 
     def unique_id(self) -> bytes:
-        return ID.pack(*self._nccl.get_unique_id())
+        return bytes(char & 0xFF for char in self._nccl.get_unique_id())
 
     def join(self, unique_id: bytes, rank: int) -> Communicator:
-        if len(unique_id) != ID.size:
-            raise TransferFailed(f"an NCCL id of {len(unique_id)} bytes, {ID.size} make one")
+        if len(unique_id) != ID_BYTES:
+            raise TransferFailed(f"an NCCL id of {len(unique_id)} bytes, {ID_BYTES} make one")
         try:
             with self._device:
                 stream = self._cupy.cuda.Stream(non_blocking=True)
-                two = self._nccl.NcclCommunicator(2, ID.unpack(unique_id), rank)
-                return NcclPair(self, two, 1 - rank, stream)
+                return NcclPair(self, self._pair(unique_id, rank), 1 - rank, stream)
         except (self._nccl.NcclError, RuntimeError) as error:
             raise TransferFailed(f"no NCCL communicator: {error}") from error
+
+    def _pair(self, unique_id: bytes, rank: int) -> Any:
+        try:
+            return self._nccl.NcclCommunicator(2, unique_id, rank)
+        except TypeError:
+            return self._nccl.NcclCommunicator(2, tuple(memoryview(unique_id).cast("b")), rank)
 
     def memory(self, nbytes: int) -> Buffer:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,19 +40,20 @@ class EagerDecoder:
     def _forward(self, works: Sequence[Work]) -> tuple[Tensor, list[int]]:
         """Hidden states of all rows, and where each work's rows end: chunks come before decodes."""
         order = sorted(range(len(works)), key=lambda index: len(works[index].tokens) == 1)
-        tokens: list[int] = []
-        positions: list[int] = []
-        slots: list[int] = []
+        numbers = np.empty((3, sum(len(work.tokens) for work in works)), dtype=np.int64)
+        tokens, positions, slots = numbers
         ends = [0] * len(works)
-        size = self._cache.layout.block_size
+        size, end = self._cache.layout.block_size, 0
         for index in order:
             work = works[index]
-            tokens.extend(work.tokens)
-            reach = range(work.start, work.start + len(work.tokens))
-            positions.extend(reach)
-            blocks = work.blocks
-            slots.extend(blocks[position // size] * size + position % size for position in reach)
-            ends[index] = len(tokens)
+            begin, end = end, end + len(work.tokens)
+            reach = np.arange(work.start, work.start + len(work.tokens))
+            first = work.start // size
+            blocks = np.asarray(work.blocks[first : int(reach[-1]) // size + 1])
+            tokens[begin:end] = work.tokens
+            positions[begin:end] = reach
+            slots[begin:end] = blocks[reach // size - first] * size + reach % size
+            ends[index] = end
         ordered = [works[index] for index in order]
         spans = Spans(
             counts=[len(work.tokens) for work in ordered],
@@ -62,9 +64,9 @@ class EagerDecoder:
         )
         scale = self._config.head_dim**-0.5
         attention = self._kernels.attention(spans, self._config.kv_heads, scale, None)
-        hidden = self.transformer.forward(
-            self._integers(tokens), self._integers(positions), self._integers(slots), attention, self._cache
-        )
+        # One copy for all three: each waits for the one before it, and the device for the host.
+        inputs = torch.from_numpy(numbers).to(self._device)
+        hidden = self.transformer.forward(inputs[0], inputs[1], inputs[2], attention, self._cache)
         return hidden, ends
 
     def _integers(self, values: list[int]) -> Tensor:

@@ -20,7 +20,9 @@ import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from triton.runtime.jit import JITFunction
+from triton.experimental.gluon._runtime import GluonASTSource
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+from triton.runtime.jit import JITFunction, mangle_type
 
 from kernels import launch
 
@@ -93,13 +95,16 @@ def compiled(made: Launch, capability: int) -> Any:
         elif isinstance(value, Tensor):
             signature[name] = POINTERS[value.dtype]
             hints[(parameter.num,)] = [["tt.divisibility", 16]]
+        elif isinstance(value, TensorDescriptor):
+            signature[name] = mangle_type(value)
         elif isinstance(value, int):
             signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
             if value % 16 == 0:
                 hints[(parameter.num,)] = [["tt.divisibility", 16]]
         else:
             signature[name] = "fp32"
-    source = ASTSource(made.kernel, signature, constants, hints)
+    kind = GluonASTSource if made.kernel.is_gluon() else ASTSource
+    source = kind(made.kernel, signature, constants, hints)
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=made.options)
 
 

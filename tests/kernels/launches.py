@@ -33,10 +33,10 @@ def decode(
 
 def prefill(
     heads: int, kv_heads: int, dim: int, dtype: torch.dtype = BFLOAT16,
-    storage: torch.dtype | None = None, tokens: int = 64, masked: bool = False,
+    storage: torch.dtype | None = None, tokens: int = 64, masked: bool = False, block: int = 16,
 ) -> object:  # fmt: skip
-    """64 tokens take the tile for long chunks, 4 the one for short ones."""
-    cache = zeros(4, 16, kv_heads, dim, dtype=storage or dtype)
+    """64 tokens are a long chunk, 4 short ones: their tiles differ, and on Hopper the kernel."""
+    cache = zeros(4, block, kv_heads, dim, dtype=storage or dtype)
     table, lengths = zeros(2, 256, dtype=torch.int32), zeros(2, dtype=torch.int32)
     starts = zeros(3, dtype=torch.int32)
     mask = zeros(tokens, 64, dtype=torch.bool) if masked else None
@@ -94,6 +94,7 @@ LAUNCHES: dict[str, Call] = {
     "prefill-128-short": lambda: prefill(32, 8, 128, tokens=4),
     "prefill-128-masked": lambda: prefill(32, 8, 128, masked=True),
     "prefill-128-e5m2": lambda: prefill(32, 8, 128, BFLOAT16, E5M2),
+    "prefill-128-fp16": lambda: prefill(32, 8, 128, FLOAT16),
     "prefill-80-float32": lambda: prefill(32, 32, 80, FLOAT32),
     "rotary-128": lambda: turn(32, 8, 128, BFLOAT16),
     "rotary-128-e5m2": lambda: turn(32, 8, 128, BFLOAT16, E5M2),
@@ -109,6 +110,9 @@ LAUNCHES: dict[str, Call] = {
 ONLY_SM90: dict[str, Call] = {
     "decode-128-e4m3": lambda: decode(32, 8, 128, BFLOAT16, E4M3),
     "prefill-128-e4m3": lambda: prefill(32, 8, 128, BFLOAT16, E4M3),
+    "prefill-128-blocks-of-64": lambda: prefill(9, 1, 128, block=64),
+    "prefill-64-blocks-of-128": lambda: prefill(4, 4, 64, block=128),
+    "prefill-128-not-hopper's": lambda: prefill(32, 8, 128, block=8),
     "rotary-128-e4m3": lambda: turn(32, 8, 128, BFLOAT16, E4M3),
 }
 SHAPES = ((9, 3, 64), (32, 32, 80), (16, 8, 96), (32, 8, 128), (64, 8, 128), (8, 2, 256))

@@ -65,7 +65,7 @@ def test_tiles_that_are_compared_compile_within_their_budgets_for_sm90(full: boo
 
 
 def test_a_spilling_kernel_is_noticed(cuobjdump: Path) -> None:
-    made = record(LAUNCHES["prefill-128"], 90)[0]
+    made = record(LAUNCHES["prefill-128-masked"], 90)[0]
     crowded = Launch(made.kernel, {**made.arguments, "ROWS": 128, "TILE": 64}, {"num_warps": 4})
     used = usage(compiled(crowded, 90), cuobjdump)
     assert used.stack + used.local > 0

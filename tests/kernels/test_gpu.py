@@ -49,6 +49,33 @@ BIG: dict[str, tuple[str, dict[str, Any]]] = {
     "decode-batch": ("paged_attention", {**LLAMA, "lengths": [777] * 33}),
     "decode-long": ("paged_attention", {**LLAMA, "heads": 16, "kv_heads": 2, "lengths": [9001, 3]}),
     "prefill-long": ("prefill_attention", {**LLAMA, "counts": [1500, 9], "lengths": [3001, 9]}),
+    "prefill-odd-ends": (
+        "prefill_attention",
+        {**LLAMA, "counts": [33, 0, 70, 1], "lengths": [33, 5, 161, 700]},
+    ),
+    "prefill-tiles-end": ("prefill_attention", {**LLAMA, "counts": [128, 64], "lengths": [128, 256]}),
+    "prefill-fp16": (
+        "prefill_attention",
+        {**LLAMA, "dtype": "float16", "counts": [129, 40], "lengths": [400, 40]},
+    ),
+    "prefill-groups-of-3": (
+        "prefill_attention",
+        {**LLAMA, "heads": 9, "kv_heads": 3, "dim": 64, "counts": [200, 3], "lengths": [333, 3]},
+    ),
+    "prefill-one-kv-head": (
+        "prefill_attention",
+        {**LLAMA, "heads": 9, "kv_heads": 1, "counts": [90], "lengths": [101]},
+    ),
+    "prefill-no-groups": (
+        "prefill_attention",
+        {**LLAMA, "heads": 4, "kv_heads": 4, "dim": 64, "counts": [511, 1], "lengths": [512, 128]},
+    ),
+    **{
+        f"prefill-blocks-of-{block}": (
+            "prefill_attention", {**LLAMA, "block": block, "counts": [150], "lengths": [257]},
+        )
+        for block in (8, 32, 64, 128)
+    },
     "rotary-e4m3": ("rotary_store", {**ROTARY, "dtype": "bfloat16", "storage": "float8_e4m3fn"}),
     "sample-vocabulary": ("sample", {"rows": 64, "vocabulary": 151936}),
     "sample-top-p": ("sample", {"rows": 64, "vocabulary": 49152, "only": "top_p"}),
