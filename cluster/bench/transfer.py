@@ -21,6 +21,7 @@ from cluster.config import TransferConfig
 from cluster.transports import transports
 from engine.errors import SetupError, TandemError, TransferFailed
 from migration.transport import Channel, Transport
+from model.accelerators import accelerators
 
 WAYS = ("shm", "tcp", "grpc", "nccl", "nixl")
 """The names that `transfer.transport` knows, and gRPC to compare `tcp` with."""
@@ -99,7 +100,7 @@ def measure(
 @contextmanager
 def _ends(name: str) -> Iterator[Channel]:
     """A channel to another process that answers every frame."""
-    mine = _transport(name)
+    mine = _transport(name, 0)
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=_peer, args=(name, there), daemon=True)
@@ -122,16 +123,20 @@ def _ends(name: str) -> Iterator[Channel]:
         there.close()
 
 
-def _transport(name: str) -> Transport:
+def _transport(name: str, end: int) -> Transport:
+    """`end` is 0 or 1: NCCL refuses two processes on one GPU."""
     if name == "grpc":
         return GrpcTransport()
     config = TransferConfig.model_validate({"transport": name, "chunk_timeout": PATIENCE})
-    return transports(config, "cuda:0" if name == "nccl" else "cpu", None)[name]
+    found = transports(config, f"cuda:{end}" if name == "nccl" else "cpu", None)[name]
+    if name == "nccl" and len(accelerators().gpus) < 2:
+        raise SetupError("NCCL refuses two processes on one GPU, and there is one: take a machine with two")
+    return found
 
 
 def _peer(name: str, pipe: Connection[Any, Any]) -> None:
     """The other end, in a process of its own."""
-    listener = _transport(name).listen(LISTEN.get(name, "127.0.0.1:0"))
+    listener = _transport(name, 1).listen(LISTEN.get(name, "127.0.0.1:0"))
     pipe.send(listener.address)
     channel = listener.accept()
     channel.trust()

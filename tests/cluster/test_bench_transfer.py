@@ -15,10 +15,10 @@ def test_transports_are_measured_between_two_processes_and_missing_ones_are_name
 ) -> None:
     there = transfer._transport
 
-    def absent(name: str) -> object:
+    def absent(name: str, end: int) -> object:
         if name == "nccl":
             raise SetupError("there is no GPU")
-        return there(name)
+        return there(name, end)
 
     monkeypatch.setattr(transfer, "_transport", absent)
     report = measure(
