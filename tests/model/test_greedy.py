@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,10 +21,13 @@ def check(runner: ModelRunner) -> Identity:
     return Identity(runner)
 
 
-def compare(runner: ModelRunner, check: Identity, count: int, chunk: int, together: int) -> None:
+def compare(
+    runner: ModelRunner, check: Identity, count: int, chunk: int, together: int, tokens: int = 64
+) -> None:
     chosen = answers()[:: len(answers()) // count]
+    samplings = [replace(GREEDY, max_tokens=tokens)] * len(chosen)
     outputs = generate(
-        runner, [answer.prompt for answer in chosen], [GREEDY] * len(chosen), chunk=chunk, together=together
+        runner, [answer.prompt for answer in chosen], samplings, chunk=chunk, together=together
     )
     for answer, output in zip(chosen, outputs, strict=True):
         check.take(answers().index(answer), [drawn.token for drawn in output])
@@ -31,7 +35,7 @@ def compare(runner: ModelRunner, check: Identity, count: int, chunk: int, togeth
 
 
 def test_sixteen_at_once_with_chunks_of_sixteen(runner: ModelRunner, check: Identity, full: bool) -> None:
-    compare(runner, check, count=40 if full else 20, chunk=16, together=16)
+    compare(runner, check, count=40 if full else 20, chunk=16, together=16, tokens=64 if full else 24)
 
 
 @pytest.mark.parametrize("chunk", [64, 10**6])
