@@ -30,13 +30,22 @@ def check(call: Call, capability: int, cuobjdump: Path, stack: int = 0) -> None:
         assert used.shared <= SHARED_BYTES[capability], where
 
 
+def every_time(name: str, capability: int) -> bool:
+    """Of attention, which takes longest: the usual and the largest head size for sm_90, one for sm_80."""
+    if not name.startswith(("prefill", "decode")):
+        return True
+    if capability == 80:
+        return name in ("prefill-128", "decode-128")
+    return "-256" in name or ("-128" in name and "fp16" not in name)
+
+
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("name", LAUNCHES)
 def test_a_kernel_compiles_within_its_budgets(
     name: str, capability: int, full: bool, cuobjdump: Path
 ) -> None:
-    if not full and capability == 80 and name.startswith(("prefill", "decode")) and "-128" not in name:
-        pytest.skip("another head size on the older architecture: run with --full")
+    if not full and not every_time(name, capability):
+        pytest.skip("another variant of attention: run with --full")
     check(LAUNCHES[name], capability, cuobjdump)
 
 

@@ -80,7 +80,7 @@ def test_fairness_costs_no_throughput(overload: dict[str, SimulatedCluster]) -> 
 
 def test_refusing_costs_throughput_where_being_fair_does_not(full: bool) -> None:
     """Published, in tokens/s: 340 with five requests a minute and tenant, 779 with VTC, 777 for FCFS."""
-    seconds = 600.0 if full else 180.0
+    seconds = 600.0 if full else 90.0
     arrivals = vtc.chat(seconds)
     fair, fcfs, limit = (
         vtc.throughput(vtc.run(arm, given, seconds), seconds)
