@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, settings
 OWN_CLUSTERS = ("test_security_locked", "test_serve_deploy", "test_up", "test_versions")
 """Files of tests/cluster that start clusters of their own."""
 
-SHARED_CLUSTER = ("test_browser", "test_conformance")
+SHARED_CLUSTER = ("test_bench_mirror", "test_browser", "test_conformance")
 """Those of tests of the cluster that all of a run share, besides test_*_ray.py."""
 
 LONG, LAST = 2, 3
