@@ -70,9 +70,10 @@ class Load:
 
 
 @contextmanager
-def load(cluster: Cluster, clients: int = 4, tokens: int = 40) -> Iterator[Load]:
+def load(cluster: Cluster, full: bool, tokens: int = 40) -> Iterator[Load]:
+    """With reduced counts of two clients: more would keep the machine from starting instances meanwhile."""
     load = Load(cluster, tokens)
-    threads = [threading.Thread(target=load.work) for _ in range(clients)]
+    threads = [threading.Thread(target=load.work) for _ in range(4 if full else 2)]
     for thread in threads:
         thread.start()
     try:
@@ -113,10 +114,10 @@ def test_a_status_tells_operators_what_each_instance_is(cluster: Cluster) -> Non
     assert cluster.status().ready
 
 
-def test_scaling_up_and_down_under_load_loses_nothing(cluster: Cluster) -> None:
+def test_scaling_up_and_down_under_load_loses_nothing(cluster: Cluster, full: bool) -> None:
     expected = complete(cluster, tokens=40)
     after = cluster.last_event()
-    with load(cluster) as clients:
+    with load(cluster, full) as clients:
         cluster.control.scale("decode", 3)
         cluster.event("ready", after, "decode")
         clients.more(8)
@@ -145,11 +146,20 @@ def stream(cluster: Cluster, tokens: int) -> Iterator[str | int]:
                 yield json.loads(line.removeprefix(": tandem "))["recoveries"]
 
 
-def test_a_killed_decode_instance_is_replaced_and_its_requests_go_on(cluster: Cluster) -> None:
+@pytest.fixture(scope="module")
+def whole(session_cluster: Cluster) -> str:
+    """What `stream` says in 1,500 tokens when nothing happens."""
+    _, *pieces, recoveries = stream(session_cluster, 1500)
+    assert recoveries == 0
+    return "".join(map(str, pieces))
+
+
+def test_a_killed_decode_instance_is_replaced_and_its_requests_go_on(
+    cluster: Cluster, full: bool, whole: str
+) -> None:
     expected = complete(cluster, tokens=200)
-    _, *whole, _ = stream(cluster, 1500)
     after = cluster.last_event()
-    with load(cluster, tokens=200) as clients:
+    with load(cluster, full, tokens=200) as clients:
         running = stream(cluster, 1500)
         name = next(running)
         pieces = [next(running) for _ in range(30)]
@@ -160,13 +170,13 @@ def test_a_killed_decode_instance_is_replaced_and_its_requests_go_on(cluster: Cl
         clients.more(4)
     assert clients.outcomes == {expected}
     assert pieces.pop() == 1
-    assert "".join(map(str, pieces)) == "".join(map(str, whole))
+    assert "".join(map(str, pieces)) == whole
     assert "its worker process has died" in died.reason
 
 
-def test_a_stream_goes_on_within_two_seconds_of_the_death_of_its_instance(cluster: Cluster) -> None:
-    _, *expected, none = stream(cluster, 1500)
-    assert none == 0
+def test_a_stream_goes_on_within_two_seconds_of_the_death_of_its_instance(
+    cluster: Cluster, whole: str
+) -> None:
     running = stream(cluster, 1500)
     name = next(running)
     pieces = [next(running) for _ in range(30)]
@@ -177,12 +187,13 @@ def test_a_stream_goes_on_within_two_seconds_of_the_death_of_its_instance(cluste
         pieces.append(piece)
         longest, last = max(longest, time.monotonic() - last), time.monotonic()
     assert pieces.pop() == 1
-    assert "".join(map(str, pieces)) == "".join(map(str, expected))
+    assert "".join(map(str, pieces)) == whole
     assert longest < 2.0
 
 
-def test_a_stopped_decode_instance_is_taken_for_hung_and_its_streams_go_on(cluster: Cluster) -> None:
-    _, *expected, _ = stream(cluster, 1500)
+def test_a_stopped_decode_instance_is_taken_for_hung_and_its_streams_go_on(
+    cluster: Cluster, whole: str
+) -> None:
     after = cluster.last_event()
     running = stream(cluster, 1500)
     name = next(running)
@@ -191,17 +202,19 @@ def test_a_stopped_decode_instance_is_taken_for_hung_and_its_streams_go_on(clust
     os.kill(victim.pid, signal.SIGSTOP)
     pieces += running
     assert pieces.pop() == 1
-    assert "".join(map(str, pieces)) == "".join(map(str, expected))
+    assert "".join(map(str, pieces)) == whole
     assert "no beat for" in cluster.event("hung", after, victim.name).reason
     cluster.event("ready", after, "decode")
     psutil.wait_procs([psutil.Process(victim.pid)] if psutil.pid_exists(victim.pid) else [], timeout=10)
     assert not psutil.pid_exists(victim.pid)
 
 
-def test_a_killed_prefill_instance_is_replaced_and_decode_instances_stand_in(cluster: Cluster) -> None:
+def test_a_killed_prefill_instance_is_replaced_and_decode_instances_stand_in(
+    cluster: Cluster, full: bool
+) -> None:
     expected = complete(cluster, tokens=40)
     after = cluster.last_event()
-    with load(cluster) as clients:
+    with load(cluster, full) as clients:
         clients.more(2)
         victim = cluster.ready("prefill")[0]
         os.kill(victim.pid, signal.SIGKILL)
@@ -211,10 +224,10 @@ def test_a_killed_prefill_instance_is_replaced_and_decode_instances_stand_in(clu
     assert clients.outcomes == {expected}
 
 
-def test_an_instance_that_gets_sigterm_drains_ends_and_is_replaced(cluster: Cluster) -> None:
+def test_an_instance_that_gets_sigterm_drains_ends_and_is_replaced(cluster: Cluster, full: bool) -> None:
     expected = complete(cluster, tokens=40)
     after = cluster.last_event()
-    with load(cluster) as clients:
+    with load(cluster, full) as clients:
         victim = cluster.ready("decode")[0]
         process = psutil.Process(victim.pid)
         os.kill(victim.pid, signal.SIGTERM)
@@ -226,10 +239,10 @@ def test_an_instance_that_gets_sigterm_drains_ends_and_is_replaced(cluster: Clus
     assert clients.outcomes == {expected}
 
 
-def test_a_new_controller_adopts_the_instances_while_requests_run(cluster: Cluster) -> None:
+def test_a_new_controller_adopts_the_instances_while_requests_run(cluster: Cluster, full: bool) -> None:
     expected = complete(cluster, tokens=40)
     before = {one.name: one.pid for one in cluster.status().instances}
-    with load(cluster) as clients:
+    with load(cluster, full) as clients:
         clients.more(2)
         process = controller_process()
         process.kill()
