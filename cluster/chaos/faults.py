@@ -9,7 +9,7 @@ import random
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psutil
 
@@ -24,18 +24,34 @@ from engine.errors import TandemError
 SETTLED = 120.0
 """Seconds that one step of a rolling restart may take."""
 POLL = 0.1
+AIM = 10.0
+"""Seconds in which a victim must be found: another fault may have hit the controller or all of a kind."""
+
+
+class Missed(Exception):
+    """There was nothing to do just then, which says nothing against the cluster or the scenario."""
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A fault that was carried out, or why it was not. `time` is on the monotonic clock; `role` the kind of
-    process that the victim was, "" where there was none."""
+    """A fault that was begun, at `time` on the monotonic clock, or why it was not.
+
+    `error` says why it could not be carried out, `missed` why there was nothing to do; both are "" for one
+    that was carried out. `role` is the kind of process that the victim was, "" where there was none, and
+    `target` what the scenario called it.
+    """
 
     time: float
     kind: str
     victim: str
     error: str = ""
     role: str = ""
+    target: str = ""
+    missed: str = ""
+
+    @property
+    def carried_out(self) -> bool:
+        return not self.error and not self.missed
 
 
 class Injector:
@@ -68,17 +84,44 @@ class Injector:
                 await self._inject(fault)
 
     async def _inject(self, fault: Fault) -> None:
-        victim = Victim(fault.target, "", 0, "")
         try:
-            status = await asyncio.to_thread(self._control.status)
-            if fault.kind not in CHANGES:
-                victim = victims.pick(fault.target, status, self._rng)
-            self._say(f"{fault.kind} {victim.name}")
-            self.done.append(Done(time.monotonic(), fault.kind, victim.name, role=victim.kind))
+            victim, status = await self._aim(fault)
+        except (TandemError, LookupError) as error:
+            self._end(self._begin(fault, Victim(fault.target, "", 0, "")), error=str(error))
+            return
+        place = self._begin(fault, victim)
+        try:
             await self._carry_out(fault, victim, status)
-        except (TandemError, OSError, LookupError, TimeoutError, psutil.Error) as error:
-            self.done.append(Done(time.monotonic(), fault.kind, victim.name, str(error)))
-            self._say(f"{fault.kind} {victim.name} failed: {error}")
+        except (Missed, ProcessLookupError, psutil.NoSuchProcess) as missed:
+            self._end(place, missed=str(missed))
+        except (TandemError, OSError, LookupError, MemoryError, psutil.Error) as error:
+            self._end(place, error=str(error) or type(error).__name__)
+
+    def _begin(self, fault: Fault, victim: Victim) -> int:
+        """Gives its place in `done`."""
+        self._say(f"{fault.kind} {victim.name}")
+        done = Done(time.monotonic(), fault.kind, victim.name, role=victim.kind, target=fault.target)
+        self.done.append(done)
+        return len(self.done) - 1
+
+    def _end(self, place: int, *, error: str = "", missed: str = "") -> None:
+        """For a fault that was not carried out: why."""
+        done = self.done[place] = replace(self.done[place], error=error, missed=missed)
+        self._say(f"{done.kind} {done.victim} {'failed' if error else 'missed'}: {error or missed}")
+
+    async def _aim(self, fault: Fault) -> tuple[Victim, pb.ClusterStatus]:
+        """Raises TandemError or LookupError if there is no victim for AIM seconds."""
+        end = time.monotonic() + AIM
+        while True:
+            try:
+                status = await asyncio.to_thread(self._control.status)
+                if fault.kind in CHANGES:
+                    return Victim(fault.target, "", 0, ""), status
+                return victims.pick(fault.target, status, self._rng), status
+            except (TandemError, LookupError):
+                if time.monotonic() > end:
+                    raise
+            await asyncio.sleep(POLL)
 
     async def _carry_out(self, fault: Fault, victim: Victim, status: pb.ClusterStatus) -> None:
         match fault.kind:
@@ -123,7 +166,16 @@ class Injector:
                 await asyncio.to_thread(self._control.afflict, victim.name, "")
 
     def _migrate(self, victim: str) -> None:
-        """Move one running request of the victim to another instance of its role."""
+        """Move one running request of the victim to another instance of its role.
+
+        Raises Missed if there is none, if it or the victim ends before, or if the controller is away.
+        """
+        try:
+            self._move_one(victim)
+        except (TandemError, LookupError) as error:
+            raise Missed(str(error)) from error
+
+    def _move_one(self, victim: str) -> None:
         status = self._control.status()
         role = _role(victim, status)
         others = [
@@ -133,8 +185,11 @@ class Injector:
         running = [
             one for one in self._control.requests() if one.instance == victim and one.phase == "decode"
         ]
-        if others and running:
-            self._control.migrate(self._rng.choice(running).id, self._rng.choice(others), wait=False)
+        if not others:
+            raise Missed(f"no other {role} instance is ready")
+        if not running:
+            raise Missed(f"no request decodes on {victim}")
+        self._control.migrate(self._rng.choice(running).id, self._rng.choice(others), wait=False)
 
     async def _there_and_back(self, victim: str) -> None:
         status = await asyncio.to_thread(self._control.status)

@@ -12,7 +12,7 @@ from cluster import control_pb2 as pb
 from cluster.chaos.client import Answer
 from cluster.chaos.faults import Done
 from cluster.chaos.footprint import Growth
-from cluster.chaos.scenario import Expect, Scenario
+from cluster.chaos.scenario import Expect, Fault, Scenario
 
 ENDING = ("kill", "kill_node", "stop", "terminate")
 
@@ -60,6 +60,7 @@ class Verdict:
     reconnected: int
     faults: int
     faults_failed: int
+    faults_missed: int
     injected: Mapping[str, int]
     resume_p50: float | None
     resume_max: float | None
@@ -89,7 +90,7 @@ def judge(
     expected = {answer.ask.number: answer for answer in undisturbed}
     whole = [answer for answer in answers if answer.whole]
     exact = [answer for answer in whole if _same(answer, expected[answer.ask.number])]
-    carried_out = [fault for fault in faults if not fault.error]
+    carried_out = [fault for fault in faults if fault.carried_out]
     hits = resume_times(answers, carried_out)
     resumes = sorted(seconds for _, seconds in hits)
     told = Verdict(
@@ -103,7 +104,8 @@ def judge(
         recovered=sum(answer.recoveries > 0 for answer in answers),
         reconnected=sum(answer.connections > 1 for answer in answers),
         faults=len(carried_out),
-        faults_failed=len(faults) - len(carried_out),
+        faults_failed=sum(bool(fault.error) for fault in faults),
+        faults_missed=sum(bool(fault.missed) for fault in faults),
         injected=dict(Counter(map(_named, carried_out))),
         resume_p50=median(resumes) if resumes else None,
         resume_max=resumes[-1] if resumes else None,
@@ -116,12 +118,12 @@ def judge(
         moves=dict(aftermath.moves),
         growth=aftermath.growth,
     )
-    return replace(told, failures=tuple(_failures(scenario.expect, told, undisturbed, faults)))
+    return replace(
+        told, failures=(*_failures(scenario.expect, told, undisturbed), *_undone(scenario.faults, faults))
+    )
 
 
-def _failures(
-    expect: Expect, told: Verdict, undisturbed: Sequence[Answer], faults: Sequence[Done]
-) -> Iterator[str]:
+def _failures(expect: Expect, told: Verdict, undisturbed: Sequence[Answer]) -> Iterator[str]:
     for name in ("lost", "duplicated", "changed"):
         count, most = getattr(told, name), getattr(expect, name)
         if count > most:
@@ -142,8 +144,19 @@ def _failures(
     broken = [answer for answer in undisturbed if not answer.whole]
     if broken:
         yield f"{len(broken)} requests failed undisturbed: {broken[0].error}"
-    if faults and all(fault.error for fault in faults):
-        yield f"no fault could be carried out: {faults[0].error}"
+
+
+def _undone(asked: Sequence[Fault], faults: Sequence[Done]) -> Iterator[str]:
+    """What a run proves nothing about: faults that failed, and those that were not carried out even once."""
+    for kind, target in dict.fromkeys((one.kind, one.target) for one in asked):
+        begun = [one for one in faults if (one.kind, one.target) == (kind, target)]
+        failed = [one for one in begun if one.error]
+        if failed:
+            count = f"{len(failed)} of {len(begun)}"
+            yield f"{kind} {target}: {count} could not be carried out: {failed[0].error}"
+        elif not any(one.carried_out for one in begun):
+            why = begun[0].missed if begun else "the load ended before"
+            yield f"{kind} {target}: not carried out even once: {why}"
 
 
 def resume_times(answers: Sequence[Answer], faults: Sequence[Done]) -> list[tuple[str, float]]:

@@ -10,6 +10,7 @@ import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import psutil
 import pytest
@@ -17,17 +18,24 @@ from typer.testing import CliRunner
 
 from cluster import control_pb2 as pb
 from cluster import wall_clock
+from cluster.chaos import faults
 from cluster.chaos.client import Answer, Ask, _event
-from cluster.chaos.faults import Done
+from cluster.chaos.faults import Done, Injector
 from cluster.chaos.footprint import Footprint, Growth, Held, Life, growth
 from cluster.chaos.load import requests
-from cluster.chaos.scenario import Expect, Load, Scenario, load, shipped
+from cluster.chaos.scenario import Expect, Fault, Load, Scenario, load, shipped
 from cluster.chaos.verdict import Aftermath, Verdict, judge, ledger, moves, resume_times
 from cluster.chaos.victims import Victim, fill_disk, pick
 from cluster.cli.main import build
-from engine.errors import ConfigError, InvalidParameter
+from cluster.control_client import ControlClient
+from engine.errors import ConfigError, InvalidParameter, NotFound, Unreachable
 
-SCENARIO = Scenario(name="made-up", expect=Expect(resume=2.0, pause=2.2, growth=1 << 20, handles=8))
+KILL = Done(100.0, "kill", "decode-1", role="decode", target="decode")
+SCENARIO = Scenario(
+    name="made-up",
+    faults=(Fault(kind="kill"),),
+    expect=Expect(resume=2.0, pause=2.2, growth=1 << 20, handles=8),
+)
 
 
 def answer(number: int = 0, text: str = "abc", **fields: object) -> Answer:
@@ -37,7 +45,7 @@ def answer(number: int = 0, text: str = "abc", **fields: object) -> Answer:
 
 
 def verdict(
-    answers: list[Answer], *, faults: tuple[Done, ...] = (), aftermath: Aftermath = Aftermath()
+    answers: list[Answer], *, faults: tuple[Done, ...] = (KILL,), aftermath: Aftermath = Aftermath()
 ) -> Verdict:
     undisturbed = [answer(number) for number in range(3)]
     return judge(SCENARIO, undisturbed, answers, faults, aftermath)
@@ -84,7 +92,7 @@ def test_what_is_left_behind_fails_the_run() -> None:
 
 
 def test_a_stream_that_was_hit_and_stood_still_too_long_fails_the_run() -> None:
-    kill = Done(1.2, "kill", "decode-1", role="decode")
+    kill = replace(KILL, time=1.2)
     told = verdict([answer(times=[1.0, 1.1, 3.2], recoveries=1), answer(1)], faults=(kill,))
     assert told.failures == ("a stream that was hit stood still for 2.10 s, more than 2 s",)
     assert [(one.fault, one.streams) for one in told.resumes] == [("kill decode", 1)]
@@ -183,8 +191,83 @@ def test_a_wall_clock_jumps_and_is_set_right() -> None:
             wall_clock.take(wrong)
 
 
-def test_a_run_whose_faults_all_failed_proves_nothing() -> None:
-    assert "no fault" in verdict([answer()], faults=(Done(1.0, "kill", "decode", "no such"),)).failures[0]
+def test_a_fault_that_could_not_be_carried_out_fails_the_run_and_does_not_count() -> None:
+    told = verdict([answer()], faults=(KILL, replace(KILL, error="decode-1 is on Ray's head node")))
+    assert (told.faults, told.faults_failed) == (1, 1)
+    assert told.failures == ("kill decode: 1 of 2 could not be carried out: decode-1 is on Ray's head node",)
+
+
+@pytest.mark.parametrize(
+    ("faults", "why"),
+    [
+        ((), "the load ended before"),
+        ((replace(KILL, missed="no request decodes on decode-1"),), "no request decodes on decode-1"),
+        ((replace(KILL, kind="stop"), replace(KILL, target="prefill")), "the load ended before"),
+    ],
+    ids=["none began", "nothing to do", "only others"],
+)
+def test_a_fault_that_was_not_carried_out_even_once_fails_the_run(faults: tuple[Done, ...], why: str) -> None:
+    assert verdict([answer()], faults=faults).failures == (f"kill decode: not carried out even once: {why}",)
+
+
+def test_a_fault_that_found_nothing_to_do_once_is_no_failure() -> None:
+    told = verdict([answer()], faults=(replace(KILL, missed="the request has ended"), KILL))
+    assert told.passed
+    assert (told.faults, told.faults_failed, told.faults_missed) == (1, 0, 1)
+
+
+class Controller:
+    """Is away for the first looks; knows this process as two instances, and a request that ends too soon."""
+
+    def __init__(self, away: int = 0, running: int = 1) -> None:
+        self._away = away
+        self._running = running
+
+    def status(self) -> pb.ClusterStatus:
+        self._away -= 1
+        if self._away >= 0:
+            raise Unreachable("the controller is away")
+        here = {"node": platform.node(), "pid": os.getpid(), "role": "decode", "state": "ready"}
+        return pb.ClusterStatus(instances=[pb.Instance(name=f"decode-{number}", **here) for number in (0, 1)])
+
+    def requests(self) -> list[pb.RunningRequest]:
+        names = ("decode-0", "decode-1") if self._running else ()
+        return [pb.RunningRequest(id=name, instance=name, phase="decode") for name in names]
+
+    def migrate(self, request: str, to: str, *, wait: bool) -> None:
+        raise NotFound(f"{request} has ended")
+
+
+def inject(control: Controller, fault: Fault) -> Done:
+    injector = Injector(cast("ControlClient", control), 1, lambda text: None)
+    asyncio.run(injector.run((fault,)))
+    (done,) = injector.done
+    return done
+
+
+def test_a_node_that_cannot_be_killed_is_one_failed_fault() -> None:
+    done = inject(Controller(), Fault(kind="kill_node", target="decode-0", at=0.0))
+    assert (done.victim, done.role, done.target) == ("decode-0", "decode", "decode-0")
+    assert "has no raylet above it" in done.error
+    assert not done.carried_out
+
+
+def test_a_fault_waits_for_a_controller_that_is_away() -> None:
+    assert inject(Controller(away=2), Fault(kind="memory", at=0.0, size=1, lasting=0.0)).carried_out
+
+
+def test_a_fault_without_a_victim_fails_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faults, "AIM", 0.0)
+    done = inject(Controller(), Fault(kind="kill", target="decod", at=0.0))
+    assert (done.victim, done.error) == ("decod", "there is no decod that could be hit")
+
+
+@pytest.mark.parametrize(("running", "why"), [(1, "has ended"), (0, "no request decodes on decode-")])
+def test_a_move_of_what_has_ended_is_missed_and_did_not_fail(running: int, why: str) -> None:
+    done = inject(Controller(running=running), Fault(kind="migrate", at=0.0))
+    assert why in done.missed
+    assert not done.error
+    assert not done.carried_out
 
 
 def test_an_undisturbed_run_that_failed_is_no_measure() -> None:
