@@ -49,7 +49,8 @@ class Resolved(Generic[M]):
 
 def file_layer(text: str, source: str) -> Layer:
     document: Document = read_document(text, source)
-    return Layer(document.data, dict(document.values), dict(document.keys), document.problems)
+    values: dict[Path, Mark | str] = {(): source, **document.values}
+    return Layer(document.data, values, dict(document.keys), document.problems)
 
 
 def environment_layer(environment: Mapping[str, str]) -> Layer:
@@ -145,6 +146,10 @@ def _problem(
         return Problem(_nearest(keys, path), path, _unknown(model, path))
     if details["type"] == CONTRADICTION:
         return Problem(_nearest(values, path), path, details["msg"])
+    if details["type"] == "missing" and not path[-1].isdigit():
+        return Problem(_nearest(values, path), path, f"is required: {expected(model, path)}")
+    if details["type"] == "missing":  # a place of a list that is too short
+        path = path[:-1]
     limits: dict[str, Any] = details.get("ctx", {})
     got = shown(_value(merged, path))
     return Problem(_nearest(values, path), path, f"expected {expected(model, path, limits)}, got {got}")
@@ -162,10 +167,10 @@ def _value(merged: object, path: Path) -> object:
 
 def _unknown(model: type[BaseModel], path: Path) -> str:
     names = field_names(model, path[:-1])
-    elsewhere = _elsewhere(model, path[-1])
-    if elsewhere:
+    in_list = any(step.isdigit() for step in path)
+    if not in_list and (elsewhere := _elsewhere(model, path[-1])):
         return f'unknown key here, did you mean "{elsewhere}"?'
-    close = difflib.get_close_matches(path[-1], names, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(path[-1], names, n=1, cutoff=0.6)
     if close:
         return f'unknown key, did you mean "{close[0]}"?'
     return f"unknown key, expected one of {', '.join(names)}"
@@ -184,7 +189,7 @@ def _elsewhere(model: type[BaseModel], name: str, path: Path = ()) -> str | None
 
 
 def _nearest(places: Mapping[Path, Mark | str], path: Path) -> Mark | str:
-    for end in range(len(path), 0, -1):
+    for end in range(len(path), -1, -1):
         if path[:end] in places:
             return places[path[:end]]
     return DEFAULT

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeGuard, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -18,12 +18,28 @@ _TYPES = {"string": "text", "boolean": "true or false", "object": "a mapping", "
 
 
 def holds_section(model: type[BaseModel] | None, *path: str) -> type[BaseModel] | None:
-    """The model class of a section, or None where the path leads to a value or nowhere."""
+    """The model class of a section, or None where the path leads to a value or nowhere.
+
+    A number leads into a list of sections.
+    """
+    here: object = model
     for step in path:
-        field = model.model_fields.get(step) if model is not None else None
-        annotation = field.annotation if field is not None else None
-        model = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
-    return model
+        here = _below(here, step)
+    return here if _is_model(here) else None
+
+
+def _below(kind: object, step: str) -> object:
+    """The type of a key of a section, or of an item of a list."""
+    if _is_model(kind):
+        field = kind.model_fields.get(step)
+        return field.annotation if field is not None else None
+    if get_origin(kind) in (list, tuple) and step.isdigit():
+        return get_args(kind)[0]
+    return None
+
+
+def _is_model(kind: object) -> TypeGuard[type[BaseModel]]:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 def field_names(model: type[BaseModel], path: Path = ()) -> list[str]:
@@ -56,9 +72,15 @@ def _inside(model: type[BaseModel], path: Path) -> str:
         section = holds_section(model, *path[: end - 1])
         if section is not None and path[end - 1] in section.model_fields:
             schema = section.model_json_schema()["properties"][path[end - 1]]
-            inner = schema.get("items") or schema.get("additionalProperties")
+            inner = _item(schema, path[end])
             return describe(inner) if isinstance(inner, dict) else "another value"
     return "another value"
+
+
+def _item(schema: dict[str, Any], step: str) -> object:
+    """What a list or a free mapping holds at a place."""
+    places = {str(number): item for number, item in enumerate(schema.get("prefixItems", ()))}
+    return places.get(step) or schema.get("items") or schema.get("additionalProperties")
 
 
 def describe(schema: dict[str, Any], limits: dict[str, Any] | None = None) -> str:
@@ -78,10 +100,20 @@ def describe(schema: dict[str, Any], limits: dict[str, Any] | None = None) -> st
         bounds = [f"{sign} {schema[name]:g}" for name, sign in _BOUNDS if name in schema]
         return " ".join([schema["type"], " and ".join(bounds)]).strip()
     if schema.get("type") == "array":
-        return f"a list of {describe(schema['items'])}"
+        return _list(schema)
     if schema.get("type") == "object" and isinstance(schema.get("additionalProperties"), dict):
         return f"a mapping of name to {describe(schema['additionalProperties'])}"
     return _TYPES.get(schema.get("type", ""), "another value")
+
+
+def _list(schema: dict[str, Any]) -> str:
+    """Of any length, or of a fixed one with a type for each place."""
+    if places := [describe(item) for item in schema.get("prefixItems", ())]:
+        each = f", each {places[0]}" if len(set(places)) == 1 else f": {', '.join(places)}"
+        return f"a list of {len(places)}{each}"
+    items = schema.get("items", {})
+    least = f"at least {schema['minItems']} " if schema.get("minItems") else ""
+    return f"a list of {least}{'mappings' if '$ref' in items else describe(items)}"
 
 
 _BOUNDS = (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<"))

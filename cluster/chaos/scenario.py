@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, model_validator
 
 from cluster.config_layers import file_layer, resolve
-from cluster.config_section import Count, Section
+from cluster.config_section import Count, Section, contradiction
 from cluster.units import Duration, Quantity
 from engine.errors import ConfigError
 
+
+def _upwards(ends: tuple[int, int]) -> tuple[int, int]:
+    if ends[0] > ends[1]:
+        raise contradiction(f"expected the smaller number first, got {list(ends)}")
+    return ends
+
+
 Share = Annotated[float, Field(ge=0, le=1)]
-Range = Annotated[tuple[Count, Count], Field(strict=False)]
+Range = Annotated[tuple[Count, Count], Field(strict=False), AfterValidator(_upwards)]
 
 
 class Load(Section):
@@ -67,6 +74,14 @@ class Fault(Section):
     size: int = Field(2**28, ge=1, description="Bytes of memory that are taken.")
     settings: dict[str, Any] = Field({}, description="What is applied, by dotted path.")
 
+    @model_validator(mode="after")
+    def _says_what(self) -> Self:
+        for kind in ("link", "apply"):
+            key = "settings" if kind == "apply" else kind
+            if self.kind == kind and not getattr(self, key):
+                raise contradiction(f"a fault of kind {kind} needs {key}")
+        return self
+
 
 class Expect(Section):
     """What makes the verdict a pass."""
@@ -98,7 +113,7 @@ class Scenario(Section):
     name: str
     about: str = Field("", description="What it shows, for people.")
     load: Load = Load()
-    faults: Annotated[tuple[Fault, ...], Field(strict=False)] = ()
+    faults: Annotated[tuple[Fault, ...], Field(strict=False, min_length=1)]
     expect: Expect = Expect()
 
 
@@ -116,7 +131,7 @@ def load(name: str) -> Scenario:
     """A scenario from a file, or one that comes with tandem. Raises ConfigError with every mistake."""
     path = Path(name)
     if path.is_file():
-        text = path.read_text(encoding="utf-8")
+        text = _text(path)
     elif name in shipped():
         text = (SHIPPED / f"{name}.yaml").read_text(encoding="utf-8")
     else:
@@ -125,3 +140,10 @@ def load(name: str) -> Scenario:
     if resolved.config is None:
         raise ConfigError("\n".join(map(str, resolved.problems)))
     return resolved.config
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as UTF-8 text: {error}") from error
