@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +27,10 @@ class Ask:
 
 @dataclass(slots=True)
 class Answer:
-    """What came of a request. Times are seconds on the monotonic clock, one for each event with text."""
+    """What came of a request. Times are seconds on the monotonic clock, one for each event with text.
+
+    `status` is what a gateway refused it with for good, 0 if none did.
+    """
 
     ask: Ask
     texts: dict[int, str] = field(default_factory=dict)
@@ -37,6 +41,7 @@ class Answer:
     recoveries: int = 0
     repeated: int = 0
     error: str = ""
+    status: int = 0
     done: bool = False
 
     @property
@@ -50,16 +55,23 @@ class Answer:
 
 
 async def ask(
-    ask: Ask, client: httpx.AsyncClient, gateways: Callable[[], Sequence[str]], within: float
+    ask: Ask,
+    client: httpx.AsyncClient,
+    gateways: Callable[[], Sequence[str]],
+    within: float,
+    reach: float = math.inf,
 ) -> Answer:
-    """Ask until there is an answer, an error that is final, or no time left."""
+    """Ask until there is an answer, an error that is final, or no time left.
+
+    `within` is in seconds, as is `reach`, in which a gateway must have accepted a connection.
+    """
     answer = Answer(ask)
-    last = ""
-    end = time.monotonic() + within
+    last = trouble = ""
+    begun = time.monotonic()
     turn = ask.number
     while not answer.done and not answer.error:
-        if time.monotonic() > end:
-            answer.error = f"no answer in {within:g} s"
+        if time.monotonic() > begun + within:
+            answer.error = f"no answer in {within:g} s" + (f" ({trouble})" if trouble else "")
             break
         urls = gateways()
         if not urls:
@@ -68,41 +80,58 @@ async def ask(
         url = urls[turn % len(urls)]
         turn += 1
         try:
-            last = await _connect(answer, client, f"{url}/v1/completions", last)
-        except httpx.HTTPError:
+            last, trouble = await _connect(answer, client, f"{url}/v1/completions", last)
+        except httpx.HTTPError as error:
+            trouble = f"{url}: {str(error) or type(error).__name__}"
+            unreached = not answer.connections and not isinstance(error, httpx.TimeoutException)
+            if unreached and time.monotonic() > begun + reach:
+                answer.error = f"no gateway could be reached in {reach:g} s ({trouble})"
+                break
             await asyncio.sleep(PAUSE)
     return answer
 
 
-async def _connect(answer: Answer, client: httpx.AsyncClient, url: str, last: str) -> str:
-    """One connection; gives the last event's id."""
+async def _connect(answer: Answer, client: httpx.AsyncClient, url: str, last: str) -> tuple[str, str]:
+    """One connection; gives the last event's id, and what was wrong if it is worth another try."""
     headers = {"x-request-id": answer.ask.name, "x-tandem-resumable": "1", "x-tandem-debug": "1"}
     if last:
         headers["last-event-id"] = last
     async with client.stream("POST", url, json=answer.ask.body, headers=headers) as response:
-        if response.status_code in (429, 503):
-            await asyncio.sleep(PAUSE)
-            return last
         if response.status_code != 200:
-            answer.error = (
-                f"{response.status_code}: {(await response.aread()).decode(errors='replace')[:200]}"
-            )
-            return last
+            await response.aread()
+            refusal = f"{response.status_code}: {_message(response)}"
+            if response.status_code in (429, 503):
+                await asyncio.sleep(PAUSE)
+                return last, refusal
+            answer.status, answer.error = response.status_code, refusal
+            return last, ""
         answer.connections += 1
-        event_id = last
-        try:
-            async for line in response.aiter_lines():
-                if line.startswith("id: "):
-                    event_id = line.removeprefix("id: ")
-                elif line.startswith("data: {"):
-                    last = _event(answer, json.loads(line.removeprefix("data: ")), event_id, last)
-                elif line.startswith(": tandem "):
-                    answer.recoveries = json.loads(line.removeprefix(": tandem "))["recoveries"]
-                elif line == "data: [DONE]":
-                    answer.done = True
-        except httpx.HTTPError:
-            return last
+        return await _stream(answer, response, last), ""
+
+
+async def _stream(answer: Answer, response: httpx.Response, last: str) -> str:
+    """Take events in until the stream ends or breaks off; gives the last one's id."""
+    event_id = last
+    try:
+        async for line in response.aiter_lines():
+            if line.startswith("id: "):
+                event_id = line.removeprefix("id: ")
+            elif line.startswith("data: {"):
+                last = _event(answer, json.loads(line.removeprefix("data: ")), event_id, last)
+            elif line.startswith(": tandem "):
+                answer.recoveries = json.loads(line.removeprefix(": tandem "))["recoveries"]
+            elif line == "data: [DONE]":
+                answer.done = True
+    except httpx.HTTPError:
+        return last
     return last
+
+
+def _message(response: httpx.Response) -> str:
+    try:
+        return str(response.json()["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return response.text[:200]
 
 
 def _event(answer: Answer, body: dict[str, Any], event_id: str, last: str) -> str:

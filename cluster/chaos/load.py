@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
+import ssl
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import httpx
 
@@ -45,6 +48,24 @@ PATIENCE = 120.0
 """Seconds that one request may take in all."""
 
 
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What clients show the gateways, and whose certificates they believe; None: the system's."""
+
+    api_key: str | None = None
+    believed: ssl.SSLContext | None = None
+
+    def client(self, connections: int) -> httpx.AsyncClient:
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=connections)
+        return httpx.AsyncClient(
+            headers={"authorization": f"Bearer {self.api_key}"} if self.api_key else {},
+            verify=self.believed or ssl.create_default_context(),
+            trust_env=False,
+            timeout=30,
+            limits=limits,
+        )
+
+
 def requests(load: Load, model: str, prefix: str) -> list[Ask]:
     """The same requests for the same seed; `prefix` names them."""
     rng = random.Random(load.seed)
@@ -72,10 +93,15 @@ async def drive(
     gateways: Callable[[], Sequence[str]],
     prefix: str,
     *,
+    access: Access = Access(),
+    reach: float = math.inf,
     more: Callable[[], bool] = lambda: False,
     done: Callable[[Answer], None] = lambda answer: None,
 ) -> list[Answer]:
-    """Ask everything once, and again and again while `more` says so; tells of each answer."""
+    """Ask everything once, and again and again while `more` says so; tells of each answer.
+
+    Ends early with what `done` raises. `reach` is in seconds, as in `ask`.
+    """
     answers: list[Answer] = []
     waiting = requests(load, model, f"{prefix}-0")
     rounds = 1
@@ -89,14 +115,19 @@ async def drive(
             rounds += 1
         return waiting.pop(0)
 
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=load.concurrency)
-    async with httpx.AsyncClient(trust_env=False, timeout=30, limits=limits) as client:
+    async with access.client(load.concurrency) as client:
 
         async def work() -> None:
             while (one := take()) is not None:
-                answer = await ask(one, client, gateways, PATIENCE)
+                answer = await ask(one, client, gateways, PATIENCE, reach)
                 answers.append(answer)
                 done(answer)
 
-        await asyncio.gather(*(work() for _ in range(load.concurrency)))
+        workers = [asyncio.create_task(work()) for _ in range(load.concurrency)]
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
     return answers

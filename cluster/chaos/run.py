@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 import time
 from collections.abc import Callable
 
@@ -11,15 +12,18 @@ from cluster import control_pb2 as pb
 from cluster.chaos.client import Answer
 from cluster.chaos.faults import Injector
 from cluster.chaos.footprint import Footprint
-from cluster.chaos.load import drive
+from cluster.chaos.load import Access, drive
 from cluster.chaos.scenario import Scenario
 from cluster.chaos.verdict import Aftermath, Verdict, judge, ledger, moves
 from cluster.chaos.victims import processes
 from cluster.control_client import ControlClient
-from engine.errors import TandemError, Unreachable
+from engine.errors import InvalidKey, TandemError, Unreachable
 
 LOOK = 0.5
 """Seconds between two looks at which gateways there are."""
+
+REACH = 10.0
+"""Seconds in which the gateways must accept a connection as long as nothing is broken."""
 
 QUIET = 60.0
 """Seconds that the cluster may take to be whole and idle after the load."""
@@ -41,15 +45,29 @@ class Sight:
                 self.gateways = [one.url for one in self.status.gateways] or self.gateways
 
 
-async def run(scenario: Scenario, control: ControlClient, say: Callable[[str], None]) -> Verdict:
-    """The verdict. Raises Unreachable if there is no cluster, or it is not ready."""
+async def run(
+    scenario: Scenario,
+    control: ControlClient,
+    say: Callable[[str], None],
+    *,
+    api_key: str | None = None,
+    believed: Callable[[str], ssl.SSLContext | None] = lambda url: None,
+) -> Verdict:
+    """The verdict. `believed` says whose certificates to believe of a gateway's URL, None for the system's.
+
+    Raises Unreachable if there is no cluster, or it is not ready; InvalidKey or TandemError, before any
+    fault, if a request fails undisturbed.
+    """
     status = await asyncio.to_thread(control.status)
     if not status.ready or not status.gateways:
         raise Unreachable("the cluster is not ready: see `tandem status`")
     sight, footprint = Sight(control, status), Footprint()
     stamp, model, load = f"chaos-{int(time.time())}", status.model.name, scenario.load
+    access = Access(api_key, believed(sight.gateways[0]))
     say(f"{load.requests} requests undisturbed")
-    undisturbed = await drive(load, model, lambda: sight.gateways, f"{stamp}-calm")
+    undisturbed = await drive(
+        load, model, lambda: sight.gateways, f"{stamp}-calm", access=access, reach=REACH, done=_require
+    )
 
     def told(answer: Answer) -> None:
         if not answer.whole:
@@ -68,9 +86,13 @@ async def run(scenario: Scenario, control: ControlClient, say: Callable[[str], N
         def more() -> bool:
             return time.monotonic() < end if load.duration else not harm.done()
 
-        answers = await drive(load, model, lambda: sight.gateways, f"{stamp}-harm", more=more, done=told)
+        answers = await drive(
+            load, model, lambda: sight.gateways, f"{stamp}-harm", access=access, more=more, done=told
+        )
         harm.cancel()
         await asyncio.gather(harm, return_exceptions=True)
+        if not harm.cancelled():
+            harm.result()
         books, after = await _quiet(control)
         await asyncio.to_thread(footprint.look, processes(after))
         left = await footprint.left(after)
@@ -80,6 +102,16 @@ async def run(scenario: Scenario, control: ControlClient, say: Callable[[str], N
         await asyncio.gather(*watching, harm, return_exceptions=True)
     aftermath = Aftermath(books, tuple(left), tuple(footprint.growths()), moves(status, after))
     return judge(scenario, undisturbed, answers, injector.done, aftermath)
+
+
+def _require(answer: Answer) -> None:
+    """Raises InvalidKey or TandemError: where requests fail undisturbed, faults would show nothing."""
+    if answer.whole:
+        return
+    message = f"no fault was begun, since a request failed undisturbed: {answer.error or 'it was cut off'}"
+    if answer.status == 401:
+        raise InvalidKey(f"{message} (name a key with --api-key or OPENAI_API_KEY)")
+    raise TandemError(message)
 
 
 async def _quiet(control: ControlClient) -> tuple[str, pb.ClusterStatus]:
