@@ -26,6 +26,7 @@ from engine.errors import ConfigError
 
 SHORTEST = 16
 """Characters of a secret that others may try to guess: 96 bits where they were drawn from 64 symbols."""
+TOO_SHORT = f"shorter than {SHORTEST} characters: draw one, such as with `openssl rand -hex 24`"
 
 _FILES = {"gateway_tls", "admin_tls", "cluster_tls"}
 
@@ -84,10 +85,7 @@ def _exposed(config: Config) -> Iterator[str]:
                 f"{port.remedy}; or add {port.setting} to security.exposed to let everybody in"
             )
         elif any(len(secret) < SHORTEST for secret in port.secrets):
-            yield (
-                f"{port.setting}: {port.host} is open to other machines, and its secret is shorter than "
-                f"{SHORTEST} characters: draw one, such as with `openssl rand -hex 24`"
-            )
+            yield f"{port.setting}: {port.host} is open to other machines, and its secret is {TOO_SHORT}"
 
 
 def _ports(config: Config) -> tuple[Port, ...]:
@@ -136,6 +134,9 @@ def with_whole_paths(config: Config) -> Config:
     if config.gateway.key_file is not None:
         file = _whole(config.gateway.key_file)
         update["gateway"] = config.gateway.model_copy(update={"key_file": file})
+    if config.scheduler.record is not None:
+        file = _whole(config.scheduler.record)
+        update["scheduler"] = config.scheduler.model_copy(update={"record": file})
     return config.model_copy(update=update)
 
 

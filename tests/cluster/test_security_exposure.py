@@ -156,3 +156,19 @@ def test_keys_are_hashed_before_they_are_sent_to_other_processes() -> None:
     )
     assert settled.gateway.api_keys == (hashed(SECRET.replace(" ", "-")), hashed("x", "t"))
     assert SECRET.replace(" ", "-") not in settled.model_dump_json()
+
+
+def test_files_have_their_whole_paths_in_processes_that_work_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = {
+        "gateway": {"key_file": "keys"},
+        "scheduler": {"record": "decisions"},
+        "security": {"gateway_tls": {"certificate": "tls/a.pem", "key": "/b.pem"}},
+    }
+    found = exposure.with_whole_paths(Config.model_validate(given))
+    assert found.gateway.key_file == str(tmp_path / "keys")
+    assert found.scheduler.record == str(tmp_path / "decisions")
+    assert found.security.gateway_tls.certificate == str(tmp_path / "tls" / "a.pem")
+    assert found.security.gateway_tls.key == "/b.pem"

@@ -16,7 +16,7 @@ from migration.nccl_device import NcclDevice, obstacle
 from migration.tcp import TcpTransport
 
 ROOT = Path(__file__).resolve().parents[2]
-TIMEOUT = 60.0
+TIMEOUT = 25.0
 
 pytestmark = pytest.mark.skipif(obstacle() is not None, reason=f"no NCCL here: {obstacle()}")
 

@@ -80,15 +80,18 @@ def test_fairness_costs_no_throughput(overload: dict[str, SimulatedCluster]) -> 
 
 def test_refusing_costs_throughput_where_being_fair_does_not(full: bool) -> None:
     """Published, in tokens/s: 340 with five requests a minute and tenant, 779 with VTC, 777 for FCFS."""
-    seconds = 600.0 if full else 90.0
-    arrivals = vtc.chat(seconds)
-    fair, fcfs, limit = (
-        vtc.throughput(vtc.run(arm, given, seconds), seconds)
-        for arm, given in (("VTC", arrivals), ("FCFS", arrivals), ("FCFS", vtc.limited(arrivals, vtc.RPM)))
-    )
+    seconds = 600.0 if full else 60.0
+    fair = fcfs = limit = 0.0
+    # Of one draw the ratio is 1 within 5 %, now above and now below.
+    for seed in (42, 43, 44):
+        arrivals = vtc.chat(seconds, seed)
+        limited = vtc.limited(arrivals, vtc.RPM)
+        fair += vtc.throughput(vtc.run("VTC", arrivals, seconds), seconds)
+        fcfs += vtc.throughput(vtc.run("FCFS", arrivals, seconds), seconds)
+        limit += vtc.throughput(vtc.run("FCFS", limited, seconds), seconds)
+        assert vtc.limited(arrivals, 10_000) == arrivals
     assert limit <= 0.9 * fair
     assert fair >= 0.98 * fcfs
-    assert vtc.limited(arrivals, 10_000) == arrivals
 
 
 def test_weights_are_kept_where_all_ask_for_the_same(full: bool) -> None:
