@@ -26,6 +26,8 @@ SETTLED = 120.0
 POLL = 0.1
 AIM = 10.0
 """Seconds in which a victim must be found: another fault may have hit the controller or all of a kind."""
+MOVABLE = 2.0
+"""Seconds in which there must be a request to move: a load has just begun, or a pool is not whole."""
 
 
 class Missed(Exception):
@@ -92,6 +94,10 @@ class Injector:
         place = self._begin(fault, victim)
         try:
             await self._carry_out(fault, victim, status)
+        except asyncio.CancelledError:
+            if fault.kind == "migrate":  # it may have waited for a request; the others begin at once
+                self._end(place, missed="the load ended before")
+            raise
         except (Missed, ProcessLookupError, psutil.NoSuchProcess) as missed:
             self._end(place, missed=str(missed))
         except (TandemError, OSError, LookupError, MemoryError, psutil.Error) as error:
@@ -142,7 +148,7 @@ class Injector:
             case "memory":
                 await victims.take_memory(fault.size, fault.lasting)
             case "migrate":
-                await asyncio.to_thread(self._migrate, victim.name)
+                await self._migrate(victim.name)
             case "drain":
                 await asyncio.to_thread(self._control.drain, victim.name)
                 await self._until(victim.name, lambda one: one.state != "draining")
@@ -165,17 +171,22 @@ class Injector:
             with contextlib.suppress(TandemError):  # it may have died meanwhile
                 await asyncio.to_thread(self._control.afflict, victim.name, "")
 
-    def _migrate(self, victim: str) -> None:
-        """Move one running request of the victim to another instance of its role.
+    async def _migrate(self, victim: str) -> None:
+        """Move one running request of the victim to another instance of its role, as soon as there is one.
 
-        Raises Missed if there is none, if it or the victim ends before, or if the controller is away.
+        Raises Missed if there is none for MOVABLE seconds, or none that lasts until it is moved.
         """
-        try:
-            self._move_one(victim)
-        except (TandemError, LookupError) as error:
-            raise Missed(str(error)) from error
+        end = time.monotonic() + MOVABLE
+        while True:
+            try:
+                return await asyncio.to_thread(self._move_one, victim)
+            except (TandemError, LookupError) as error:
+                if time.monotonic() > end:
+                    raise Missed(str(error)) from error
+            await asyncio.sleep(POLL)
 
     def _move_one(self, victim: str) -> None:
+        """Raises LookupError if there is none now, TandemError if the controller refuses or is away."""
         status = self._control.status()
         role = _role(victim, status)
         others = [
@@ -186,9 +197,9 @@ class Injector:
             one for one in self._control.requests() if one.instance == victim and one.phase == "decode"
         ]
         if not others:
-            raise Missed(f"no other {role} instance is ready")
+            raise LookupError(f"no other {role} instance is ready")
         if not running:
-            raise Missed(f"no request decodes on {victim}")
+            raise LookupError(f"no request decodes on {victim}")
         self._control.migrate(self._rng.choice(running).id, self._rng.choice(others), wait=False)
 
     async def _there_and_back(self, victim: str) -> None:

@@ -217,11 +217,12 @@ def test_a_fault_that_found_nothing_to_do_once_is_no_failure() -> None:
 
 
 class Controller:
-    """Is away for the first looks; knows this process as two instances, and a request that ends too soon."""
+    """Is away for the first looks; knows this process as two instances, and requests that end too soon."""
 
-    def __init__(self, away: int = 0, running: int = 1) -> None:
+    def __init__(self, away: int = 0, running: int = 1, ended: int = 10**9) -> None:
         self._away = away
         self._running = running
+        self._ended = ended
 
     def status(self) -> pb.ClusterStatus:
         self._away -= 1
@@ -235,7 +236,9 @@ class Controller:
         return [pb.RunningRequest(id=name, instance=name, phase="decode") for name in names]
 
     def migrate(self, request: str, to: str, *, wait: bool) -> None:
-        raise NotFound(f"{request} has ended")
+        self._ended -= 1
+        if self._ended >= 0:
+            raise NotFound(f"{request} has ended")
 
 
 def inject(control: Controller, fault: Fault) -> Done:
@@ -263,11 +266,30 @@ def test_a_fault_without_a_victim_fails_in_the_end(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(("running", "why"), [(1, "has ended"), (0, "no request decodes on decode-")])
-def test_a_move_of_what_has_ended_is_missed_and_did_not_fail(running: int, why: str) -> None:
+def test_a_move_of_what_has_ended_is_missed_and_did_not_fail(
+    monkeypatch: pytest.MonkeyPatch, running: int, why: str
+) -> None:
+    monkeypatch.setattr(faults, "MOVABLE", 0.0)
     done = inject(Controller(running=running), Fault(kind="migrate", at=0.0))
     assert why in done.missed
     assert not done.error
     assert not done.carried_out
+
+
+def test_a_move_waits_for_a_request_that_can_be_moved() -> None:
+    assert inject(Controller(ended=2), Fault(kind="migrate", at=0.0)).carried_out
+
+
+def test_a_move_that_still_waits_when_the_load_ends_was_not_carried_out() -> None:
+    injector = Injector(cast("ControlClient", Controller(running=0)), 1, lambda text: None)
+
+    async def cut_short() -> None:
+        async with asyncio.timeout(0.2):
+            await injector.run((Fault(kind="migrate", at=0.0),))
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(cut_short())
+    assert [one.missed for one in injector.done] == ["the load ended before"]
 
 
 def test_an_undisturbed_run_that_failed_is_no_measure() -> None:
