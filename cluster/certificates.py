@@ -11,10 +11,12 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -54,6 +56,27 @@ def renew(folder: Path, hosts: Sequence[str], *, name: str = "tandem", days: int
     _write(folder, CLUSTER, _issue(authority, name, (name, *LOCAL), both, days))
     _write(folder, GATEWAY, _issue(authority, "gateway", (*LOCAL, *hosts), both[:1], days))
     _write(folder, CLIENT, _issue(authority, "operator", (), both[1:], days))
+
+
+def authority_of(certificate: str | os.PathLike[str], known: Iterable[str | os.PathLike[str]]) -> str | None:
+    """The first file of `known` that has the signer of a certificate; None where another authority signed it.
+
+    What is no certificate is nobody's.
+    """
+    try:
+        shown = x509.load_pem_x509_certificate(Path(certificate).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return next((os.fspath(file) for file in known if _signed(shown, Path(file))), None)
+
+
+def _signed(certificate: x509.Certificate, file: Path) -> bool:
+    with suppress(OSError, ValueError):
+        for authority in x509.load_pem_x509_certificates(file.read_bytes()):
+            with suppress(ValueError, TypeError, InvalidSignature):
+                certificate.verify_directly_issued_by(authority)
+                return True
+    return False
 
 
 def _issue(

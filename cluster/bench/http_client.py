@@ -26,8 +26,11 @@ _END = b"data: [DONE]"
 class Endpoint:
     """Where a server listens: scheme, host, port and the path before /v1."""
 
-    def __init__(self, url: str, *, api_key: str | None = None) -> None:
-        """Raises ConfigError for what is no http or https URL."""
+    def __init__(self, url: str, *, api_key: str | None = None, verify: ssl.SSLContext | None = None) -> None:
+        """`verify` says whose certificates to believe; default: the system's, or those of SSL_CERT_FILE.
+
+        Raises ConfigError for what is no http or https URL.
+        """
         parts = urlsplit(url if "//" in url else f"http://{url}")
         try:
             port = parts.port
@@ -36,7 +39,7 @@ class Endpoint:
         if parts.scheme not in ("http", "https") or not parts.hostname or port == -1:
             raise ConfigError(f"expected a URL such as http://127.0.0.1:8000, got {url!r}", param="url")
         self.host = parts.hostname
-        self.tls = ssl.create_default_context() if parts.scheme == "https" else None
+        self.tls = (verify or ssl.create_default_context()) if parts.scheme == "https" else None
         self.port = port or (443 if self.tls else 80)
         self.base = parts.path.rstrip("/").removesuffix("/v1")
         self.url = f"{parts.scheme}://{parts.netloc}{self.base}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import ssl
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -100,15 +101,20 @@ async def connect(
     model: str | None = None,
     extras: bool = True,
     pids: tuple[int, ...] = (),
+    verify: ssl.SSLContext | None = None,
 ) -> Target:
     """Ask a server for its model and its tokenizer, and for one short answer that warms it up.
 
     Raises Unreachable, InvalidKey, ModelNotFound or TandemError with what the server said.
     """
-    endpoint = Endpoint(url, api_key=api_key)
+    endpoint = Endpoint(url, api_key=api_key, verify=verify)
     headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
     async with httpx.AsyncClient(
-        base_url=endpoint.url, headers=headers, timeout=TIMEOUT, trust_env=False
+        base_url=endpoint.url,
+        headers=headers,
+        timeout=TIMEOUT,
+        trust_env=False,
+        verify=endpoint.tls or True,
     ) as http:
         target = Target(name, endpoint, model or await _model(http, endpoint.url), extras=extras, pids=pids)
         target.pool = await _pool(http, target.model)

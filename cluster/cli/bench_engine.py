@@ -18,6 +18,7 @@ from cluster.bench.workload import Objectives
 from cluster.cli.bench_options import Html, Repeat
 from cluster.cli.bench_output import Watch, present
 from cluster.cli.bench_servers import STANDARD
+from cluster.cli.connect import believed
 from cluster.cli.failures import Exit, Failure
 from cluster.cli.options import ConfigFile, Format, Output, Settings, Wait, overrides, root
 from cluster.cli.output import messages
@@ -143,7 +144,8 @@ def _compare(
 
     async def main() -> tuple[Target, list[Result]]:
         # Without its process, which is this one: it would count the bare engine too.
-        target = await connect("tandem", state.gateways[0])
+        url = state.gateways[0]
+        target = await connect("tandem", url, verify=believed(url))
         watch.expect(2 * len(plans) * repeat)
         results = await serving.measure(
             [Loaded(target, REQUEST_TIMEOUT), bare],

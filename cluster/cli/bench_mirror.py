@@ -25,7 +25,7 @@ from cluster.cli.bench_options import (
     workload_of,
 )
 from cluster.cli.bench_output import Watch
-from cluster.cli.connect import control
+from cluster.cli.connect import believed, control
 from cluster.cli.failures import Exit, Failure
 from cluster.cli.options import ConfigFile, Format, Output, Settings, overrides, root
 from cluster.cli.output import messages, out, print_json, table
@@ -74,7 +74,8 @@ def mirror(
         longest_answer=longest_answer,
         requests=requests,
     )
-    status = control(context, None, None).status()
+    with control(context, None, None) as client:
+        status = client.status()
     costs, kv_tokens = costs_of(cost), _kv_tokens(status)
 
     def setup(serving: Serving) -> Setup:
@@ -100,7 +101,8 @@ async def _run(
     within: float,
     watch: Watch,
 ) -> MirrorReport:
-    target = await connect("tandem", status.gateways[0].url, api_key=api_key)
+    url = status.gateways[0].url
+    target = await connect("tandem", url, api_key=api_key, verify=believed(url))
     advance = watch.begin(f"replaying {workload.name}")
     assert config.scheduler.record is not None
     instances = {one.name: one.role for one in status.instances if one.state == "ready"}

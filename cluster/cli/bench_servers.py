@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Annotated
 
 import typer
@@ -37,7 +38,7 @@ from cluster.cli.bench_options import (
     workload_of,
 )
 from cluster.cli.bench_output import Watch, present
-from cluster.cli.connect import local
+from cluster.cli.connect import believed, gateway, local, reaching
 from cluster.cli.failures import Exit, Failure
 from cluster.cli.options import Format, Output, root
 from cluster.cli.output import messages
@@ -151,15 +152,11 @@ class _Servers:
         self._given = dict(_parse_pid(pid) for pid in pids or ())
         self._api_key, self._model, self._extras = api_key, model, extras
         self.urls: dict[str, str] = {}
-        if url is None:
-            state = local()
-            if not state.gateways:
-                raise Failure(
-                    Exit.UNREACHABLE, "unreachable", "the local cluster is still starting", "try again"
-                )
-            self._add("tandem", state.gateways[0])
-            self._given.setdefault("tandem", state.pid)
-        else:
+        self._ours = gateway() if url is None else None
+        if self._ours is not None:
+            self._add("tandem", self._ours)
+            self._given.setdefault("tandem", local().pid)
+        elif url is not None:
             self._add(*_named(url))
         for other in versus or ():
             self._add(*_named(other))
@@ -175,12 +172,20 @@ class _Servers:
         for name, url in self.urls.items():
             watch.begin(f"asking {name} at {url}")
             pids = (self._given[name],) if name in self._given else ()
-            targets.append(
-                await connect(
-                    name, url, api_key=self._api_key, model=self._model, extras=self._extras, pids=pids
-                )
-            )
+            with reaching("gateway", url) if url == self._ours else nullcontext():
+                targets.append(await self._connect(name, url, pids))
         return targets
+
+    async def _connect(self, name: str, url: str, pids: tuple[int, ...]) -> Target:
+        return await connect(
+            name,
+            url,
+            api_key=self._api_key,
+            model=self._model,
+            extras=self._extras,
+            pids=pids,
+            verify=believed(url),
+        )
 
     def _add(self, name: str, url: str) -> None:
         if name in self.urls:

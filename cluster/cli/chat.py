@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import closing, nullcontext
 from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 
 from cluster.chat_client import Answer, ChatClient
-from cluster.cli.connect import local
+from cluster.cli.connect import believed, gateway, reaching
 from cluster.cli.failures import Exit, Failure
 from cluster.cli.greeting import KEY_VARIABLE
 from cluster.cli.options import Format, Output, root
 from cluster.cli.output import messages, print_json
-from cluster.tls import pinned
 
 LEAVE = {"/exit", "/quit", "/bye"}
 
@@ -34,33 +34,23 @@ def command(
     output: Output = Format.TABLE,
 ) -> None:
     """Chat with the model. Says which instances worked, and how fast, on stderr."""
-    certificate = None if url else local().certificate
-    client = ChatClient(
-        url or _gateway(), api_key=api_key, verify=pinned(certificate) if certificate else None
-    )
-    history = [{"role": "system", "content": system}] if system else []
+    where = url or gateway()
+    history = [_said("system", system)] if system else []
     parameters: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature}
     quiet = root(context).quiet
-    try:
-        if prompt is not None or not sys.stdin.isatty():
-            text = prompt if prompt is not None else sys.stdin.read()
-            answer = client.ask([*history, _said("user", text)], _show(output), **parameters)
-            _finish(answer, output, quiet=quiet)
-            return
-        while (text := _question()) is not None:
+    if prompt is None and not sys.stdin.isatty():
+        prompt = sys.stdin.read()
+    if prompt is not None and not prompt.strip():
+        raise Failure(Exit.USAGE, "usage", "no question", "give one as an argument or on standard input")
+    client = ChatClient(where, api_key=api_key, verify=believed(where))
+    with closing(client), nullcontext() if url else reaching("gateway", where):
+        while (text := prompt or _question()) is not None:
             history.append(_said("user", text))
             answer = client.ask(history, _show(output), **parameters)
             history.append(_said("assistant", answer.text))
             _finish(answer, output, quiet=quiet)
-    finally:
-        client.close()
-
-
-def _gateway() -> str:
-    state = local()
-    if not state.gateways:
-        raise Failure(Exit.UNREACHABLE, "unreachable", "the local cluster is still starting", "try again")
-    return state.gateways[0]
+            if prompt is not None:
+                return
 
 
 def _said(role: str, content: str) -> dict[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import resource
+import ssl
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,6 +22,8 @@ import httpx
 
 from cluster import control_pb2 as pb
 from cluster import installation, preflight
+from cluster.cli.connect import believed
+from cluster.cli.failures import AUTHORITY_HINT, UNBELIEVED
 from cluster.config import Config
 from cluster.units import format_quantity
 from engine.errors import SetupError
@@ -196,8 +199,14 @@ def memory(around: Surroundings) -> Iterator[Finding]:
 def clock(around: Surroundings) -> Iterator[Finding]:
     """Whether this machine's clock and a gateway's agree."""
     for gateway in _gateways(around)[:1]:
-        with httpx.Client(trust_env=False, timeout=2.0) as client:
-            answer = client.get(f"{gateway.url}/health")
+        verify = believed(gateway.url) or ssl.create_default_context()
+        try:
+            with httpx.Client(trust_env=False, timeout=2.0, verify=verify) as client:
+                answer = client.get(f"{gateway.url}/health")
+        except httpx.HTTPError as error:
+            remedy = AUTHORITY_HINT if UNBELIEVED in str(error) else "see `tandem logs gateway`"
+            yield Finding("clock", WARN, f"{gateway.name} does not answer: {error}", remedy)
+            return
         told = parsedate_to_datetime(answer.headers["date"]).timestamp()
         # A date has whole seconds: the middle of the second is the best guess.
         skew = time.time() - (told + 0.5)

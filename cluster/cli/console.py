@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cluster.cli.connect import local
-from cluster.cli.failures import Exit, Failure
+from cluster.cli.connect import local, require, starting
 from cluster.cli.options import Format, Output
 from cluster.cli.output import messages, out, print_json
 
@@ -21,7 +20,8 @@ def command(
     """Print the address of the web console and of /admin/v1, with their token."""
     state = local()
     if not state.admin:
-        raise Failure(Exit.UNREACHABLE, "unreachable", "the local cluster is still starting", "try again")
+        raise starting()
+    require("controller", state.admin)
     if output is Format.JSON:
         print_json("Console", [{"url": state.admin, "token": state.admin_token}])
     else:

@@ -8,22 +8,19 @@ from contextlib import suppress
 
 import typer
 
-from cluster.cli.connect import HINT
-from cluster.cli.failures import Exit, Failure
+from cluster.cli.connect import local
 from cluster.cli.options import Timeout, root
 from cluster.cli.output import messages
 from cluster.cli.progress import Steps
 from cluster.local import sweep
 from cluster.local_ray import wait_until
-from cluster.local_state import is_held, read_state
+from cluster.local_state import is_held
 
 
 def command(context: typer.Context, timeout: Timeout = "90s") -> None:  # type: ignore[assignment]
     """End the local cluster; its requests may finish first. After the timeout it is ended by force."""
     console = messages(quiet=root(context).quiet)
-    state = read_state()
-    if state is None:
-        raise Failure(Exit.NOT_FOUND, "not_found", "no local cluster is running", HINT)
+    state = local()
     if is_held():
         with Steps(console).step(f"ending process {state.pid}, which finishes its requests first"):
             _ask(state.pid, timeout)

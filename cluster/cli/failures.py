@@ -41,6 +41,10 @@ EXITS: tuple[tuple[type[errors.TandemError], Exit], ...] = (
     (errors.TandemError, Exit.FAILED),
 )
 
+UNBELIEVED = "CERTIFICATE_VERIFY_FAILED"
+"""What OpenSSL says of a certificate whose authority it does not know."""
+AUTHORITY_HINT = "name the authority that signed its certificate: SSL_CERT_FILE=FILE"
+
 
 class Failure(Exception):
     """A command's own end: what happened, what to do about it, and the exit code."""
@@ -56,7 +60,8 @@ class Failure(Exception):
 def failure(error: errors.TandemError) -> Failure:
     """The failure that an error of ours means at the command line."""
     exit_code = next(code for kind, code in EXITS if isinstance(error, kind))
-    return Failure(exit_code, error.code, error.message)
+    hint = AUTHORITY_HINT if UNBELIEVED in error.message else ""
+    return Failure(exit_code, error.code, error.message, hint)
 
 
 def report(failed: Failure, *, as_json: bool) -> None:

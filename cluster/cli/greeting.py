@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
+from dataclasses import dataclass
+from pathlib import Path
 
+from cluster import exposure
 from cluster.chat_client import ChatClient
 from cluster.cli.output import messages, out
 from cluster.config import Config
@@ -27,24 +31,72 @@ def print_addresses(state: LocalState, config: Config) -> None:
     console = out()
     url = state.gateways[0]
     console.print(f"\n[bold]{state.model} is served at {url}[/]\n")
-    console.print(curl(url, state.model or "", config), markup=False)
+    believe = Believe.of(config)
+    console.print(curl(url, state.model or "", config, believe), markup=False)
     console.print()
-    console.print(snippet(url, state.model or "", config), markup=False)
+    console.print(snippet(url, state.model or "", config, believe), markup=False)
     console.print("\nThe web console: `tandem console` prints its address and token.")
     sys.stdout.flush()
 
 
-def curl(url: str, model: str, config: Config) -> str:
+@dataclass(frozen=True, slots=True)
+class Believe:
+    """What a client of the gateway is told about certificates: files in PEM, each None where it needs none.
+
+    `authority` signed the gateway's; `client` is the folder's of one that clients may show, with its key.
+    """
+
+    authority: str | None = None
+    client: str | None = None
+
+    @classmethod
+    def of(cls, config: Config) -> Believe:
+        security = exposure.with_whole_paths(config).security
+        gateway = security.gateway_tls
+        if gateway.certificate is None:
+            return cls()
+        from cluster.certificates import AUTHORITY, CLIENT, authority_of
+
+        beside = Path(gateway.certificate).parent / f"{AUTHORITY}.pem"
+        named = (gateway.authority, security.admin_tls.authority, security.cluster_tls.authority)
+        known = [file for file in named if file is not None]
+        client = None if gateway.authority is None else Path(gateway.authority).parent / f"{CLIENT}.pem"
+        return cls(
+            authority_of(gateway.certificate, [*known, beside, gateway.certificate]),
+            None if client is None or not client.is_file() else str(client),
+        )
+
+    @property
+    def key(self) -> str:
+        """Of `client`."""
+        return str(Path(self.client or "").with_suffix(".key"))
+
+
+PLAIN = Believe()
+
+
+def curl(url: str, model: str, config: Config, believe: Believe = PLAIN) -> str:
     """Keys are not shown: they come from the variable that OpenAI's clients read too."""
     body = {"model": model, "messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 64}
     key = f' -H "Authorization: Bearer ${KEY_VARIABLE}"' if _asks_for_keys(config) else ""
-    return f"curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d '{json.dumps(body)}'"
+    tls = f"--cacert {shlex.quote(believe.authority)} " if believe.authority else ""
+    if believe.client:
+        tls += f"--cert {shlex.quote(believe.client)} --key {shlex.quote(believe.key)} "
+    where = f"{tls}{url}/v1/chat/completions"
+    return f"curl {where} -H 'Content-Type: application/json'{key} -d '{json.dumps(body)}'"
 
 
-def snippet(url: str, model: str, config: Config) -> str:
+def snippet(url: str, model: str, config: Config, believe: Believe = PLAIN) -> str:
     key = "" if _asks_for_keys(config) else ', api_key="none"'
-    return f"""from openai import OpenAI
-
+    head = "from openai import OpenAI\n"
+    if believe.authority or believe.client:
+        file = f"cafile={believe.authority!r}" if believe.authority else ""
+        head = "import ssl\n\nfrom openai import DefaultHttpxClient, OpenAI\n\n"
+        head += f"tls = ssl.create_default_context({file})\n"
+        if believe.client:
+            head += f"tls.load_cert_chain({believe.client!r}, {believe.key!r})\n"
+        key += ", http_client=DefaultHttpxClient(verify=tls)"
+    return f"""{head}
 client = OpenAI(base_url="{url}/v1"{key})
 stream = client.chat.completions.create(
     model="{model}", messages=[{{"role": "user", "content": "Hello!"}}], max_tokens=64, stream=True

@@ -89,7 +89,7 @@ def test_tables_go_to_stdout_and_progress_to_stderr() -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["serve"], 4, "tandem up"),
+        (["serve"], 3, "tandem up"),
         (["serve", "--url", "http://127.0.0.1:9"], 4, "127.0.0.1:9"),
         (["serve", "--url", "ftp://x"], 2, "URL"),
         (["serve", "triple", "--url", "http://127.0.0.1:9"], 2, "prefill=512"),

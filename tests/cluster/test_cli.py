@@ -274,13 +274,10 @@ def test_2_usage_or_config_error(state_home: Path, arguments: list[str]) -> None
     assert result.stderr
 
 
-def test_3_not_found(state_home: Path) -> None:
+def test_3_not_found_without_a_cluster(state_home: Path) -> None:
     assert run("down").exit_code == Exit.NOT_FOUND
-
-
-def test_4_unreachable_without_a_cluster(state_home: Path) -> None:
     result = run("status")
-    assert result.exit_code == Exit.UNREACHABLE
+    assert result.exit_code == Exit.NOT_FOUND
     assert result.stderr.splitlines() == [
         "error: no local cluster is running",
         "hint: start one with `tandem up`, or name one with --address HOST:PORT",
@@ -321,10 +318,10 @@ def test_130_on_sigint(controller: Controller) -> None:
 
 def test_an_error_as_json_has_a_code_a_message_and_a_hint(state_home: Path) -> None:
     result = run("status", "-o", "json")
-    assert result.exit_code == Exit.UNREACHABLE
+    assert result.exit_code == Exit.NOT_FOUND
     assert json.loads(result.stdout) == {
         "error": {
-            "code": "unreachable",
+            "code": "not_found",
             "message": "no local cluster is running",
             "hint": "start one with `tandem up`, or name one with --address HOST:PORT",
         }

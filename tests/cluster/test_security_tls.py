@@ -424,10 +424,15 @@ def test_the_command_makes_what_openssl_believes_and_keeps_keys_to_their_owner(t
     assert CliRunner().invoke(build(), ["tls", "renew", str(tmp_path / "none")]).exit_code == 2
 
 
-def test_the_command_line_shows_an_operators_certificate(ours: Path, tmp_path: Path) -> None:
+def test_the_command_line_shows_an_operators_certificate(ours: Path, theirs: Path, tmp_path: Path) -> None:
     with serving(files(ours)) as address:
         where = ["--address", address, "--token", TOKEN]
         done = CliRunner().invoke(build(), ["--tls", str(ours), *where, "status"])
         assert done.exit_code == 0 and "behind certificates" in done.output
-        assert CliRunner().invoke(build(), [*where, "status"]).exit_code == 4
+        plain = CliRunner().invoke(build(), [*where, "status"])
+        assert plain.exit_code == 4
+        assert "hint: where the control port has certificates, name yours: --tls DIR" in plain.stderr
+        other = CliRunner().invoke(build(), ["--tls", str(theirs), *where, "status"])
+        assert other.exit_code == 4
+        assert "is of another authority than those of --tls DIR" in other.stderr
         assert CliRunner().invoke(build(), ["--tls", str(tmp_path), *where, "status"]).exit_code == 2
