@@ -105,8 +105,9 @@ def restart(controller: Controller, what: str, *, dry_run: bool = False) -> pb.R
     names = [name for pool in pools.values() if what in (pool.role, ALL) for name in pool.members]
     if what in (known := Members(pools)):
         names = [what]
-    if not names:
-        raise NotFound(f"there is no instance or pool {what!r}: {', '.join([*pools, *known])}", param="what")
+    if not names and what not in (*pools, ALL):
+        there = ", ".join([*pools, *known])
+        raise NotFound(f"there is no instance or pool {what!r}: there are {there}", param="what")
     for name in () if dry_run else names:
         controller.rollout.mark(name)
     return pb.RestartReply(instances=names)

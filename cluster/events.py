@@ -12,6 +12,9 @@ from cluster import control_pb2 as pb
 
 logger = logging.getLogger("tandem.controller")
 
+NEXT_TRY = "; the next try is in"
+"""What follows it in the reason of a `start_failed` holds while the controller runs."""
+
 
 class Events:
     """A ring of the last `limit` events; ids count from 1 and never repeat. Belongs to one event loop."""

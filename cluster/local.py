@@ -18,6 +18,7 @@ from cluster import control_pb2 as pb
 from cluster import embedded, exposure, preflight
 from cluster.config import Config
 from cluster.control_client import ControlClient
+from cluster.events import NEXT_TRY
 from cluster.local_ray import (
     Scratch,
     end_processes,
@@ -136,7 +137,8 @@ class LocalCluster:
         with step("joining Ray" if self._address else "starting Ray"):
             self._ray = True
             start_ray(self._scratch, self._address)
-        with step("starting the controller and the gateway"):
+        count = self.config.gateway.replicas
+        with step(f"starting the controller and {'the gateway' if count == 1 else f'{count} gateways'}"):
             self._served = True
             self._serve()
         with step("starting the instances") as advance:
@@ -256,7 +258,8 @@ class LocalCluster:
 
 
 def _failures(client: ControlClient) -> list[str]:
-    """What the controller says about instances that did not start."""
+    """What the controller says about instances that did not start, without a next try: none will be made."""
     with suppress(TandemError):
-        return [event.reason for event in client.events() if event.kind == "start_failed"]
+        found = [event.reason for event in client.events() if event.kind == "start_failed"]
+        return [reason.partition(NEXT_TRY)[0] for reason in found]
     return []

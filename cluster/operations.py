@@ -19,6 +19,7 @@ from cluster.member import Member, State
 from cluster.migrations import names
 from cluster.mover import Mover
 from cluster.pool import Authority, Pool
+from cluster.units import counted
 from engine.errors import Conflict, InvalidParameter, NotFound, RefusedError, TandemError
 from global_scheduler.scheduler import Scheduler
 
@@ -148,12 +149,12 @@ class Operations:
                 moved = await self._mover.empty(member, "drain", f"{member.name} is drained")
         except TimeoutError:
             member.emptying = None
-            left = f"{member.requests} requests are left and go on there"
-            self._events.add("drain_timeout", member.name, f"after {deadline:g} s {left}")
+            left = counted(member.requests, "request is left and goes", "requests are left and go")
+            self._events.add("drain_timeout", member.name, f"after {deadline:g} s {left} on there")
         else:
             member.emptying = None
-            took = time.monotonic() - begun
-            self._events.add("drained", member.name, f"after {took:.1f} s, {moved} requests were moved")
+            took, gone = time.monotonic() - begun, counted(moved, "request was", "requests were")
+            self._events.add("drained", member.name, f"after {took:.1f} s, {gone} moved")
 
     async def _change_role(self, member: Member, source: Pool, target: Pool, deadline: float) -> None:
         begun, generation = time.monotonic(), self._authority().generation

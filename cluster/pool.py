@@ -19,12 +19,13 @@ from typing import Any, TypeVar
 
 from cluster import control_pb2 as pb
 from cluster.config import ControlConfig
-from cluster.events import Events
+from cluster.events import NEXT_TRY, Events
 from cluster.heartbeat import Told, hung
 from cluster.member import Handle, Member, State
 from cluster.mover import Mover
 from cluster.status_message import status_from
 from cluster.termination import end_here
+from cluster.units import counted
 from engine.errors import Fenced, InstanceDied, TandemError
 from global_scheduler.scheduler import Scheduler
 
@@ -245,7 +246,8 @@ class Pool:
         finally:
             leaving.cancel()
         took = time.monotonic() - begun
-        left = f"{member.requests} requests go on elsewhere" if member.requests else "nothing was left"
+        left = counted(member.requests, "request goes", "requests go") + " on elsewhere"
+        left = left if member.requests else "nothing was left"
         self._events.add("drained", member.name, f"after {took:.1f} s, {left}")
         await self._end(member)
 
@@ -259,7 +261,7 @@ class Pool:
         pause = min(self._config.longest_pause, FIRST_PAUSE * 2.0**self.failures)
         self.failures += 1
         self._not_before = time.monotonic() + pause
-        self._events.add("start_failed", name, f"{error.message}; the next try is in {pause:.1f} s")
+        self._events.add("start_failed", name, f"{error.message}{NEXT_TRY} {pause:.1f} s")
 
     def _remove(self, member: Member) -> None:
         self.members.pop(member.name, None)

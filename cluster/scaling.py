@@ -43,14 +43,28 @@ class Scaling:
                 param="min",
             )
         if target == 0 and not (name == PREFILL and self.least == 0):
-            raise RefusedError(
-                f"{name} cannot be scaled to 0, the model would vanish: scale it to 1, "
-                "or end everything with `tandem down`",
-                param="replicas",
-            )
+            raise RefusedError(self._no_instance(name), param="replicas")
         if (explicit or not self.automatic) and not self.least <= target <= self.most:
-            raise RefusedError(
-                f"{name} may have {self.least} to {self.most} instances, not {target}: change the bounds "
-                f"with --min and --max, or pools.{name}.min_replicas and max_replicas",
-                param="replicas",
+            raise RefusedError(self._outside(name, target, explicit=explicit), param="replicas")
+
+    def _no_instance(self, name: str) -> str:
+        if name == PREFILL:
+            return (
+                f"{name} cannot be scaled to 0, for it has {self.least} at least: --min 0 as well, or "
+                f"pools.{name}.min_replicas, allows it; decode instances then prefill too"
             )
+        return (
+            f"{name} cannot be scaled to 0, the model would vanish: scale it to 1, "
+            "or end everything with `tandem down`"
+        )
+
+    def _outside(self, name: str, target: int, *, explicit: bool) -> str:
+        if explicit:
+            return (
+                f"{name} may have {self.least} to {self.most} instances, not {target}: change the bounds "
+                f"with --min and --max, or pools.{name}.min_replicas and max_replicas"
+            )
+        return (
+            f"{name} would have {self.least} to {self.most} instances and is sized to {target}: scale it "
+            "first, or give --replicas as well"
+        )

@@ -87,3 +87,8 @@ Duration = Annotated[
     WithJsonSchema({"type": "string", "pattern": f"^{_DURATION}$", "format": "duration"}),
 ]
 """Seconds; in YAML a string with a unit."""
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """A number with its noun: 1 object, 2 objects; `many` where that is not `one` with an s."""
+    return f"{number} {one if number == 1 else many or f'{one}s'}"

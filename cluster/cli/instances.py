@@ -24,6 +24,7 @@ from cluster.cli.options import (
 from cluster.cli.output import messages, out, plain, print_json
 from cluster.cli.progress import Steps
 from cluster.control_client import ControlClient
+from cluster.units import counted
 from migration.moved import COMMITTED
 
 POLL = 0.2
@@ -115,7 +116,7 @@ def drain(
             told = _watch(context, client, told, f"draining {instance}", timeout)
             left = told.status.running + told.status.waiting
             if left:
-                message = f"{instance} still has {left} requests, which go on there"
+                message = f"{instance} still has {counted(left, 'request')}: what is left goes on there"
                 raise Failure(Exit.TIMEOUT, "timeout", message, "drain it again with a longer --deadline")
         _tell(told, output, "{name} is drained" if wait else "{name} is being drained")
 
@@ -161,7 +162,7 @@ def _watch(
                 return now
             if time.monotonic() > end:
                 left = now.status.running + now.status.waiting
-                message = f"{told.name} still has {left} requests after {timeout:g} s"
+                message = f"{told.name} still has {counted(left, 'request')} after {timeout:g} s"
                 raise Failure(Exit.TIMEOUT, "timeout", message, "it goes on; see `tandem get instances`")
             advance(max(0, most - now.status.running - now.status.waiting), max(1, most))
             time.sleep(POLL)

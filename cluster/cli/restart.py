@@ -14,9 +14,11 @@ from cluster.cli.options import ControlAddress, ControlToken, Format, Output, Ti
 from cluster.cli.output import messages, out, print_json
 from cluster.cli.progress import Advance, Steps
 from cluster.control_client import ControlClient
+from cluster.units import counted
 from engine.errors import Unreachable
 
 POLL = 0.25
+ALL = "all"
 CONTROLLER = "controller"
 
 
@@ -25,7 +27,7 @@ def command(
     what: Annotated[
         str,
         typer.Argument(metavar="POOL|INSTANCE|controller|all", help="What to replace; all: both pools."),
-    ] = "all",
+    ] = ALL,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Return when all are replaced.")] = True,
     timeout: Timeout = "30m",  # type: ignore[assignment]
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be replaced.")] = False,
@@ -43,8 +45,8 @@ def command(
             _controller(context, client, timeout, dry_run=dry_run, output=output)
             return
         names = client.restart(what, dry_run=True)
-        if not dry_run:
-            confirm(context, f"Replace {len(names)} instances, one after the other?")
+        if names and not dry_run:
+            confirm(context, f"Replace {counted(len(names), 'instance')}, one after the other?")
             after = max((event.id for event in client.events()), default=0)
             client.restart(what)
             if wait:
@@ -56,6 +58,9 @@ def command(
         print_json(
             "RestartResult", [{"instances": names, "dry_run": dry_run, "replaced": wait and not dry_run}]
         )
+    elif not names:
+        where = "no pool has instances" if what == ALL else f"pool {what} has no instances"
+        out().print(f"{where}, nothing to replace")
     else:
         verb = "would be" if dry_run else "are" if wait else "will be"
         out().print(f"{', '.join(names)} {verb} replaced")

@@ -59,13 +59,16 @@ def command(
     if output is Format.JSON:
         print_json("ScaleResult", [{"pool": pool.value, "dry_run": dry_run} | plain(reply)])
         return
-    out().print(_said(pool.value, reply, "would go" if dry_run else "goes"))
+    bounds = least is not None or most is not None
+    out().print(_said(pool.value, reply, "would go" if dry_run else "goes", bounds=bounds))
 
 
-def _said(pool: str, reply: pb.ScaleReply, verb: str) -> str:
+def _said(pool: str, reply: pb.ScaleReply, verb: str, *, bounds: bool) -> str:
     said = f"{pool} {verb} from {reply.previous} to {reply.target}"
     if reply.previous == reply.target:
         said = f"{pool} stays at {reply.target}"
+    if bounds and not reply.autoscale:
+        said += f"; it may have {reply.least} to {reply.most} instances"
     if reply.autoscale:
         said += f"; the controller sizes it, from {reply.least} to {reply.most} instances"
     return said

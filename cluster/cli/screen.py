@@ -131,22 +131,27 @@ def _bar(one: pb.Instance) -> Text:
 
 
 def _gateways(status: pb.ClusterStatus) -> Table:
-    rows = table("GATEWAY", "ADDRESS", "REQUESTS", "TTFT", "TPOT", "SLO ATTAINMENT")
+    rows = table("GATEWAY", "PID", "ADDRESS", "REQUESTS", "TTFT", "TPOT", "SLO ATTAINMENT")
     for gateway in status.gateways:
         lately = gateway.lately
         told = [milliseconds(lately.ttft), milliseconds(lately.tpot), f"{100 * lately.attainment:.0f} %"]
         rows.add_row(
-            gateway.name, gateway.url, str(gateway.requests), *(told if lately.requests else ["-"] * 3)
+            gateway.name,
+            str(gateway.pid or "-"),
+            gateway.url,
+            str(gateway.requests),
+            *(told if lately.requests else ["-"] * 3),
         )
     return rows
 
 
 def _foot(status: pb.ClusterStatus) -> str:
-    """Moves by outcome, and instances that wait to be replaced."""
+    """The controller's process, moves by outcome, and instances that wait to be replaced."""
     outcomes: dict[str, int] = {}
     for one in status.migrations.counts:
         outcomes[one.outcome] = outcomes.get(one.outcome, 0) + one.count
     told = ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items())) or "none"
-    lines = [f"migrations: {told}"]
+    lines = [f"controller: process {status.controller_pid}"] if status.controller_pid else []
+    lines += [f"migrations: {told}"]
     lines += [f"{one.name} will be replaced: {one.outdated}" for one in status.instances if one.outdated]
     return "\n".join(lines)

@@ -123,7 +123,7 @@ def test_an_explicit_size_ends_autoscaling_until_it_is_given_back() -> None:
         ({"replicas": 6}, "1 to 5 instances, not 6"),
         ({"replicas": 0, "least": 0}, "would vanish"),
         ({"least": 4, "most": 3}, "4 instances at least and 3 at most"),
-        ({"replicas": 2, "least": 3}, "3 to 5 instances, not 2"),
+        ({"replicas": 2, "least": 3}, "3 to 5 instances, not 2: change the bounds"),
     ],
 )
 def test_what_is_out_of_bounds_is_refused_and_nothing_changes(asked: dict[str, int], message: str) -> None:
@@ -156,9 +156,13 @@ def test_bounds_can_be_moved_and_hold_for_the_next_controller_too() -> None:
 def test_the_prefill_pool_may_be_emptied_where_that_is_asked_for_twice() -> None:
     async def test() -> None:
         async with controlling(Fleet(), config()) as controller:
-            with pytest.raises(RefusedError, match="would vanish"):
+            with pytest.raises(RefusedError, match="1 at least: --min 0 as well"):
                 controller.scale("prefill", 0)
             assert controller.scale("prefill", 0, least=0).target == 0
+            controller.scale("decode", 3)
+            with pytest.raises(RefusedError, match="sized to 3: scale it first, or give --replicas as well"):
+                controller.scale("decode", most=2)
+            assert controller.scale("decode", 2, most=2).target == 2
 
     run(test())
 

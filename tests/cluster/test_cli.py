@@ -68,19 +68,22 @@ class Controller(control_pb2_grpc.ControlServicer):
             model=pb.Model(name="m", dtype="float32", max_length=64),
             pools=[pb.Pool(name=name, target=n, ready=ready[name]) for name, n in self.targets.items()],
             instances=[self.instance],
-            gateways=[pb.Gateway(name="gateway-0", url="http://127.0.0.1:8000")],
+            gateways=[pb.Gateway(name="gateway-0", url="http://127.0.0.1:8000", pid=8)],
+            controller_pid=9,
             uptime=62.0,
             ready=not self.stuck,
         )  # fmt: skip
 
     def Scale(self, request: pb.ScaleRequest, context: Any) -> pb.ScaleReply:
         self.guard(context)
-        if request.replicas == 0:
+        if request.HasField("replicas") and request.replicas == 0:
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, "decode cannot be scaled to 0")
         previous = self.targets[request.pool]
+        target = request.replicas if request.HasField("replicas") else previous
         if not request.dry_run:
-            self.targets[request.pool] = request.replicas
-        return pb.ScaleReply(previous=previous, target=request.replicas, least=1, most=64)
+            self.targets[request.pool] = target
+        most = request.most or 64
+        return pb.ScaleReply(previous=previous, target=target, least=request.least or 1, most=most)
 
     def GetRequests(self, request: pb.RequestsRequest, context: Any) -> pb.RequestList:
         self.guard(context)
@@ -117,6 +120,10 @@ class Controller(control_pb2_grpc.ControlServicer):
         self.guard(context)
         self.asked.append(request)
         return pb.Instance(name=request.instance, state="draining", role="decode")
+
+    def Restart(self, request: pb.RestartRequest, context: Any) -> pb.RestartReply:
+        self.guard(context)
+        return pb.RestartReply()
 
     def WatchEvents(self, request: pb.EventsRequest, context: Any) -> Iterator[pb.Event]:
         self.guard(context)
@@ -170,8 +177,8 @@ def test_status_shows_pools_instances_and_gateways(controller: Controller) -> No
     assert ["decode", "2", "2", "0", "0", "50", "%", "0", "0", "-"] in rows
     bar = "█" * 5 + "░" * 5
     assert ["decode-0", "decode", "ready", "7", "0", "0", bar, "50", "%", "5.0", "-", "0"] in rows
-    assert ["gateway-0", "http://127.0.0.1:8000", "0", "-", "-", "-"] in rows
-    assert "migrations: none" in result.stdout
+    assert ["gateway-0", "8", "http://127.0.0.1:8000", "0", "-", "-", "-"] in rows
+    assert "controller: process 9\nmigrations: none" in result.stdout
 
 
 def test_a_live_screen_knows_rates_and_the_slo_attainment() -> None:
@@ -199,7 +206,7 @@ def test_a_live_screen_knows_rates_and_the_slo_attainment() -> None:
     shown = console.export_text()
     rows = [line.split() for line in shown.splitlines()]
     assert ["decode", "1", "auto", "1", "0", "0", "-", "0", "0", "25"] in rows
-    assert ["gateway-0", "http://x", "0", "50.0", "ms", "4.0", "ms", "75", "%"] in rows
+    assert ["gateway-0", "-", "http://x", "0", "50.0", "ms", "4.0", "ms", "75", "%"] in rows
     assert "migrations: 4 committed" in shown
 
 
@@ -212,12 +219,24 @@ def test_status_as_json_has_every_field_and_whole_numbers(controller: Controller
     ]  # fmt: skip
     assert status["instances"][0]["status"]["steps"] == 2**40
     assert status["instances"][0]["address"] is None
+    assert (status["controller_pid"], status["gateways"][0]["pid"]) == (9, 8)
 
 
 def test_scale_sets_the_target_and_says_from_where(controller: Controller) -> None:
     result = run("scale", "decode", "--replicas", "4", "--wait")
     assert (result.exit_code, result.stdout) == (0, "decode goes from 2 to 4\n")
     assert controller.targets["decode"] == 4
+
+
+def test_new_bounds_are_said_where_the_size_stays(controller: Controller) -> None:
+    result = run("scale", "decode", "--min", "1", "--max", "40")
+    assert (result.exit_code, result.stdout) == (0, "decode stays at 2; it may have 1 to 40 instances\n")
+
+
+def test_a_pool_without_instances_has_nothing_to_replace(controller: Controller) -> None:
+    for more in ((), ("--dry-run",)):
+        result = run("restart", "prefill", *more)
+        assert (result.exit_code, result.stdout) == (0, "pool prefill has no instances, nothing to replace\n")
 
 
 def test_a_dry_run_changes_nothing_and_ends_with_0(controller: Controller) -> None:

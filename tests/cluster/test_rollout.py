@@ -168,10 +168,20 @@ def test_what_is_not_there_cannot_be_restarted() -> None:
     async def test() -> None:
         async with controlling(Fleet()) as controller:
             await seen(controller, "ready", 3)
-            with pytest.raises(NotFound, match="decode-7"):
+            with pytest.raises(NotFound, match=r"decode-7.*: there are prefill, decode, "):
                 restart(controller, "decode-7")
             assert restart(controller, "all", dry_run=True).instances == ["prefill-0", "decode-0", "decode-1"]
             assert not controller.rollout.marked
+
+    run(test())
+
+
+def test_of_an_empty_pool_nothing_is_replaced() -> None:
+    async def test() -> None:
+        empty = {"pools.prefill.replicas": 0, "pools.prefill.min_replicas": 0}
+        async with controlling(Fleet(), with_settings(CONFIG, empty)) as controller:
+            await seen(controller, "ready", 2)
+            assert not restart(controller, "prefill").instances
 
     run(test())
 

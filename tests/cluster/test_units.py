@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.units import format_duration, format_quantity, parse_duration, parse_quantity
+from cluster.units import counted, format_duration, format_quantity, parse_duration, parse_quantity
 
 
 @pytest.mark.parametrize(
@@ -54,3 +54,9 @@ def test_a_formatted_quantity_reads_back_the_same(value: int) -> None:
 def test_a_formatted_duration_reads_back_the_same(milliseconds: int) -> None:
     value = milliseconds / 1000
     assert parse_duration(format_duration(value)) == pytest.approx(value, rel=1e-12)
+
+
+def test_a_number_agrees_with_its_noun() -> None:
+    assert [counted(n, "object") for n in (0, 1, 2)] == ["0 objects", "1 object", "2 objects"]
+    assert counted(1, "request was", "requests were") == "1 request was"
+    assert counted(2, "request was", "requests were") == "2 requests were"
