@@ -35,8 +35,7 @@ def check_ports(config: Config) -> None:
 
 
 def check_port(host: str, port: int, setting: str) -> None:
-    if port == 0:
-        return
+    """`setting` names the port; the host's has "host" for "port". Raises SetupError with what to change."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -45,6 +44,8 @@ def check_port(host: str, port: int, setting: str) -> None:
         except OSError as error:
             holder = _holder(port) if error.errno == errno.EADDRINUSE else None
             reason = f"is taken by {holder}" if holder else f"cannot be listened on: {error.strerror}"
+            if error.errno == errno.EADDRNOTAVAIL or isinstance(error, socket.gaierror):
+                setting = setting.replace("port", "host")
             raise SetupError(f"{host}:{port} {reason}; set another {setting}", param=setting) from None
 
 

@@ -11,6 +11,7 @@ import typer
 
 from cluster.cli.failures import Exit, Failure
 from cluster.cli.output import messages
+from cluster.exposure import SHORTEST, TOO_SHORT
 from cluster.keys import draw, hashed, read_file
 
 commands = typer.Typer(no_args_is_help=True, help="Draw API keys, and write their hashes.")
@@ -48,6 +49,8 @@ def hash_key(tenant: Tenant = "") -> None:
     key = key.strip()
     if not key:
         raise Failure(Exit.USAGE, "usage", "no key was given on standard input")
+    if len(key) < SHORTEST:
+        raise Failure(Exit.USAGE, "usage", f"the key is {TOO_SHORT}")
     sys.stdout.write(f"{hashed(key, tenant)}\n")
 
 

@@ -14,6 +14,9 @@ from engine.cost_model import Batch
 from engine.errors import ConfigError
 from simulator.cost_tables.interpolation import Curve, FloatArray, Grid, Line
 
+Row = tuple[str, str, str]
+"""System, model and tensor parallelism."""
+
 
 class IterationTable:
     """Decodes go by their number and mean context, prompts by new and cached tokens.
@@ -74,16 +77,16 @@ class IterationTable:
 
 
 def load_iteration_table(
-    path: Path, *, system: str, model: str, tensor: int | None = None, overhead: float = 0.0
+    path: Path, *, system: str | None, model: str | None, tensor: int | None = None, overhead: float = 0.0
 ) -> IterationTable:
-    """The rows of one system and model (a part of its name will do). Raises ConfigError."""
+    """The rows of one system and model (part of its name will do). Raises ConfigError with what there is."""
     prefill: dict[tuple[float, ...], float] = {}
     decode: dict[tuple[float, ...], float] = {}
-    known: set[str] = set()
+    known: set[Row] = set()
     try:
         for row in csv.DictReader(io.StringIO(path.read_text())):
-            known.add(f"{row['system']} {row['model']} tp {row['tp']}")
-            if row["system"] != system or model.lower() not in row["model"].lower():
+            known.add((row["system"], row["model"], row["tp"]))
+            if row["system"] != system or model is None or model.lower() not in row["model"].lower():
                 continue
             if tensor is not None and int(row["tp"]) != tensor:
                 continue
@@ -95,5 +98,18 @@ def load_iteration_table(
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{path}: not a table of iterations: {error!r}") from error
     if not prefill or not decode:
-        raise ConfigError(f"{path}: has no {model} on {system}; it has {', '.join(sorted(known))}")
+        raise ConfigError(f"{path}: {_lacking(known, system, model)}")
     return IterationTable(prefill, decode, overhead=overhead)
+
+
+def _lacking(known: set[Row], system: str | None, model: str | None) -> str:
+    """What a table does not have, and what it has instead."""
+    systems = sorted({one for one, _, _ in known})
+    if system not in systems:
+        lacking = "say which, with system=…" if system is None else f"has no system {system}"
+        return f"{lacking}; it has {', '.join(systems) or 'none'}"
+    if model is None:
+        models = sorted({name for one, name, _ in known if one == system})
+        return f"say which, with model=…; {system} has {', '.join(models)}"
+    there = sorted(f"{name} tp {tensor}" for one, name, tensor in known if one == system)
+    return f"has no {model} on {system}; it has {', '.join(there)}"

@@ -78,8 +78,8 @@ def _load(kind: str, path: Path, given: Mapping[str, str]) -> CostModel:
         )
     return load_iteration_table(
         path,
-        system=needed("system"),
-        model=needed("model"),
+        system=given.get("system"),
+        model=given.get("model"),
         tensor=int(given["tensor"]) if "tensor" in given else None,
         overhead=float(given.get("overhead", 0)),
     )

@@ -56,9 +56,11 @@ def test_port_0_is_always_free() -> None:
 
 def test_an_address_of_another_machine_is_refused() -> None:
     with pytest.raises(
-        SetupError, match=r"192\.0\.2\.1:8000 cannot be listened on: .*; set another gateway\.port"
+        SetupError, match=r"192\.0\.2\.1:8000 cannot be listened on: .*; set another gateway\.host \(--host\)"
     ):
-        preflight.check_port("192.0.2.1", 8000, "gateway.port")
+        preflight.check_port("192.0.2.1", 8000, "gateway.port (--port)")
+    with pytest.raises(SetupError, match=r"set another gateway\.host"):
+        preflight.check_port("192.0.2.1", 0, "gateway.port")
 
 
 def test_our_own_installation_has_no_fault() -> None:

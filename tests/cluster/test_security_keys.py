@@ -123,8 +123,14 @@ def test_a_new_key_without_a_file_comes_with_its_hash_on_stderr() -> None:
 
 
 def test_a_hash_is_made_of_standard_input() -> None:
-    done = CliRunner().invoke(build(), ["key", "hash", "--tenant", "acme"], input="my-own-long-key\n")
-    assert done.stdout == hashed("my-own-long-key", "acme") + "\n"
+    done = CliRunner().invoke(build(), ["key", "hash", "--tenant", "acme"], input="my-own-longer-key\n")
+    assert done.stdout == hashed("my-own-longer-key", "acme") + "\n"
+
+
+def test_a_key_that_the_config_would_refuse_gets_no_hash() -> None:
+    done = CliRunner().invoke(build(), ["key", "hash"], input=f"{'k' * 15}\n")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "shorter than 16 characters: draw one" in done.stderr
 
 
 def test_a_tenants_name_that_cannot_be_one_is_refused() -> None:

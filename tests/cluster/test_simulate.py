@@ -126,6 +126,27 @@ def test_a_wrong_workload_is_named(cost: str, trace: str, message: str) -> None:
     assert message in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("", "say which, with system=…; it has a100, h100"),
+        (":system=foo", "has no system foo; it has a100, h100"),
+        (":system=h100", "say which, with model=…; h100 has llama-8b"),
+        (":system=h100,model=llama-70b", "has no llama-70b on h100; it has llama-8b tp 1"),
+    ],
+)
+def test_what_a_table_does_not_have_is_named_with_what_it_has(
+    options: str, message: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "steps.csv"
+    head = "system,model,tp,phase,batch,new_tokens_per_request,context_tokens,latency_ms"
+    rows = [f"{system},llama-8b,1,prefill,1,128,0,5" for system in ("h100", "a100")]
+    file.write_text("\n".join([head, *rows]) + "\n")
+    result = run("--trace", MADE, "--cost", f"{file}{options}")
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
 def test_each_policy_that_is_on_is_switched_off_in_turn(cost: str) -> None:
     """And one that is off is not; migration and placement have no setting of their own."""
 
