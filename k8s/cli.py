@@ -20,7 +20,7 @@ from cluster.cli.progress import Steps
 from cluster.config import Config, read
 from cluster.config_yaml import Mark, Problem
 from cluster.tls import cluster_tls
-from cluster.units import parse_duration
+from cluster.units import counted, parse_duration
 
 commands = typer.Typer(no_args_is_help=True, help="Manifests for Kubernetes, and what keeps pools in step.")
 
@@ -99,7 +99,7 @@ def lint(
         hint = "; name KubeRay's CRDs with --schemas" if kind.startswith("ray.io/") else ""
         notes.print(f"note: no schema for {kind}, its fields are not checked{hint}", markup=False)
     count = len(report.problems)
-    notes.print(f"{report.objects} objects, {count} problem{'s' * (count != 1)}")
+    notes.print(f"{counted(report.objects, 'object')}, {counted(count, 'problem')}")
     if count:
         raise typer.Exit(int(Exit.FAILED))
 

@@ -5,6 +5,7 @@ One small function for each; see the validation of RayCluster and RayService in 
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,6 +21,7 @@ INCREMENTAL = "NewClusterWithIncrementalUpgrade"
 STRATEGIES = ("NewCluster", INCREMENTAL, "None")
 MOST_REPLICAS = 2147483647
 START_RESOURCES = ("num-cpus", "num-gpus", "memory", "resources")
+SERVE_CONFIG = "serveConfigV2"
 REDIS_ANNOTATION = "ray.io/ft-enabled"
 
 
@@ -225,6 +227,15 @@ def _head_service(ray: Ray) -> Iterator[Found]:
         yield at, "the operator names the head's Service of a RayService: leave it out"
 
 
+def _application(ray: Ray) -> Iterator[Found]:
+    spec = mapping(ray.manifest.data, "spec")
+    if not ray.service or SERVE_CONFIG in spec:
+        return
+    close = difflib.get_close_matches(SERVE_CONFIG, map(str, spec), n=1, cutoff=0.8)
+    hint = f', did you write "{close[0]}" for it?' if close else ": it says what Ray Serve runs"
+    yield ("spec", *(close or [SERVE_CONFIG])), f"{SERVE_CONFIG} is missing{hint}"
+
+
 RULES: tuple[Callable[[Ray], Iterator[Found]], ...] = (
     _names,
     _containers,
@@ -241,4 +252,5 @@ RULES: tuple[Callable[[Ray], Iterator[Found]], ...] = (
     _network,
     _incremental,
     _head_service,
+    _application,
 )

@@ -83,6 +83,9 @@ OURS = {
         "apiVersion: rbac.authorization.k8s.io/v1\nkind: RoleBinding",
     ),
     "unknown field of a Pool": Mistake("minReplicas: 1", "minReplica: 1", "did you mean", after="kind: Pool"),
+    "RayService without what Serve runs": Mistake(
+        "  serveConfigV2:", "  serveConfigV3:", 'is missing, did you write "serveConfigV3" for it?'
+    ),
     "role that is none": Mistake("role: decode", "role: decoder", "expected one of prefill, decode"),
     "unknown field of a PodMonitor": Mistake("honorLabels: true", "honourLabels: true", "did you mean"),
     "name that is too long": Mistake(
