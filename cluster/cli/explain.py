@@ -17,7 +17,10 @@ def command(
     context: typer.Context,
     subject: Annotated[
         str,
-        typer.Argument(metavar="REQUEST|EVENT|POOL", help="A request's id, an event's number, or a pool."),
+        typer.Argument(
+            metavar="REQUEST|EVENT|POOL|INSTANCE",
+            help="A request's id, an event's number, a pool, or an instance.",
+        ),
     ],
     address: ControlAddress = None,
     token: ControlToken = None,

@@ -21,6 +21,8 @@ from cluster.local_state import read_state
 
 POLL = 0.2
 BLOCK = 65536
+MARKS = (b":job_id:", b":actor_name:", b":task_name:")
+"""Lines that Ray writes for its own reader of logs."""
 KUBERNETES = "on Kubernetes: kubectl logs -l ray.io/group=decode --all-containers -f"
 
 
@@ -34,13 +36,13 @@ class Source:
     rest: bytes = b""
 
     def lines(self) -> Iterator[str]:
-        """Whole lines that are new; one that ends with the file waits for its end."""
+        """Whole lines that are new, without Ray's marks; one that ends with the file waits for its end."""
         with self.path.open("rb") as file:
             file.seek(self.offset)
             while data := file.read(BLOCK):
                 self.offset += len(data)
                 *whole, self.rest = (self.rest + data).split(b"\n")
-                yield from (line.decode(errors="replace") for line in whole)
+                yield from (line.decode(errors="replace") for line in whole if not line.startswith(MARKS))
 
 
 def command(

@@ -53,6 +53,12 @@ def test_lines_are_read_once_and_only_when_they_are_whole(tmp_path: Path) -> Non
     assert list(source.lines()) == ["three", "�"]
 
 
+def test_what_ray_writes_for_itself_is_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "log"
+    file.write_bytes(b":job_id:01000000\none\n:actor_name:Instance\na :job_id: in a line\n")
+    assert list(Source("decode-0", file).lines()) == ["one", "a :job_id: in a line"]
+
+
 def test_long_logs_are_read_block_by_block(tmp_path: Path) -> None:
     file = tmp_path / "log"
     lines = [f"line {number} {'x' * 100}" for number in range(3000)]
