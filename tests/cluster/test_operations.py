@@ -185,7 +185,7 @@ def test_a_drain_beyond_its_deadline_says_what_is_left() -> None:
             fleet["decode-0"].run("stays~1-0")
             fleet["decode-0"].stubborn = True
             await controller.operations.drain("decode-0", 0)
-            assert "1 requests are left" in (await seen(controller, "drain_timeout")).reason
+            assert "1 request is left and goes on there" in (await seen(controller, "drain_timeout")).reason
 
     run(test())
 
