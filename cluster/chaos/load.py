@@ -95,12 +95,13 @@ async def drive(
     *,
     access: Access = Access(),
     reach: float = math.inf,
+    all_whole: bool = False,
     more: Callable[[], bool] = lambda: False,
     done: Callable[[Answer], None] = lambda answer: None,
 ) -> list[Answer]:
     """Ask everything once, and again and again while `more` says so; tells of each answer.
 
-    Ends early with what `done` raises. `reach` is in seconds, as in `ask`.
+    With `all_whole` no more is asked once an answer is not whole. `reach` is in seconds, as in `ask`.
     """
     answers: list[Answer] = []
     waiting = requests(load, model, f"{prefix}-0")
@@ -108,6 +109,8 @@ async def drive(
 
     def take() -> Ask | None:
         nonlocal waiting, rounds
+        if all_whole and not all(answer.whole for answer in answers):
+            return None
         if not waiting:
             if not more():
                 return None
@@ -123,11 +126,5 @@ async def drive(
                 answers.append(answer)
                 done(answer)
 
-        workers = [asyncio.create_task(work()) for _ in range(load.concurrency)]
-        try:
-            await asyncio.gather(*workers)
-        finally:
-            for worker in workers:
-                worker.cancel()
-            await asyncio.gather(*workers, return_exceptions=True)
+        await asyncio.gather(*(work() for _ in range(load.concurrency)))
     return answers

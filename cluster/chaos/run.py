@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from cluster import control_pb2 as pb
 from cluster.chaos.client import Answer
@@ -66,8 +66,9 @@ async def run(
     access = Access(api_key, believed(sight.gateways[0]))
     say(f"{load.requests} requests undisturbed")
     undisturbed = await drive(
-        load, model, lambda: sight.gateways, f"{stamp}-calm", access=access, reach=REACH, done=_require
+        load, model, lambda: sight.gateways, f"{stamp}-calm", access=access, reach=REACH, all_whole=True
     )
+    _require(undisturbed)
 
     def told(answer: Answer) -> None:
         if not answer.whole:
@@ -104,10 +105,12 @@ async def run(
     return judge(scenario, undisturbed, answers, injector.done, aftermath)
 
 
-def _require(answer: Answer) -> None:
+def _require(answers: Sequence[Answer]) -> None:
     """Raises InvalidKey or TandemError: where requests fail undisturbed, faults would show nothing."""
-    if answer.whole:
+    broken = [answer for answer in answers if not answer.whole]
+    if not broken:
         return
+    answer = broken[0]
     message = f"no fault was begun, since a request failed undisturbed: {answer.error or 'it was cut off'}"
     if answer.status == 401:
         raise InvalidKey(f"{message} (name a key with --api-key or OPENAI_API_KEY)")

@@ -11,8 +11,9 @@ import typer
 from cluster.chaos.run import run
 from cluster.chaos.scenario import load, shipped
 from cluster.chaos.verdict import Verdict
-from cluster.cli.connect import control
+from cluster.cli.connect import believed, control
 from cluster.cli.failures import Exit
+from cluster.cli.greeting import KEY_VARIABLE
 from cluster.cli.options import ControlAddress, ControlToken, Format, Output, root
 from cluster.cli.output import messages, out, print_json
 
@@ -24,13 +25,18 @@ def command(
         typer.Option("--file", "-f", metavar="FILE", help="A scenario, or the name of a shipped one."),
     ] = None,
     listing: Annotated[bool, typer.Option("--list", help="List the shipped scenarios.")] = False,
+    api_key: Annotated[
+        str | None,
+        typer.Option("--api-key", envvar=KEY_VARIABLE, help="An API key, where the gateway asks for one."),
+    ] = None,
     address: ControlAddress = None,
     token: ControlToken = None,
     output: Output = Format.TABLE,
 ) -> None:
     """Break a running cluster under load and say whether a request was lost, repeated or changed.
 
-    Ends with 0 for a pass and 1 for a failure. Processes are killed on this machine only.
+    Ends with 0 for a pass and 1 for a failure, such as a fault that could not be carried out.
+    Processes are killed on this machine only.
     """
     if listing or scenario is None:
         for name in shipped():
@@ -38,8 +44,12 @@ def command(
         return
     plan = load(scenario)
     console = messages(quiet=root(context).quiet)
+
+    def say(text: str) -> None:
+        console.print(f"  {text}", markup=False)
+
     with control(context, address, token) as client:
-        verdict = asyncio.run(run(plan, client, lambda text: console.print(f"  {text}", markup=False)))
+        verdict = asyncio.run(run(plan, client, say, api_key=api_key, believed=believed))
     if output is Format.JSON:
         print_json("ChaosVerdict", [asdict(verdict) | {"passed": verdict.passed}])
     else:
@@ -52,7 +62,8 @@ def _show(verdict: Verdict) -> None:
     lines = {
         "requests": f"{verdict.sent} sent, {verdict.finished} finished, {verdict.lost} lost",
         "tokens": f"{verdict.exact} exact, {verdict.changed} changed, {verdict.duplicated} duplicated",
-        "faults": f"{verdict.faults} carried out, {verdict.faults_failed} failed",
+        "faults": f"{verdict.faults} carried out, {verdict.faults_failed} failed, "
+        f"{verdict.faults_missed} found nothing to do",
         "hit": f"{verdict.recovered} recovered elsewhere, {verdict.reconnected} came back to a gateway",
         "resume": _seconds(verdict.resume_p50, "p50") + ", " + _seconds(verdict.resume_max, "max"),
         "pause": f"{verdict.longest_pause:.2f} s was the longest of any stream",
