@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -73,7 +73,9 @@ def authority_of(certificate: str | os.PathLike[str], known: Iterable[str | os.P
 def _signed(certificate: x509.Certificate, file: Path) -> bool:
     with suppress(OSError, ValueError):
         for authority in x509.load_pem_x509_certificates(file.read_bytes()):
-            with suppress(ValueError, TypeError, InvalidSignature):
+            if authority.issuer != authority.subject:
+                continue  # a link of a chain, which clients do not take for its end
+            with suppress(ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
                 certificate.verify_directly_issued_by(authority)
                 return True
     return False

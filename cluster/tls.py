@@ -26,6 +26,7 @@ from engine.errors import ConfigError
 logger = logging.getLogger("tandem")
 
 T = TypeVar("T")
+_END = b"-----END CERTIFICATE-----"
 
 Stamp = tuple[tuple[int, int, int], ...]
 """Identity, time and size of each file: another one when a file was replaced or rewritten."""
@@ -179,8 +180,14 @@ def cluster_tls(section: ClusterTls) -> Tls | None:
 
 
 def pinned(certificate: str | os.PathLike[str]) -> ssl.SSLContext:
-    """Believes the holder of this one certificate, under whatever name: for a server on this machine."""
-    context = ssl.create_default_context(cafile=os.fspath(certificate))
+    """Believes the holder of this one certificate, under whatever name: for a server on this machine.
+
+    The first of a chain is meant: whoever has another of the same authority is somebody else. Raises OSError.
+    """
+    first, end, _ = Path(certificate).read_bytes().partition(_END)
+    if not end:
+        raise ssl.SSLError(f"{certificate} holds no certificate")
+    context = ssl.create_default_context(cadata=(first + end).decode("ascii", "ignore"))
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     context.check_hostname = False
     return context

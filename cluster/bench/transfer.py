@@ -127,11 +127,10 @@ def _transport(name: str, end: int) -> Transport:
     """`end` is 0 or 1: NCCL refuses two processes on one GPU."""
     if name == "grpc":
         return GrpcTransport()
-    config = TransferConfig.model_validate({"transport": name, "chunk_timeout": PATIENCE})
-    found = transports(config, f"cuda:{end}" if name == "nccl" else "cpu", None)[name]
-    if name == "nccl" and len(accelerators().gpus) < 2:
+    if name == "nccl" and len(accelerators().gpus) == 1:
         raise SetupError("NCCL refuses two processes on one GPU, and there is one: take a machine with two")
-    return found
+    config = TransferConfig.model_validate({"transport": name, "chunk_timeout": PATIENCE})
+    return transports(config, f"cuda:{end}" if name == "nccl" else "cpu", None)[name]
 
 
 def _peer(name: str, pipe: Connection[Any, Any]) -> None:

@@ -83,7 +83,9 @@ async def ask(
             last, trouble = await _connect(answer, client, f"{url}/v1/completions", last)
         except httpx.HTTPError as error:
             trouble = f"{url}: {str(error) or type(error).__name__}"
-            unreached = not answer.connections and not isinstance(error, httpx.TimeoutException)
+            unreached = not answer.connections and isinstance(
+                error, httpx.ConnectError | httpx.ConnectTimeout
+            )
             if unreached and time.monotonic() > begun + reach:
                 answer.error = f"no gateway could be reached in {reach:g} s ({trouble})"
                 break

@@ -19,7 +19,7 @@ from cluster.chaos.changes import CHANGES, change
 from cluster.chaos.scenario import Fault
 from cluster.chaos.victims import CONTROLLER, GATEWAY, Victim
 from cluster.control_client import ControlClient
-from engine.errors import TandemError
+from engine.errors import Conflict, NotFound, TandemError, Unreachable
 
 SETTLED = 120.0
 """Seconds that one step of a rolling restart may take."""
@@ -180,7 +180,7 @@ class Injector:
         while True:
             try:
                 return await asyncio.to_thread(self._move_one, victim)
-            except (TandemError, LookupError) as error:
+            except (NotFound, Conflict, Unreachable, LookupError) as error:
                 if time.monotonic() > end:
                     raise Missed(str(error)) from error
             await asyncio.sleep(POLL)

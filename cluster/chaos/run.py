@@ -106,7 +106,7 @@ async def run(
 
 
 def _require(answers: Sequence[Answer]) -> None:
-    """Raises InvalidKey or TandemError: where requests fail undisturbed, faults would show nothing."""
+    """Raises InvalidKey, Unreachable or TandemError: where requests fail undisturbed, faults show nothing."""
     broken = [answer for answer in answers if not answer.whole]
     if not broken:
         return
@@ -114,7 +114,7 @@ def _require(answers: Sequence[Answer]) -> None:
     message = f"no fault was begun, since a request failed undisturbed: {answer.error or 'it was cut off'}"
     if answer.status == 401:
         raise InvalidKey(f"{message} (name a key with --api-key or OPENAI_API_KEY)")
-    raise TandemError(message)
+    raise TandemError(message) if answer.connections else Unreachable(message)
 
 
 async def _quiet(control: ControlClient) -> tuple[str, pb.ClusterStatus]:

@@ -90,7 +90,7 @@ def believed(url: str) -> ssl.SSLContext | None:
         return pinned(state.certificate)
     except OSError as error:
         message = f"the local cluster's certificate {state.certificate} cannot be read: {error.strerror}"
-        raise Failure(Exit.USAGE, "usage", message, "put it back, or name the gateway with --url") from None
+        raise Failure(Exit.USAGE, "usage", message, "put it back") from None
 
 
 def starting() -> Failure:

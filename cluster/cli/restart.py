@@ -56,7 +56,8 @@ def command(
                     watch(client, names, after, timeout, advance)
     if output is Format.JSON:
         print_json(
-            "RestartResult", [{"instances": names, "dry_run": dry_run, "replaced": wait and not dry_run}]
+            "RestartResult",
+            [{"instances": names, "dry_run": dry_run, "replaced": bool(names) and wait and not dry_run}],
         )
     elif not names:
         where = "no pool has instances" if what == ALL else f"pool {what} has no instances"

@@ -154,7 +154,7 @@ def test_a_gateway_that_is_not_believed_ends_the_run_with_the_cause(command: Com
     certificates.create(tmp_path, [])
     with listening(tmp_path) as door:
         result = command(door.url)
-    assert result.exit_code == 1
+    assert result.exit_code == 4
     assert "no gateway could be reached in 0.3 s" in result.stderr
     assert "CERTIFICATE_VERIFY_FAILED" in result.stderr
     assert door.asked == 0
@@ -164,7 +164,7 @@ def test_a_gateway_that_does_not_listen_ends_the_run(command: Command) -> None:
     with listening() as door:
         pass
     result = command(door.url)
-    assert result.exit_code == 1
+    assert result.exit_code == 4
     assert "no fault was begun" in result.stderr
     assert f"{door.url}: All connection attempts failed" in result.stderr
 

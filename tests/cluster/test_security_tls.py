@@ -436,3 +436,15 @@ def test_the_command_line_shows_an_operators_certificate(ours: Path, theirs: Pat
         assert other.exit_code == 4
         assert "is of another authority than those of --tls DIR" in other.stderr
         assert CliRunner().invoke(build(), ["--tls", str(tmp_path), *where, "status"]).exit_code == 2
+
+
+def test_of_a_chain_only_the_first_certificate_is_pinned(tmp_path: Path) -> None:
+    """Whoever else its authority knows is not the server that is meant."""
+    certificates.create(tmp_path, [])
+    chain = tmp_path / "chain.pem"
+    chain.write_bytes((tmp_path / "gateway.pem").read_bytes() + (tmp_path / "authority.pem").read_bytes())
+    shown = pinned(chain).cert_store_stats()
+    assert shown["x509"] == 1
+    (tmp_path / "empty.pem").write_text("")
+    with pytest.raises(OSError, match="holds no certificate"):
+        pinned(tmp_path / "empty.pem")

@@ -218,7 +218,7 @@ def test_each_long_step_is_shown_with_its_time(up: Up) -> None:
         "reading the model SmolLM2-135M-Instruct",
         "packing weights (once)",
         "starting Ray",
-        "starting the controller and the gateway",
+        "starting the controller and 2 gateways",
         "starting the instances",
     ]
 

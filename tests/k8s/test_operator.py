@@ -233,7 +233,7 @@ def test_bounds_that_leave_the_size_out_are_refused_where_nobody_else_sizes_it(s
     scene.rounds()
     scene.api.merge(scene.path, {"spec": {"maxReplicas": 5}})
     scene.rounds(2)
-    assert "not 7" in scene.condition("Refused")["message"]
+    assert "sized to 7" in scene.condition("Refused")["message"]
     scene.scale(5)
     scene.rounds()
     assert (scene.control.targets["decode"], scene.control.bounds["decode"]) == (5, (1, 5))

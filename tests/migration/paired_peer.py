@@ -1,6 +1,6 @@
 """A process that takes transfers: says its address, then the checksum of every payload that comes.
 
-python -m tests.migration.paired_peer double|gpu|nixl
+python -m tests.migration.paired_peer double|nixl|gpu [NUMBER]
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from migration.tcp import TcpTransport
 from tests.migration.nccl_double import DoubleDevice
 
 
-def transport(kind: str, timeout: float) -> PairedTransport:
+def transport(kind: str, timeout: float, number: int) -> PairedTransport:
     control = TcpTransport(timeout)
     if kind == "nixl":
         return nixl_transport(control, timeout)
-    return nccl_transport(NcclDevice() if kind == "gpu" else DoubleDevice(), control, timeout)
+    return nccl_transport(NcclDevice(number) if kind == "gpu" else DoubleDevice(), control, timeout)
 
 
 def host_bytes(payload: object) -> bytes:
     return bytes(payload) if isinstance(payload, memoryview) else payload.get().tobytes()  # type: ignore[attr-defined]
 
 
-def main(kind: str, timeout: float = 30.0) -> None:
-    listener = transport(kind, timeout).listen("127.0.0.1:0")
+def main(kind: str, number: str = "0", timeout: float = 30.0) -> None:
+    listener = transport(kind, timeout, int(number)).listen("127.0.0.1:0")
     sys.stdout.write(f"{listener.address}\n")
     sys.stdout.flush()
     channel = listener.accept()
@@ -48,4 +48,4 @@ def main(kind: str, timeout: float = 30.0) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])
