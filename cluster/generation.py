@@ -18,7 +18,7 @@ from cluster.job import Reader, Update
 from cluster.openai import ChatBody, CompletionBody
 from cluster.openai_answers import Answer, ChatAnswer, CompletionAnswer
 from cluster.openai_errors import as_tandem, error_body
-from cluster.resume import position, reconnection
+from cluster.resume import position, reconnection, wants_ids
 from engine.errors import TandemError
 
 
@@ -27,6 +27,7 @@ class _Options:
     usage: bool
     running_usage: bool
     debug: bool
+    ids: bool
 
 
 async def generate(service: GatewayService, http: Request, body: CompletionBody | ChatBody) -> Response:
@@ -74,6 +75,7 @@ def _options(body: CompletionBody | ChatBody, http: Request) -> _Options:
         usage=usage,
         running_usage=usage and bool(asked and asked.continuous_usage_stats),
         debug=http.headers.get("x-tandem-debug") == "1",
+        ids=wants_ids(http),
     )
 
 
@@ -128,13 +130,14 @@ async def _events(
                         body["usage"] = reader.job.usage().body() if options.running_usage else None
                     # Only the last event of these tokens says that the client has them.
                     where = position(reader.choices) if number == len(bodies) else before
-                    yield sse.event(body, f"{answer.id}:{where}")
+                    yield sse.event(body, f"{answer.id}:{where}" if options.ids else None)
             update = await reader.next(keepalive)
         if options.usage:
             body = answer.usage_chunk(reader.job.usage())
             if options.debug:
                 body["tandem"] = _debug(reader)
-            yield sse.event(body, f"{answer.id}:{position(reader.choices)}")
+            where = position(reader.choices)
+            yield sse.event(body, f"{answer.id}:{where}" if options.ids else None)
         if options.debug:
             yield sse.comment(f"tandem {json.dumps(_debug(reader))}")
     except Exception as failure:

@@ -73,6 +73,19 @@ def reconnection(http: Request, answer_id: str) -> Reconnection:
     return Reconnection(digest, named, resumable, again=True, seen=seen)
 
 
+def wants_ids(http: Request) -> bool:
+    """Whether the client reads events as the standard has them, or has said that it may come back.
+
+    Others may not: `vllm bench serve` and its like take an event that does not begin with data for broken.
+    """
+    headers = http.headers
+    return (
+        "text/event-stream" in headers.get("accept", "")
+        or headers.get("x-tandem-resumable") == "1"
+        or "last-event-id" in headers
+    )
+
+
 def unseen(piece: Piece, seen: Seen) -> Piece | None:
     """What of a piece is new to a client; None if it has all of it."""
     if piece.token is None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
 import httpx
+import pytest
 
 from cluster.config import GatewayConfig
 from tests.cluster.asking import CHAT, HELLO, TEXT, ask, events, on_cluster, streamed_text
@@ -61,8 +64,21 @@ def test_without_include_usage_no_chunk_has_any() -> None:
     assert all("usage" not in chunk for chunk in events(ask(TEXT, {"prompt": "hi", "stream": True})))
 
 
-def test_every_event_carries_the_position_of_every_choice() -> None:
-    response = ask(TEXT, {"prompt": "hi", "stream": True, "n": 2, "max_tokens": 3})
+def test_every_event_begins_with_its_data_for_clients_that_know_no_more() -> None:
+    """`vllm bench serve` takes what stands before an empty line, without "data: ", for JSON."""
+    response = ask(TEXT, {"prompt": "hi", "stream": True}, {"x-request-id": "bench-0"})
+    *chunks, done, nothing = response.text.split("\n\n")
+    assert all(json.loads(chunk.removeprefix("data: "))["choices"] for chunk in chunks)
+    assert (done, nothing) == ("data: [DONE]", "")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"accept": "text/event-stream"}, {"x-request-id": "mine", "x-tandem-resumable": "1"}],
+    ids=["reads events", "may come back"],
+)
+def test_every_event_carries_the_position_of_every_choice(headers: dict[str, str]) -> None:
+    response = ask(TEXT, {"prompt": "hi", "stream": True, "n": 2, "max_tokens": 3}, headers)
     ids = [line for line in response.text.splitlines() if line.startswith("id: ")]
     assert ids[-1].endswith(":3.,3.")
 

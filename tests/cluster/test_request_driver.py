@@ -48,7 +48,7 @@ class Client:
     async def read(self) -> None:
         async with (
             httpx.AsyncClient(base_url=self.url, trust_env=False, timeout=30) as http,
-            http.stream("POST", TEXT, json=self.body) as response,
+            http.stream("POST", TEXT, json=self.body, headers={"accept": "text/event-stream"}) as response,
         ):
             assert response.status_code == 200, await response.aread()
             async for line in response.aiter_lines():

@@ -19,7 +19,7 @@ from tests.cluster.asking import CHAT, HELLO, TEXT, Test, on_cluster, refused
 from tests.cluster.doubles import SCRIPT, ScriptedRunner, until
 from tests.cluster.local_cluster import LocalCluster, local_gateway
 
-NAMED = {"x-request-id": "mine"}
+NAMED = {"x-request-id": "mine", "accept": "text/event-stream"}
 STAYS = NAMED | {"x-tandem-resumable": "1"}
 BODY = {"model": "tiny", "messages": HELLO, "stream": True}
 
