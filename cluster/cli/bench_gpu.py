@@ -11,7 +11,7 @@ from cluster.cli.output import messages
 
 
 def kernels(context: typer.Context, html: Html = None, output: Output = Format.TABLE) -> None:
-    """Time every Triton kernel beside the GPU's own bandwidth and torch's attention; about three minutes."""
+    """Time every Triton kernel beside the GPU's own bandwidth and torch's attention; about a minute."""
     # It brings torch, which takes seconds to import.
     from cluster.bench.gpu import measure_kernels, sections
 
@@ -22,7 +22,7 @@ def kernels(context: typer.Context, html: Html = None, output: Output = Format.T
 
 
 def gpu(context: typer.Context, html: Html = None, output: Output = Format.TABLE) -> None:
-    """Time whole steps of a random model in the shape of Llama-3.1-8B on a GPU; about two minutes."""
+    """Time whole steps of a random model in the shape of Llama-3.1-8B on a GPU; about a minute."""
     from cluster.bench.gpu import measure_steps, sections
 
     with Watch(messages(quiet=root(context).quiet)) as watch:
