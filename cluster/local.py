@@ -8,7 +8,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from cluster.local_ray import (
     wait_until,
 )
 from cluster.local_state import LocalState, read_state, remove_state, write_state
-from cluster.prepare import is_packed, pack, weight_bytes
+from cluster.prepare import Advance, Packing, Step, is_packed, weight_bytes
 from cluster.tls import cluster_tls
 from engine.errors import DeadlineExceeded, SetupError, TandemError, Unreachable
 from model.assets import load_assets
@@ -38,14 +38,10 @@ APPLICATION = "tandem"
 POLL = 0.1
 HOPELESS = 3
 """Instances that failed to start, one after the other, until a start is given up."""
-Advance = Callable[[int, int], None]
-Step = Callable[[str], AbstractContextManager[Advance]]
-"""Opens a step of the start by its title, for whoever shows progress."""
 
 
 def settle(config: Config, step: Step) -> Config:
-    """What is to be run: the model found or fetched and its weights packed, paths made absolute, the control
-    port and the token drawn.
+    """What is to be run: the model found or fetched, paths made absolute, the control port and token drawn.
 
     Checks all that can be checked before anything is started. Raises SetupError.
     """
@@ -85,8 +81,6 @@ def settle(config: Config, step: Step) -> Config:
     preflight.check_memory(settled, weights)
     if not is_packed(assets, cache):
         preflight.check_disk(cache, weights)
-        with step("packing weights (once)") as advance:
-            pack(settled, advance)
     return settled
 
 
@@ -123,20 +117,25 @@ class LocalCluster:
             certificate=config.security.gateway_tls.certificate,
         )
         self._control = f"{config.control.host}:{config.control.port}"
+        self._packing: Packing | None = None
         self._ray = False
         self._served = False
 
     def start(self, step: Step, timeout: float) -> LocalState:
         """Start Ray, the Serve application and the instances, and wait until they are ready.
 
+        Weights are packed, which takes one core, while Ray starts, which mostly waits.
+
         Raises SetupError, and DeadlineExceeded after `timeout` seconds.
         """
         end = time.monotonic() + timeout
         write_state(self._state)
+        self._packing = Packing(self.config)
         prepare_process(self._scratch, self.config.engine.threads, secure=self._address is None)
         with step("joining Ray" if self._address else "starting Ray"):
             self._ray = True
             start_ray(self._scratch, self._address)
+        self._packing.wait(step)
         count = self.config.gateway.replicas
         with step(f"starting the controller and {'the gateway' if count == 1 else f'{count} gateways'}"):
             self._served = True
@@ -177,6 +176,8 @@ class LocalCluster:
         `hurry` tells that nobody wants to wait for requests any more.
         """
         found = processes(self._scratch.cluster)
+        if self._packing is not None:
+            self._packing.end()
         with suppress(Exception):
             if self._served and drain:
                 self._drain(hurry)

@@ -8,11 +8,16 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 from cluster.config import Config
 from engine.errors import SetupError, TandemError
-from model.assets import Assets
+from model.assets import Assets, load_assets
+
+Advance = Callable[[int, int], None]
+Step = Callable[[str], AbstractContextManager[Advance]]
+"""Opens a step of the start by its title, for whoever shows progress."""
 
 _SCRIPT = "from cluster.prepare import child; child()"
 _FAILED = "failed "
@@ -35,26 +40,49 @@ def is_packed(assets: Assets, cache: Path) -> bool:
     return any(entry.is_dir() for entry in cache.glob(f"{digest}-*") if "assets" not in entry.name)
 
 
-def pack(config: Config, progress: Callable[[int, int], None]) -> None:
-    """Pack the weights of a settled config. Raises SetupError."""
-    command = [sys.executable, "-P", "-c", _SCRIPT]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
+class Packing:
+    """Packs the weights of a settled config from now on, unless they are; who begins it waits or ends it."""
+
+    def __init__(self, config: Config) -> None:
+        self._process: subprocess.Popen[str] | None = None
+        if is_packed(load_assets(config.model.path, config.cache_directory), config.cache_directory):
+            return
+        command = [sys.executable, "-P", "-c", _SCRIPT]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError), self._process.stdin as stdin:
+            stdin.write(config.model_dump_json())
+
+    def wait(self, step: Step) -> None:
+        """Until they are packed; no step where nothing was to do. Raises SetupError."""
+        if self._process is None:
+            return
+        assert self._process.stdout is not None
         reason = "its process died"
-        try:
-            process.stdin.write(config.model_dump_json())
-            process.stdin.close()
-            for line in process.stdout:
+        with step("packing weights (once)") as advance:
+            for line in self._process.stdout:
                 if line.startswith(_FAILED):
                     reason = line.removeprefix(_FAILED).strip()
                 else:
-                    progress(int(line), SHARES)
-        except BaseException:
-            process.kill()
-            raise
-    if process.returncode != 0:
-        raise SetupError(f"the weights could not be packed: {reason}")
+                    advance(int(line), SHARES)
+        if self._process.wait() != 0:
+            raise SetupError(f"the weights could not be packed: {reason}")
+
+    def end(self) -> None:
+        """Give up what is not done yet."""
+        if self._process is not None:
+            self._process.kill()
+            with self._process:
+                self._process = None
+
+
+def pack(config: Config, step: Step) -> None:
+    """Pack the weights of a settled config, unless they are. Raises SetupError."""
+    packing = Packing(config)
+    try:
+        packing.wait(step)
+    finally:
+        packing.end()
 
 
 def child() -> None:

@@ -27,6 +27,7 @@ from cluster.cli.up import signals
 from cluster.config import Config, load
 from cluster.local import LocalCluster, settle
 from cluster.local_state import LocalState, only_one
+from cluster.prepare import pack
 
 if TYPE_CHECKING:
     from cluster.bench.overhead import OverheadReport
@@ -66,9 +67,9 @@ def engine(
     """Measure the engine in this process: steps beside this machine's limits, and whole workloads."""
     plans = serving.plans_of(tests or STANDARD, serving.Shape())
     quiet = root(context).quiet
-    config = settle(
-        config_of(file, model, dtype, settings, {"gateway.port": 0}), Steps(messages(quiet=quiet)).step
-    )
+    steps = Steps(messages(quiet=quiet))
+    config = settle(config_of(file, model, dtype, settings, {"gateway.port": 0}), steps.step)
+    pack(config, steps.step)
     # They bring torch, which takes seconds to import.
     from cluster.bench.engine import Grid, measure, threads_of
     from cluster.bench.engine_sections import engine_sections

@@ -13,6 +13,7 @@ from cluster.cli.options import ConfigFile, Format, Output, Settings, root
 from cluster.cli.output import messages
 from cluster.cli.progress import Steps
 from cluster.local import settle
+from cluster.prepare import pack
 
 INSTANCES = 2
 
@@ -37,7 +38,9 @@ def migration(
     """Move requests between two engines: live, as they stand still, recomputed; hand prompts over."""
     forced: dict[str, object] = {"gateway.port": 0, "engine.prefix_cache": False}
     quiet = root(context).quiet
-    config = settle(config_of(file, model, dtype, settings, forced), Steps(messages(quiet=quiet)).step)
+    steps = Steps(messages(quiet=quiet))
+    config = settle(config_of(file, model, dtype, settings, forced), steps.step)
+    pack(config, steps.step)
     # They bring torch, which reads the number of its threads from what has just been settled.
     from cluster.bench.engine import threads_of
     from cluster.bench.migration import measure

@@ -216,8 +216,8 @@ def test_each_long_step_is_shown_with_its_time(up: Up) -> None:
     done = [line.split("✓ ")[1].rsplit(" ", 2)[0] for line in up.log().splitlines() if "✓" in line]
     assert done == [
         "reading the model SmolLM2-135M-Instruct",
-        "packing weights (once)",
         "starting Ray",
+        "packing weights (once)",
         "starting the controller and 2 gateways",
         "starting the instances",
     ]
