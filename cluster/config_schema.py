@@ -177,7 +177,8 @@ A later layer wins over an earlier one:
 4. environment variables: `TANDEM_POOLS__DECODE__REPLICAS=4` sets `pools.decode.replicas` (read as YAML)
 5. flags: `--port 8001`, or `--set engine.token_budget=128` for any key
 
-`tandem config show --origin` prints every value in force and where it came from.
+`tandem config show --origin` prints every value that a start would have and where it comes from;
+`tandem config show --running` prints what a running cluster has;
 `tandem config validate -f FILE` checks a file without starting anything;
 `tandem config schema` prints a JSON schema for editors.
 

@@ -116,6 +116,16 @@ class Tls:
         """Members are known by one name, whatever their address."""
         return [] if self.name is None else [("grpc.ssl_target_name_override", self.name)]
 
+    def show(self, context: ssl.SSLContext) -> None:
+        """Have a client's context show this certificate."""
+        self._read(lambda: context.load_cert_chain(self.certificate, self.key))
+
+    def believe(self, context: ssl.SSLContext) -> None:
+        """Have a client's context believe this authority, beside those that it does."""
+        if self.authority is not None:
+            authority = str(self.authority)
+            self._read(lambda: context.load_verify_locations(authority))
+
     def _configuration(self) -> grpc.ServerCertificateConfiguration:
         pair = (self._read(self.key.read_bytes), self._read(self.certificate.read_bytes))
         authority = None if self.authority is None else self._read(self.authority.read_bytes)
@@ -129,10 +139,9 @@ class Tls:
         if server:
             # A ticket would make a connection readable that has nothing to read.
             context.num_tickets = 0
-        self._read(lambda: context.load_cert_chain(self.certificate, self.key))
+        self.show(context)
+        self.believe(context)
         if self.authority is not None:
-            authority = str(self.authority)
-            self._read(lambda: context.load_verify_locations(authority))
             context.verify_mode = ssl.CERT_REQUIRED
         return context
 

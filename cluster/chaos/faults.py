@@ -100,8 +100,9 @@ class Injector:
             raise
         except (Missed, ProcessLookupError, psutil.NoSuchProcess) as missed:
             self._end(place, missed=str(missed))
-        except (TandemError, OSError, LookupError, MemoryError, psutil.Error) as error:
-            self._end(place, error=str(error) or type(error).__name__)
+        except Exception as error:  # whatever it is, the run goes on, and its verdict says what was not done
+            known = isinstance(error, TandemError | OSError | LookupError) and str(error)
+            self._end(place, error=known or f"{type(error).__name__}: {error}")
 
     def _begin(self, fault: Fault, victim: Victim) -> int:
         """Gives its place in `done`."""

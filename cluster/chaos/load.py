@@ -53,13 +53,13 @@ class Access:
     """What clients show the gateways, and whose certificates they believe; None: the system's."""
 
     api_key: str | None = None
-    believed: ssl.SSLContext | None = None
+    trust: ssl.SSLContext | None = None
 
     def client(self, connections: int) -> httpx.AsyncClient:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=connections)
         return httpx.AsyncClient(
             headers={"authorization": f"Bearer {self.api_key}"} if self.api_key else {},
-            verify=self.believed or ssl.create_default_context(),
+            verify=self.trust or ssl.create_default_context(),
             trust_env=False,
             timeout=30,
             limits=limits,

@@ -51,9 +51,9 @@ async def run(
     say: Callable[[str], None],
     *,
     api_key: str | None = None,
-    believed: Callable[[str], ssl.SSLContext | None] = lambda url: None,
+    trust: Callable[[str], ssl.SSLContext | None] = lambda url: None,
 ) -> Verdict:
-    """The verdict. `believed` says whose certificates to believe of a gateway's URL, None for the system's.
+    """The verdict. `trust` gives for a gateway's URL whose certificates are believed and which one is shown.
 
     Raises Unreachable if there is no cluster, or it is not ready; InvalidKey or TandemError, before any
     fault, if a request fails undisturbed.
@@ -63,7 +63,7 @@ async def run(
         raise Unreachable("the cluster is not ready: see `tandem status`")
     sight, footprint = Sight(control, status), Footprint()
     stamp, model, load = f"chaos-{int(time.time())}", status.model.name, scenario.load
-    access = Access(api_key, believed(sight.gateways[0]))
+    access = Access(api_key, trust(sight.gateways[0]))
     say(f"{load.requests} requests undisturbed")
     undisturbed = await drive(
         load, model, lambda: sight.gateways, f"{stamp}-calm", access=access, reach=REACH, all_whole=True

@@ -18,7 +18,7 @@ from cluster.bench.workload import Objectives
 from cluster.cli.bench_options import Html, Repeat
 from cluster.cli.bench_output import Watch, present
 from cluster.cli.bench_servers import STANDARD
-from cluster.cli.connect import believed
+from cluster.cli.connect import certificates, trust
 from cluster.cli.failures import Exit, Failure
 from cluster.cli.options import ConfigFile, Format, Output, Settings, Wait, overrides, root
 from cluster.cli.output import messages
@@ -28,6 +28,7 @@ from cluster.config import Config, load
 from cluster.local import LocalCluster, settle
 from cluster.local_state import LocalState, only_one
 from cluster.prepare import pack
+from cluster.tls import Tls
 
 if TYPE_CHECKING:
     from cluster.bench.overhead import OverheadReport
@@ -117,11 +118,12 @@ def overhead(
     config = config_of(file, model, dtype, settings, forced)
     console = messages(quiet=root(context).quiet)
     steps = Steps(console)
+    shown = certificates(root(context).tls)
     with only_one(), signals():
         cluster = LocalCluster(settle(config, steps.step))
         try:
             state = cluster.start(steps.step, wait)
-            report = _compare(cluster.config, state, plans, repeat, Watch(console))
+            report = _compare(cluster.config, state, shown, plans, repeat, Watch(console))
         finally:
             cluster.stop(drain=False)
     from cluster.bench.engine_sections import overhead_sections
@@ -130,7 +132,12 @@ def overhead(
 
 
 def _compare(
-    config: Config, state: LocalState, plans: list[serving.Plan], repeat: int, watch: Watch
+    config: Config,
+    state: LocalState,
+    shown: Tls | None,
+    plans: list[serving.Plan],
+    repeat: int,
+    watch: Watch,
 ) -> OverheadReport:
     # They bring torch, which reads the number of its threads from what the start has just settled.
     from cluster.bench.engine import NAME, bare_engine, threads_of
@@ -146,7 +153,7 @@ def _compare(
     async def main() -> tuple[Target, list[Result]]:
         # Without its process, which is this one: it would count the bare engine too.
         url = state.gateways[0]
-        target = await connect("tandem", url, verify=believed(url))
+        target = await connect("tandem", url, verify=trust(url, shown))
         watch.expect(2 * len(plans) * repeat)
         results = await serving.measure(
             [Loaded(target, REQUEST_TIMEOUT), bare],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +12,7 @@ import typer
 from cluster import control_pb2 as pb
 from cluster.bench.mirror import MirrorReport, Serving
 from cluster.bench.mirror import mirror as mirrored
-from cluster.bench.target import connect
+from cluster.bench.target import Target, connect
 from cluster.bench.workload import Workload
 from cluster.cli.bench_options import (
     ApiKey,
@@ -25,7 +25,7 @@ from cluster.cli.bench_options import (
     workload_of,
 )
 from cluster.cli.bench_output import Watch
-from cluster.cli.connect import believed, control
+from cluster.cli.connect import certificates, control, trust
 from cluster.cli.failures import Exit, Failure
 from cluster.cli.options import ConfigFile, Format, Output, Settings, overrides, root
 from cluster.cli.output import messages, out, print_json, table
@@ -82,9 +82,14 @@ def mirror(
         links = LinkSettings(bandwidth * 1e9, serving.message)
         return setup_of(config, Hardware(costs, kv_tokens, kv_bytes, links, overhead=serving.step))
 
+    shown = certificates(root(context).tls)
+
+    def reach(url: str) -> Awaitable[Target]:
+        return connect("tandem", url, api_key=api_key, verify=trust(url, shown))
+
     watch = Watch(messages(quiet=root(context).quiet))
     with watch:
-        report = asyncio.run(_run(config, workload, setup, status, api_key, within, watch))
+        report = asyncio.run(_run(config, workload, setup, status, reach, within, watch))
     report = report.model_copy(update={"settings": {"trace": trace.name, "speed": f"{speed:g}"}})
     if output is Format.JSON:
         print_json("MirrorReport", [report.model_dump(mode="json")])
@@ -97,12 +102,11 @@ async def _run(
     workload: Workload,
     setup: Callable[[Serving], Setup],
     status: pb.ClusterStatus,
-    api_key: str | None,
+    reach: Callable[[str], Awaitable[Target]],
     within: float,
     watch: Watch,
 ) -> MirrorReport:
-    url = status.gateways[0].url
-    target = await connect("tandem", url, api_key=api_key, verify=believed(url))
+    target = await reach(status.gateways[0].url)
     advance = watch.begin(f"replaying {workload.name}")
     assert config.scheduler.record is not None
     instances = {one.name: one.role for one in status.instances if one.state == "ready"}

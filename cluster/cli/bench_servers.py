@@ -38,10 +38,11 @@ from cluster.cli.bench_options import (
     workload_of,
 )
 from cluster.cli.bench_output import Watch, present
-from cluster.cli.connect import believed, gateway, local, reaching
+from cluster.cli.connect import certificates, gateway, local, reaching, trust
 from cluster.cli.failures import Exit, Failure
 from cluster.cli.options import Format, Output, root
 from cluster.cli.output import messages
+from cluster.tls import Tls
 
 STANDARD = ["single", "prefill=512", "batch=32"]
 
@@ -89,7 +90,8 @@ def serve(
         "arrivals": arrivals,
         "seed": str(seed),
     }
-    servers = _Servers(url, versus, pid, api_key, model, extras=not plain)
+    shown = certificates(root(context).tls)
+    servers = _Servers(url, versus, pid, api_key, model, shown=shown, extras=not plain)
     watch = Watch(messages(quiet=root(context).quiet))
     report = _measure("serve", servers, plans, repeat, Objectives(ttft, tpot), within, settings, watch)
     present(report, sections(report), "tandem bench serve", html, output)
@@ -127,7 +129,8 @@ def replay(
         requests=requests,
     )
     settings = {"trace": trace.name, "speed": f"{speed:g}", "shrink": f"{shrink:g}"}
-    servers = _Servers(url, versus, pid, api_key, model, extras=not plain)
+    shown = certificates(root(context).tls)
+    servers = _Servers(url, versus, pid, api_key, model, shown=shown, extras=not plain)
     watch = Watch(messages(quiet=root(context).quiet))
     plans: list[Plan] = [lambda repetition: workload]
     report = _measure("replay", servers, plans, repeat, Objectives(ttft, tpot), within, settings, watch)
@@ -146,11 +149,13 @@ class _Servers:
         api_key: str | None,
         model: str | None,
         *,
+        shown: Tls | None,
         extras: bool,
     ) -> None:
         """Raises Failure without a server, for two of one name, and for a pid of none of them."""
         self._given = dict(_parse_pid(pid) for pid in pids or ())
         self._api_key, self._model, self._extras = api_key, model, extras
+        self._shown = shown
         self.urls: dict[str, str] = {}
         self._ours = gateway() if url is None else None
         if self._ours is not None:
@@ -184,7 +189,7 @@ class _Servers:
             model=self._model,
             extras=self._extras,
             pids=pids,
-            verify=believed(url),
+            verify=trust(url, self._shown),
         )
 
     def _add(self, name: str, url: str) -> None:

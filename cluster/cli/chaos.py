@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import asdict
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -11,7 +12,7 @@ import typer
 from cluster.chaos.run import run
 from cluster.chaos.scenario import load, shipped
 from cluster.chaos.verdict import Verdict
-from cluster.cli.connect import believed, control
+from cluster.cli.connect import certificates, control, trust
 from cluster.cli.failures import Exit
 from cluster.cli.greeting import KEY_VARIABLE
 from cluster.cli.options import ControlAddress, ControlToken, Format, Output, root
@@ -48,8 +49,9 @@ def command(
     def say(text: str) -> None:
         console.print(f"  {text}", markup=False)
 
+    trusting = partial(trust, shown=certificates(root(context).tls))
     with control(context, address, token) as client:
-        verdict = asyncio.run(run(plan, client, say, api_key=api_key, believed=believed))
+        verdict = asyncio.run(run(plan, client, say, api_key=api_key, trust=trusting))
     if output is Format.JSON:
         print_json("ChaosVerdict", [asdict(verdict) | {"passed": verdict.passed}])
     else:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from cluster.chat_client import Answer, ChatClient
-from cluster.cli.connect import believed, gateway, reaching
+from cluster.cli.connect import certificates, gateway, reaching, trust
 from cluster.cli.failures import Exit, Failure
 from cluster.cli.greeting import KEY_VARIABLE
 from cluster.cli.options import Format, Output, root
@@ -42,7 +42,8 @@ def command(
         prompt = sys.stdin.read()
     if prompt is not None and not prompt.strip():
         raise Failure(Exit.USAGE, "usage", "no question", "give one as an argument or on standard input")
-    client = ChatClient(where, api_key=api_key, verify=believed(where))
+    verify = trust(where, certificates(root(context).tls))
+    client = ChatClient(where, api_key=api_key, verify=verify)
     with closing(client), nullcontext() if url else reaching("gateway", where):
         while (text := prompt or _question()) is not None:
             history.append(_said("user", text))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 import resource
-import ssl
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,9 +21,10 @@ import httpx
 
 from cluster import control_pb2 as pb
 from cluster import installation, preflight
-from cluster.cli.connect import believed
+from cluster.cli.connect import trust
 from cluster.cli.failures import AUTHORITY_HINT, UNBELIEVED
 from cluster.config import Config
+from cluster.tls import Tls
 from cluster.units import format_quantity
 from engine.errors import SetupError
 from model.installation import kernels_obstacle
@@ -56,6 +56,7 @@ class Surroundings:
     config: Config
     status: pb.ClusterStatus | None
     environment: Mapping[str, str]
+    shown: Tls | None = None
 
 
 Check = Callable[[Surroundings], Iterable[Finding]]
@@ -199,7 +200,7 @@ def memory(around: Surroundings) -> Iterator[Finding]:
 def clock(around: Surroundings) -> Iterator[Finding]:
     """Whether this machine's clock and a gateway's agree."""
     for gateway in _gateways(around)[:1]:
-        verify = believed(gateway.url) or ssl.create_default_context()
+        verify = trust(gateway.url, around.shown)
         try:
             with httpx.Client(trust_env=False, timeout=2.0, verify=verify) as client:
                 answer = client.get(f"{gateway.url}/health")
@@ -303,5 +304,5 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(map(int, found[0].split("."))) if found else ()
 
 
-def surroundings(config: Config, status: pb.ClusterStatus | None) -> Surroundings:
-    return Surroundings(config, status, os.environ)
+def surroundings(config: Config, status: pb.ClusterStatus | None, shown: Tls | None) -> Surroundings:
+    return Surroundings(config, status, os.environ, shown)

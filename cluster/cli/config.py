@@ -12,8 +12,17 @@ import typer
 import yaml
 
 from cluster.cli.apply import diff
+from cluster.cli.connect import control
 from cluster.cli.failures import Exit, Failure
-from cluster.cli.options import ConfigFile, Format, Output, Settings, overrides
+from cluster.cli.options import (
+    ConfigFile,
+    ControlAddress,
+    ControlToken,
+    Format,
+    Output,
+    Settings,
+    overrides,
+)
 from cluster.cli.output import out, print_json, table
 from cluster.config import Config, read
 from cluster.config_layers import Resolved
@@ -55,17 +64,34 @@ def validate(
 
 @commands.command()
 def show(
+    context: typer.Context,
     file: ConfigFile = None,
     settings: Settings = None,
     origin: Annotated[bool, typer.Option("--origin", help="Say where each value comes from.")] = False,
+    running: Annotated[
+        bool, typer.Option("--running", help="That of the running cluster, whatever files say.")
+    ] = False,
+    address: ControlAddress = None,
+    token: ControlToken = None,
     output: Annotated[ShowFormat, typer.Option("--output", "-o", help="How to print it.")] = ShowFormat.YAML,
 ) -> None:
-    """Print the configuration in force. Secrets are masked."""
+    """Print the configuration of a start with these files and flags, or of a cluster. Secrets are masked."""
+    if running:
+        if file or settings or origin:
+            raise Failure(Exit.USAGE, "usage", "--running goes with neither -f, --set nor --origin")
+        with control(context, address, token) as client:
+            _show(client.config(), output)
+        return
     resolved = read(file, overrides(settings))
     data = masked(_require(resolved))
     if origin:
         _show_origins(data, resolved, output)
-    elif output is ShowFormat.JSON:
+    else:
+        _show(data, output)
+
+
+def _show(data: dict[str, Any], output: ShowFormat) -> None:
+    if output is ShowFormat.JSON:
         print_json("Config", [data])
     else:
         sys.stdout.write(yaml.safe_dump(data, sort_keys=False, allow_unicode=True))

@@ -79,8 +79,22 @@ def gateway() -> str:
     return state.gateways[0]
 
 
-def believed(url: str) -> ssl.SSLContext | None:
-    """The certificate that the record has for a gateway of the local cluster; None for any other server."""
+def trust(url: str, shown: Tls | None = None) -> ssl.SSLContext:
+    """How to meet a server: the system's authorities and that of `shown` are believed, and `shown` is shown.
+
+    Of a gateway of the local cluster only the certificate that the record has is believed.
+    """
+    known = _pinned(url)
+    context = known or ssl.create_default_context()
+    if shown is not None:
+        shown.show(context)
+        if known is None:
+            shown.believe(context)
+    return context
+
+
+def _pinned(url: str) -> ssl.SSLContext | None:
+    """None for a server that the record has no certificate of."""
     state = read_state()
     if state is None or state.certificate is None:
         return None

@@ -9,7 +9,7 @@ import typer
 from rich.text import Text
 
 from cluster.cli.checks import FAIL, OK, WARN, examine, surroundings
-from cluster.cli.connect import control
+from cluster.cli.connect import certificates, control
 from cluster.cli.failures import Exit, Failure
 from cluster.cli.options import (
     ConfigFile,
@@ -40,8 +40,10 @@ def command(
 ) -> None:
     """Find out why something does not work. Exit code 1 says that something failed."""
     config = load(file, overrides(settings))
+    shown = certificates(root(context).tls)
+    around = surroundings(config, _status(context, address, token), shown)
     with Steps(messages(quiet=root(context).quiet)).step("looking at the usual causes"):
-        found = list(examine(surroundings(config, _status(context, address, token))))
+        found = list(examine(around))
     if output is Format.JSON:
         print_json("FindingList", [asdict(finding) for finding in found])
     else:

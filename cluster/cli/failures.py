@@ -44,6 +44,9 @@ EXITS: tuple[tuple[type[errors.TandemError], Exit], ...] = (
 UNBELIEVED = "CERTIFICATE_VERIFY_FAILED"
 """What OpenSSL says of a certificate whose authority it does not know."""
 AUTHORITY_HINT = "name the authority that signed its certificate: SSL_CERT_FILE=FILE"
+UNSHOWN = "Server disconnected without sending a response"
+"""What a client of TLS 1.3 sees, for one, where the server wanted to be shown a certificate."""
+SHOW_HINT = "where it asks clients for a certificate, show yours: tandem --tls DIR …"
 
 
 class Failure(Exception):
@@ -60,8 +63,13 @@ class Failure(Exception):
 def failure(error: errors.TandemError) -> Failure:
     """The failure that an error of ours means at the command line."""
     exit_code = next(code for kind, code in EXITS if isinstance(error, kind))
-    hint = AUTHORITY_HINT if UNBELIEVED in error.message else ""
-    return Failure(exit_code, error.code, error.message, hint)
+    return Failure(exit_code, error.code, error.message, _tls_hint(error.message))
+
+
+def _tls_hint(message: str) -> str:
+    if UNBELIEVED in message:
+        return AUTHORITY_HINT
+    return SHOW_HINT if UNSHOWN in message and "https://" in message else ""
 
 
 def report(failed: Failure, *, as_json: bool) -> None:

@@ -110,14 +110,19 @@ def ask_sample(state: LocalState, config: Config) -> None:
     """Stream one answer to stdout and say who made it. A failure is reported, and does not end anything."""
     known = [key for key in config.gateway.api_keys if not is_hashed(key)]
     key = known[0] if known else os.environ.get(KEY_VARIABLE)
-    if config.security.gateway_tls.authority or (_asks_for_keys(config) and not key):
+    believe = Believe.of(config)
+    unknown = config.security.gateway_tls.authority and not believe.client
+    if unknown or (_asks_for_keys(config) and not key):
         out().print(
             f"\nNo sample: it needs a key in {KEY_VARIABLE}, or a certificate.\nServing until Ctrl-C."
         )
         sys.stdout.flush()
         return
     certificate = config.security.gateway_tls.certificate
-    client = ChatClient(state.gateways[0], api_key=key, verify=pinned(certificate) if certificate else None)
+    verify = pinned(certificate) if certificate else None
+    if verify is not None and believe.client:
+        verify.load_cert_chain(believe.client, believe.key)
+    client = ChatClient(state.gateways[0], api_key=key, verify=verify)
     out().print(f"\n[bold]>[/] {QUESTION}\n")
     try:
         answer = client.ask(

@@ -71,7 +71,11 @@ def _root(
     ] = None,
     tls: Annotated[
         Path | None,
-        typer.Option("--tls", metavar="DIR", help="Certificates for the control port: see `tandem tls`."),
+        typer.Option(
+            "--tls",
+            metavar="DIR",
+            help="Certificates to show and believe, at the control port and at gateways: see `tandem tls`.",
+        ),
     ] = None,
     namespace: Annotated[
         str, typer.Option("--namespace", "-n", help="The namespace of Kubernetes, for the verbs of k8s.")

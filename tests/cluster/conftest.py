@@ -32,6 +32,7 @@ from cluster.config import (
 )
 from cluster.control_client import ControlClient
 from engine.errors import Unreachable
+from tests.cluster.cli_controller import Controller, recorded
 from tests.cluster.tiny_model import make_tiny_model
 
 START = 120.0
@@ -189,3 +190,19 @@ def cluster(session_cluster: Cluster) -> Iterator[Cluster]:
     """The running cluster; a test may scale it and kill in it, and leaves it as it should be."""
     yield session_cluster
     session_cluster.restore()
+
+
+@pytest.fixture
+def state_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty record of the local cluster, and a terminal whose output can be compared."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "200")
+    return tmp_path
+
+
+@pytest.fixture
+def controller(state_home: Path) -> Iterator[Controller]:
+    """A controller whose address the local cluster's record holds."""
+    with recorded() as served:
+        yield served

@@ -255,6 +255,15 @@ def test_a_node_that_cannot_be_killed_is_one_failed_fault() -> None:
     assert not done.carried_out
 
 
+def test_an_error_that_nobody_foresaw_is_one_failed_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(size: int, seconds: float) -> None:
+        raise ValueError("what is this?")
+
+    monkeypatch.setattr(faults.victims, "take_memory", broken)
+    done = inject(Controller(), Fault(kind="memory", at=0.0))
+    assert done.error == "ValueError: what is this?"
+
+
 def test_a_fault_waits_for_a_controller_that_is_away() -> None:
     assert inject(Controller(away=2), Fault(kind="memory", at=0.0, size=1, lasting=0.0)).carried_out
 

@@ -55,6 +55,16 @@ def secured(folder: Path) -> Iterator[str]:
         yield url
 
 
+@pytest.fixture(scope="module")
+def asking(folder: Path) -> Iterator[str]:
+    """A gateway that wants to be shown a certificate."""
+    files = str(folder / "gateway.pem"), str(folder / "gateway.key"), str(folder / "authority.pem")
+    with served_in_a_thread(
+        blocks=512, max_length=400, tls=Tls(*files, setting="security.gateway_tls")
+    ) as url:
+        yield url
+
+
 def run(*arguments: str) -> Result:
     return CliRunner().invoke(build(), list(arguments))
 
@@ -100,6 +110,36 @@ def test_bench_of_another_server_honours_ssl_cert_file(
     monkeypatch.setenv("SSL_CERT_FILE", str(folder / "authority.pem"))
     measured = run(*BENCH, "--url", secured)
     assert measured.exit_code == 0, measured.output
+
+
+@pytest.mark.parametrize("recorded", [True, False], ids=["local", "remote"])
+def test_a_gateway_that_asks_for_a_certificate_is_shown_that_of_the_folder(
+    asking: str, folder: Path, recorded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if recorded:
+        record(gateways=[asking], certificate=str(folder / "gateway.pem"))
+    else:
+        monkeypatch.setenv("SSL_CERT_FILE", str(folder / "authority.pem"))
+    for verb in (("chat", "hi", "--max-tokens", "2"), BENCH):
+        refused = run(*verb, "--url", asking)
+        assert refused.exit_code == Exit.UNREACHABLE
+        assert (
+            "hint: where it asks clients for a certificate, show yours: tandem --tls DIR" in refused.stderr
+        ), refused.output
+        monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+        answered = run("--tls", str(folder), *verb, "--url", asking)
+        assert answered.exit_code == 0, answered.output
+        monkeypatch.setenv("SSL_CERT_FILE", str(folder / "authority.pem"))
+
+
+def test_the_folder_adds_no_one_to_whom_the_record_believes(
+    secured: str, folder: Path, tmp_path: Path
+) -> None:
+    """Another certificate of the folder's authority is not the local cluster's gateway."""
+    record(gateways=[secured], certificate=str(folder / "client.pem"))
+    result = run("--tls", str(folder), "chat", "hi", "--max-tokens", "2", "--url", secured)
+    assert result.exit_code == Exit.UNREACHABLE
+    assert "CERTIFICATE_VERIFY_FAILED" in result.stderr
 
 
 def test_doctor_compares_clocks_over_https_or_says_what_to_do(secured: str, folder: Path) -> None:
@@ -190,9 +230,7 @@ def test_a_controller_that_listens_and_says_nothing_is_not_being_started_again()
     assert "nothing answers at 127.0.0.1:" in result.stderr
 
 
-@pytest.mark.parametrize(
-    "verb", [["status"], ["console"], ["chat", "hi"], list(BENCH)], ids=first
-)
+@pytest.mark.parametrize("verb", [["status"], ["console"], ["chat", "hi"], list(BENCH)], ids=first)
 def test_a_start_that_is_under_way_is_told_from_one_that_was_killed(verb: list[str]) -> None:
     record()
     with only_one():
