@@ -6,30 +6,20 @@ serve deploy serve_config.yaml
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import os
 import secrets
 from collections.abc import Mapping
 from typing import Any
 
-import grpc
 import yaml
 from ray import serve
 from ray.serve import Application, Deployment
 from ray.serve.handle import DeploymentHandle
 
 from cluster import embedded, exposure
-from cluster.admin_server import AdminServer
-from cluster.applying import declare
 from cluster.config import Config, read
-from cluster.control import serve_control
-from cluster.controller import Controller
-from cluster.fleet import RayFleet
 from cluster.gateway import Gateway
-from cluster.installation import installed_version
 from cluster.logs import configure
-from cluster.rpc import reachable
 from cluster.serve_scaling import REQUESTS
 from cluster.settings_change import flat
 from engine.errors import ConfigError
@@ -41,42 +31,36 @@ HEALTH_TIMEOUT = 30.0
 SHUTDOWN_TIMEOUT = 10.0
 CONTROLLER_CALLS = 100
 GATEWAY_CALLS = 1000
-FAREWELL = 0.2
 
 
 class ControllerReplica:
-    """The body of the controller's deployment: the controller itself and its gRPC port."""
+    """The body of the controller's deployment."""
 
     async def __init__(self, config_json: str) -> None:  # type: ignore[misc]
+        # Gateways, and whoever builds the application, start half a second sooner without all that.
+        from cluster.controller_process import ControllerProcess
+
         config = Config.model_validate_json(config_json)
         configure(config.log)
-        self._controller = Controller(config, RayFleet(config), version=installed_version())
-        self._controller.leave = _end_process
-        self._server: grpc.aio.Server
-        self._server, self._address = await serve_control(self._controller)
-        self._admin = AdminServer(self._controller)
-        await self._controller.start()
-        self._admin.start()
+        self._process = await ControllerProcess.begin(config)
 
     async def address(self) -> str:
         """host:port of the gRPC services."""
-        return reachable(self._address)
+        return self._process.address
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Serve calls it with a new `user_config`: settings by dotted path or in sections, as pool sizes.
 
         Raises ConfigError, which makes the deployment unhealthy, with the reason in Serve's status.
         """
-        await declare(self._controller, flat(user_config))
+        await self._process.declare(flat(user_config))
 
     async def check_health(self) -> None:
         """Raises when Serve should start another controller."""
-        self._controller.check()
+        self._process.check()
 
     async def __del__(self) -> None:
-        await self._admin.close()
-        await self._controller.close()
-        await self._server.stop(None)
+        await self._process.close()
 
 
 class GatewayReplica(Gateway):
@@ -141,11 +125,6 @@ def _deployment(
         graceful_shutdown_timeout_s=shutdown,
         graceful_shutdown_wait_loop_s=0.1,
     )(replica)
-
-
-def _end_process() -> None:
-    """Serve starts another controller, which adopts the instances; the answer to who asked leaves first."""
-    asyncio.get_running_loop().call_later(FAREWELL, os._exit, 0)
 
 
 def _load(args: Mapping[str, object]) -> Config:
