@@ -127,33 +127,24 @@ def test_the_longest_first_would_not_be_the_choice() -> None:
     assert choose(running, ReschedulingSettings(), 0.0, largest=10**6, leaving=False) == "short"
 
 
-@pytest.fixture(scope="module")
-def loads(full: bool) -> dict[float, dict[str, dict[str, float]]]:
-    """All arms below, at and above the knee, as the paper sheet has them."""
+def arms_at(rate: float, *names: str) -> dict[str, dict[str, float]]:
+    """As the paper sheet has them: sixteen instances, all seeds together."""
+    return {arm: llumnix.pooled(arm, rate, requests=4000, seeds=range(5), instances=16) for arm in names}
+
+
+def test_below_the_knee_dispatch_is_what_counts_and_nobody_is_preempted(full: bool) -> None:
     if not full:
-        pytest.skip("four arms, three loads, five seeds: --full")
-    return {
-        rate: {
-            arm: llumnix.pooled(arm, rate, requests=4000, seeds=range(5), instances=16)
-            for arm in llumnix.ARMS
-        }
-        for rate in (10.0, 14.0, 18.0)
-    }
-
-
-def test_below_the_knee_dispatch_is_what_counts_and_nobody_is_preempted(
-    loads: dict[float, dict[str, dict[str, float]]],
-) -> None:
-    arms = loads[10.0]
+        pytest.skip("three arms, five seeds: --full")
+    arms = arms_at(10.0, "round robin", "freeness", "full")
     assert arms["full"]["p99 prefill"] * 3 <= arms["round robin"]["p99 prefill"]
     assert arms["full"]["p99 prefill"] <= arms["freeness"]["p99 prefill"] / 0.95
     assert arms["full"]["loss"] <= 0.3 * arms["freeness"]["loss"]
 
 
-def test_above_the_knee_moving_is_better_than_the_same_dispatch_alone(
-    loads: dict[float, dict[str, dict[str, float]]],
-) -> None:
-    arms = loads[18.0]
+def test_above_the_knee_moving_is_better_than_the_same_dispatch_alone(full: bool) -> None:
+    if not full:
+        pytest.skip("two arms, five seeds: --full")
+    arms = arms_at(18.0, "freeness", "full")
     assert arms["full"]["p99 prefill"] * 1.5 <= arms["freeness"]["p99 prefill"]
     assert arms["full"]["mean"] <= arms["freeness"]["mean"]
 
