@@ -166,7 +166,7 @@ def test_a_flipped_bit_in_prefix_or_header_ends_the_channel(kind: str, data: st.
 @pytest.mark.parametrize("kind", list(KINDS))
 @given(st.binary(min_size=1, max_size=200))
 def test_garbage_ends_the_channel(kind: str, data: bytes) -> None:
-    for near, far in connect(kind, timeout=0.2):
+    for near, far in connect(kind):
         near._stream.write(data)
         near._stream._sock.shutdown(socket.SHUT_WR)
         with pytest.raises(TransferFailed):
