@@ -14,7 +14,7 @@ from model.runner import ModelRunner
 
 
 def timed(runner: ModelRunner, counts: int, length: int, tokens: int) -> float:
-    """Seconds of a step of so many sequences, each computing its last `tokens` of `length`; best of three.
+    """Seconds of a step of so many sequences, each computing its last `tokens` of `length`; best of five.
 
     Of the processor, not of the clock: other tests run beside.
     """
@@ -26,7 +26,7 @@ def timed(runner: ModelRunner, counts: int, length: int, tokens: int) -> float:
         for i in range(counts)
     )  # fmt: skip
     times = []
-    for _ in range(3):
+    for _ in range(5):
         begun = time.process_time()
         runner.run(StepPlan(works))
         times.append(time.process_time() - begun)
