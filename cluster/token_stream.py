@@ -110,6 +110,7 @@ class TokenPusher:
     def _send(self, home: str, messages: list[pb.Tokens]) -> None:
         link = self._links.get(home)
         if link is None or link.done:
+            self._links = {other: one for other, one in self._links.items() if not one.done}
             link = HomeLink(self._instance, home, self._connect, self._fenced, lease=self._lease)
             self._links[home] = link
         link.send(messages)
