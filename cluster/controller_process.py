@@ -34,8 +34,12 @@ class ControllerProcess:
         controller = Controller(config, RayFleet(config), version=installed_version())
         controller.leave = _end_process
         begun = cls(controller, *await serve_control(controller))
-        await controller.start()
-        begun._admin.start()
+        try:
+            await controller.start()
+            begun._admin.start()
+        except BaseException:
+            await begun.close()
+            raise
         return begun
 
     async def declare(self, settings: Mapping[str, object]) -> None:

@@ -117,25 +117,28 @@ class LocalCluster:
             certificate=config.security.gateway_tls.certificate,
         )
         self._control = f"{config.control.host}:{config.control.port}"
-        self._packing: Packing | None = None
+        self._packing = Packing(config)
         self._ray = False
         self._served = False
 
     def start(self, step: Step, timeout: float) -> LocalState:
         """Start Ray, the Serve application and the instances, and wait until they are ready.
 
-        Weights are packed, which takes one core, while Ray starts, which mostly waits.
+        Weights are packed, which takes one core, while Ray starts, which mostly waits; what they take
+        longer, as long as the model is large, does not count.
 
         Raises SetupError, and DeadlineExceeded after `timeout` seconds.
         """
         end = time.monotonic() + timeout
         write_state(self._state)
-        self._packing = Packing(self.config)
+        self._packing.begin()
         prepare_process(self._scratch, self.config.engine.threads, secure=self._address is None)
         with step("joining Ray" if self._address else "starting Ray"):
             self._ray = True
             start_ray(self._scratch, self._address)
+        begun = time.monotonic()
         self._packing.wait(step)
+        end += time.monotonic() - begun
         count = self.config.gateway.replicas
         with step(f"starting the controller and {'the gateway' if count == 1 else f'{count} gateways'}"):
             self._served = True
@@ -176,8 +179,7 @@ class LocalCluster:
         `hurry` tells that nobody wants to wait for requests any more.
         """
         found = processes(self._scratch.cluster)
-        if self._packing is not None:
-            self._packing.end()
+        self._packing.end()
         with suppress(Exception):
             if self._served and drain:
                 self._drain(hurry)

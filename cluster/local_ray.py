@@ -89,9 +89,11 @@ def start_ray(scratch: Scratch, address: str | None) -> None:
     """
     # ray.init replaces the handler of SIGTERM by one that exits.
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    others = {process.pid for process in psutil.Process().children(recursive=True)}
     try:
         if not _init(scratch, address):
-            end_processes(processes(scratch.cluster), grace=0.5)
+            begun = [process for process in processes(scratch.cluster) if process.pid not in others]
+            end_processes(begun, grace=0.5)
             if not _init(scratch, address):
                 load, cores = os.getloadavg()[0], os.cpu_count()
                 raise SetupError(

@@ -41,14 +41,22 @@ def is_packed(assets: Assets, cache: Path) -> bool:
 
 
 class Packing:
-    """Packs the weights of a settled config from now on, unless they are; who begins it waits or ends it."""
+    """Packs the weights of a settled config, unless they are, beside what its caller does meanwhile."""
 
     def __init__(self, config: Config) -> None:
+        self._config = config
         self._process: subprocess.Popen[str] | None = None
+
+    def begin(self) -> None:
+        """Whoever begins it ends it."""
+        config = self._config
         if is_packed(load_assets(config.model.path, config.cache_directory), config.cache_directory):
             return
         command = [sys.executable, "-P", "-c", _SCRIPT]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        # In a group of its own: a Ctrl-C is for its parent, which ends it.
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, process_group=0
+        )
         assert self._process.stdin is not None
         with suppress(BrokenPipeError), self._process.stdin as stdin:
             stdin.write(config.model_dump_json())
@@ -65,11 +73,13 @@ class Packing:
                     reason = line.removeprefix(_FAILED).strip()
                 else:
                     advance(int(line), SHARES)
-        if self._process.wait() != 0:
+        failed = self._process.wait() != 0
+        self.end()
+        if failed:
             raise SetupError(f"the weights could not be packed: {reason}")
 
     def end(self) -> None:
-        """Give up what is not done yet."""
+        """Give up what is not done yet. Harmless where nothing is left to do."""
         if self._process is not None:
             self._process.kill()
             with self._process:
@@ -80,6 +90,7 @@ def pack(config: Config, step: Step) -> None:
     """Pack the weights of a settled config, unless they are. Raises SetupError."""
     packing = Packing(config)
     try:
+        packing.begin()
         packing.wait(step)
     finally:
         packing.end()

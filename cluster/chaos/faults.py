@@ -101,8 +101,9 @@ class Injector:
         except (Missed, ProcessLookupError, psutil.NoSuchProcess) as missed:
             self._end(place, missed=str(missed))
         except Exception as error:  # whatever it is, the run goes on, and its verdict says what was not done
-            known = isinstance(error, TandemError | OSError | LookupError) and str(error)
-            self._end(place, error=known or f"{type(error).__name__}: {error}")
+            named = "" if isinstance(error, TandemError | OSError | LookupError) else type(error).__name__
+            told = ": ".join(part for part in (named, str(error)) if part)
+            self._end(place, error=told or type(error).__name__)
 
     def _begin(self, fault: Fault, victim: Victim) -> int:
         """Gives its place in `done`."""

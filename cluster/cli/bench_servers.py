@@ -189,7 +189,7 @@ class _Servers:
             model=self._model,
             extras=self._extras,
             pids=pids,
-            verify=trust(url, self._shown),
+            verify=trust(url, self._shown if name == next(iter(self.urls)) else None),
         )
 
     def _add(self, name: str, url: str) -> None:

@@ -22,7 +22,7 @@ import httpx
 from cluster import control_pb2 as pb
 from cluster import installation, preflight
 from cluster.cli.connect import trust
-from cluster.cli.failures import AUTHORITY_HINT, UNBELIEVED
+from cluster.cli.failures import tls_hint
 from cluster.config import Config
 from cluster.tls import Tls
 from cluster.units import format_quantity
@@ -205,7 +205,7 @@ def clock(around: Surroundings) -> Iterator[Finding]:
             with httpx.Client(trust_env=False, timeout=2.0, verify=verify) as client:
                 answer = client.get(f"{gateway.url}/health")
         except httpx.HTTPError as error:
-            remedy = AUTHORITY_HINT if UNBELIEVED in str(error) else "see `tandem logs gateway`"
+            remedy = tls_hint(f"{gateway.url}: {error}") or "see `tandem logs gateway`"
             yield Finding("clock", WARN, f"{gateway.name} does not answer: {error}", remedy)
             return
         told = parsedate_to_datetime(answer.headers["date"]).timestamp()

@@ -41,7 +41,7 @@ def control(context: typer.Context, address: str | None, token: str | None) -> I
     state = local()
     if state.control is None:
         raise starting()
-    if shown is None and state.tls is not None:
+    if state.tls is not None:
         shown = cluster_tls(ClusterTls.model_validate(state.tls))
     client = ControlClient(state.control, token or state.token, timeout=flags.timeout, tls=shown)
     with client, _hinting(shown), reaching("controller", state.control):

@@ -44,9 +44,9 @@ EXITS: tuple[tuple[type[errors.TandemError], Exit], ...] = (
 UNBELIEVED = "CERTIFICATE_VERIFY_FAILED"
 """What OpenSSL says of a certificate whose authority it does not know."""
 AUTHORITY_HINT = "name the authority that signed its certificate: SSL_CERT_FILE=FILE"
-UNSHOWN = "Server disconnected without sending a response"
-"""What a client of TLS 1.3 sees, for one, where the server wanted to be shown a certificate."""
-SHOW_HINT = "where it asks clients for a certificate, show yours: tandem --tls DIR …"
+UNSHOWN = ("Server disconnected without sending a response", "UNEXPECTED_EOF_WHILE_READING")
+"""What clients see where the server is shown no certificate that it believes: of TLS 1.3, and of 1.2."""
+SHOW_HINT = "where it asks clients for a certificate, show one that it believes: tandem --tls DIR …"
 
 
 class Failure(Exception):
@@ -63,13 +63,14 @@ class Failure(Exception):
 def failure(error: errors.TandemError) -> Failure:
     """The failure that an error of ours means at the command line."""
     exit_code = next(code for kind, code in EXITS if isinstance(error, kind))
-    return Failure(exit_code, error.code, error.message, _tls_hint(error.message))
+    return Failure(exit_code, error.code, error.message, tls_hint(error.message))
 
 
-def _tls_hint(message: str) -> str:
+def tls_hint(message: str) -> str:
+    """What to do about certificates, "" where they are not what is wrong; the message names the URL."""
     if UNBELIEVED in message:
         return AUTHORITY_HINT
-    return SHOW_HINT if UNSHOWN in message and "https://" in message else ""
+    return SHOW_HINT if "https://" in message and any(mark in message for mark in UNSHOWN) else ""
 
 
 def report(failed: Failure, *, as_json: bool) -> None:

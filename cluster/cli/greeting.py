@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import ssl
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from cluster.cli.output import messages, out
 from cluster.config import Config
 from cluster.keys import is_hashed
 from cluster.local_state import LocalState
-from cluster.tls import pinned
+from cluster.tls import Tls, pinned
 from engine.errors import TandemError
 
 KEY_VARIABLE = "OPENAI_API_KEY"
@@ -63,7 +64,7 @@ class Believe:
         client = None if gateway.authority is None else Path(gateway.authority).parent / f"{CLIENT}.pem"
         return cls(
             authority_of(gateway.certificate, [*known, beside, gateway.certificate]),
-            None if client is None or not client.is_file() else str(client),
+            None if client is None or not _pair(client) else str(client),
         )
 
     @property
@@ -113,15 +114,16 @@ def ask_sample(state: LocalState, config: Config) -> None:
     believe = Believe.of(config)
     unknown = config.security.gateway_tls.authority and not believe.client
     if unknown or (_asks_for_keys(config) and not key):
-        out().print(
-            f"\nNo sample: it needs a key in {KEY_VARIABLE}, or a certificate.\nServing until Ctrl-C."
-        )
+        needs = "a certificate of a client" if unknown else f"a key in {KEY_VARIABLE}"
+        out().print(f"\nNo sample: it needs {needs}.\nServing until Ctrl-C.")
         sys.stdout.flush()
         return
-    certificate = config.security.gateway_tls.certificate
-    verify = pinned(certificate) if certificate else None
-    if verify is not None and believe.client:
-        verify.load_cert_chain(believe.client, believe.key)
+    try:
+        verify = _meeting(config, believe)
+    except (OSError, TandemError) as error:
+        messages().print(f"[red]no sample:[/] {error}")
+        out().print("\nServing until Ctrl-C.")
+        return
     client = ChatClient(state.gateways[0], api_key=key, verify=verify)
     out().print(f"\n[bold]>[/] {QUESTION}\n")
     try:
@@ -137,6 +139,21 @@ def ask_sample(state: LocalState, config: Config) -> None:
         client.close()
     out().print("\nServing until Ctrl-C.")
     sys.stdout.flush()
+
+
+def _meeting(config: Config, believe: Believe) -> ssl.SSLContext | None:
+    """Whom the sample believes and what it shows; None for plain HTTP. Raises OSError, ConfigError."""
+    certificate = config.security.gateway_tls.certificate
+    if certificate is None:
+        return None
+    context = pinned(certificate)
+    if believe.client:
+        Tls(believe.client, believe.key, None, setting="the sample's certificate").show(context)
+    return context
+
+
+def _pair(client: Path) -> bool:
+    return client.is_file() and client.with_suffix(".key").is_file()
 
 
 def _asks_for_keys(config: Config) -> bool:

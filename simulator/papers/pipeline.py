@@ -26,7 +26,7 @@ BLOCK = 16
 
 
 @dataclass(slots=True)
-class Passage:
+class PipelineRun:
     """What came of a workload: seconds until its end, of each stage those in which it worked, and of each
     request those in which a stage stood still before one of its steps."""
 
@@ -52,9 +52,9 @@ class Pipeline:
         self._lengths: dict[str, int] = {}
         self._runner = SimulatedRunner(cost, self._lengths, overhead=0.0)
         self._free = [0.0] * stages
-        self._passage = Passage(busy=[0.0] * stages)
+        self._run = PipelineRun(busy=[0.0] * stages)
 
-    def run(self, arrivals: Iterable[Arrival]) -> Passage:
+    def run(self, arrivals: Iterable[Arrival]) -> PipelineRun:
         """All of them wait from the beginning. One use."""
         requests = deque(self._request(number, one) for number, one in enumerate(arrivals))
         longest = max(request.longest for request in requests)
@@ -71,7 +71,7 @@ class Pipeline:
             end = self._through(plan, now)
             core.commit(plan, self._runner.run(plan), end)
             heapq.heappush(turns, (end, number))
-        return self._passage
+        return self._run
 
     def _through(self, plan: StepPlan, now: float) -> float:
         """One step through all stages, behind those that went before; gives when it leaves the last."""
@@ -81,10 +81,10 @@ class Pipeline:
             begin = max(now, free)
             stood += begin - free if free else 0.0  # until its first step it has nothing to wait for
             now = self._free[stage] = begin + seconds
-            self._passage.busy[stage] += seconds
+            self._run.busy[stage] += seconds
         for work in plan.works:
-            self._passage.bubbles[work.request_id] += stood
-        self._passage.seconds = max(self._passage.seconds, now)
+            self._run.bubbles[work.request_id] += stood
+        self._run.seconds = max(self._run.seconds, now)
         return now
 
     def _request(self, number: int, arrival: Arrival) -> Request:

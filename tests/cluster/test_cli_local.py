@@ -19,7 +19,7 @@ from cluster import control_pb2 as pb
 from cluster.certificates import authority_of
 from cluster.cli import checks
 from cluster.cli.checks import OK, WARN, Surroundings
-from cluster.cli.failures import Exit
+from cluster.cli.failures import SHOW_HINT, Exit
 from cluster.cli.greeting import Believe, curl, snippet
 from cluster.cli.main import build
 from cluster.config import Config
@@ -123,18 +123,14 @@ def test_a_gateway_that_asks_for_a_certificate_is_shown_that_of_the_folder(
     for verb in (("chat", "hi", "--max-tokens", "2"), BENCH):
         refused = run(*verb, "--url", asking)
         assert refused.exit_code == Exit.UNREACHABLE
-        assert (
-            "hint: where it asks clients for a certificate, show yours: tandem --tls DIR" in refused.stderr
-        ), refused.output
+        assert f"hint: {SHOW_HINT}" in refused.stderr, refused.output
         monkeypatch.delenv("SSL_CERT_FILE", raising=False)
         answered = run("--tls", str(folder), *verb, "--url", asking)
         assert answered.exit_code == 0, answered.output
         monkeypatch.setenv("SSL_CERT_FILE", str(folder / "authority.pem"))
 
 
-def test_the_folder_adds_no_one_to_whom_the_record_believes(
-    secured: str, folder: Path, tmp_path: Path
-) -> None:
+def test_the_folder_adds_no_one_to_whom_the_record_believes(secured: str, folder: Path) -> None:
     """Another certificate of the folder's authority is not the local cluster's gateway."""
     record(gateways=[secured], certificate=str(folder / "client.pem"))
     result = run("--tls", str(folder), "chat", "hi", "--max-tokens", "2", "--url", secured)
