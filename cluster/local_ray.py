@@ -92,8 +92,7 @@ def start_ray(scratch: Scratch, address: str | None) -> None:
     others = {process.pid for process in psutil.Process().children(recursive=True)}
     try:
         if not _init(scratch, address):
-            begun = [process for process in processes(scratch.cluster) if process.pid not in others]
-            end_processes(begun, grace=0.5)
+            end_processes(_begun(scratch.cluster, others), grace=0.5)
             if not _init(scratch, address):
                 load, cores = os.getloadavg()[0], os.cpu_count()
                 raise SetupError(
@@ -152,6 +151,16 @@ def processes(cluster: str) -> list[psutil.Process]:
                 found |= {child.pid: child for child in process.children(recursive=True)}
     found.pop(os.getpid(), None)
     return list(found.values())
+
+
+def _begun(cluster: str, others: set[int]) -> list[psutil.Process]:
+    """The processes of a cluster but those `others` of this process that do not belong to it by themselves."""
+    found = []
+    for process in processes(cluster):
+        with suppress(psutil.Error, OSError):
+            if process.pid not in others or _belongs(process, cluster):
+                found.append(process)
+    return found
 
 
 def _belongs(process: psutil.Process, cluster: str) -> bool:
