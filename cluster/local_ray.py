@@ -154,7 +154,7 @@ def processes(cluster: str) -> list[psutil.Process]:
 
 
 def _begun(cluster: str, others: set[int]) -> list[psutil.Process]:
-    """The processes of a cluster but those `others` of this process that do not belong to it by themselves."""
+    """The processes of a cluster, without the `others` below this one that do not belong to it themselves."""
     found = []
     for process in processes(cluster):
         with suppress(psutil.Error, OSError):

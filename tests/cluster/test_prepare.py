@@ -90,9 +90,9 @@ def test_a_second_try_to_start_ray_leaves_the_packing_alone(
         return len(tries) == 2
 
     monkeypatch.setattr(local_ray, "_init", slow)
-    monkeypatch.setenv(local_ray.MARKER, "c")
     before, packing = children(), Packing(config)
     packing.begin()
+    monkeypatch.setenv(local_ray.MARKER, "c")
     try:
         start_ray(Scratch("c", tmp_path), None)
         assert [len(found) - len(before) for found in tries] == [1, 1]
