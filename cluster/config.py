@@ -176,7 +176,10 @@ class GatewayConfig(Section):
     )
     stream_timeout: Duration = Field(600.0, gt=0, description="How long one request may take in all.")
     resume_lease: Duration = Field(
-        30.0, gt=0, description="How long a request with `x-tandem-resumable: 1` waits for its client."
+        30.0,
+        gt=0,
+        description="How long a request with `x-tandem-resumable: 1` waits for its client, and how long "
+        "an instance keeps what has ended there.",
     )
     keepalive: Duration = Field(15.0, gt=0, description="How often a silent stream sends a comment.")
     retries: int = Field(3, ge=0, le=10, description="How often a request of a dead instance is retried.")

@@ -1157,7 +1157,7 @@ Global___CloseRequest: _TypeAlias = CloseRequest  # noqa: Y015
 
 @_typing.final
 class TakenRequest(_message.Message):
-    """What an instance had of a request that it has dropped for another gateway: the tokens of its live choices."""
+    """What an instance had of a request that it has dropped for another gateway."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1189,20 +1189,30 @@ class ChoiceTokens(_message.Message):
 
     CHOICE_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
     choice: _builtins.int
     @_builtins.property
-    def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """without those of the end"""
+
+    @_builtins.property
+    def end(self) -> Global___Tokens:
+        """of a choice that has ended: what its home was told"""
+
     def __init__(
         self,
         *,
         choice: _builtins.int = ...,
         tokens: _abc.Iterable[_builtins.int] | None = ...,
+        end: Global___Tokens | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_end", b"_end", "end", b"end"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_end", b"_end", "choice", b"choice", "end", b"end", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__end: _TypeAlias = _typing.Literal["end"]  # noqa: Y015
+    _WhichOneofArgType__end: _TypeAlias = _typing.Literal["_end", b"_end"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__end) -> _WhichOneofReturnType__end | None: ...
 
 Global___ChoiceTokens: _TypeAlias = ChoiceTokens  # noqa: Y015
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
@@ -18,10 +17,11 @@ from cluster.limits import Ticket
 from cluster.metrics import Metrics
 from cluster.openai import ChatBody, CompletionBody, DetokenizeBody, SamplingBody, TokenizeBody
 from cluster.openai_answers import ModelCard
-from cluster.request_driver import Before, RequestDriver, Run, Taken
+from cluster.request_driver import RequestDriver, Run
 from cluster.resume import Reconnection
-from cluster.stream_order import Piece
+from cluster.stream_order import Piece, pieces
 from cluster.stream_text import ChoiceText, Detokenizer
+from cluster.takeover import Before, Taken, named
 from engine.errors import (
     Conflict,
     ContextLengthExceeded,
@@ -129,7 +129,7 @@ class GatewayService:
         `tenant` whose key it came with. Names of requests are each tenant's own.
 
         One that runs here under its name is read by one more. One that ran through another gateway is taken
-        over where an instance still has it, and else runs again: its tokens are the same.
+        over where instances still have it, and else runs again: its tokens are the same.
 
         Raises RequestErrors for what cannot be done, Conflict for an id that is in use, and RateLimited.
         """
@@ -154,12 +154,9 @@ class GatewayService:
             ]
         if self.facts.kv_blocks is None:
             await self.facts.refresh()
-        # A life of its own for each request, also of those that come with the same name one after the other:
-        # late tokens of the first must not pass for the second's.
-        life = uuid.uuid4().hex[:8]
         requests = [
             Request(
-                id=f"{request_id}~{life}-{number}",
+                id=named(request_id, asked.digest, number),
                 prompt=tuple(prompt),
                 sampling=self._sampling(body, len(prompt), f"{request_id}-{number}"),
                 arrival=time.time(),
@@ -173,7 +170,8 @@ class GatewayService:
         limit = min(self.config.stream_timeout, within or self.config.stream_timeout)
         taken: Mapping[int, Taken] = {}
         if asked.again:
-            taken = await self.driver.take(request_id, [one.name for one in self.facts.status.instances])
+            instances = [one.name for one in self.facts.status.instances]
+            taken = await self.driver.take(request_id, asked.digest, instances)
             running = self._jobs.get(request_id)
             if running is not None:
                 return _attached(request_id, running, asked)
@@ -243,19 +241,21 @@ class GatewayService:
         return job
 
     def _before(self, request: Request, taken: Taken | None) -> Before | None:
-        """What an instance had drawn of a request that is taken over, with its text; None if it runs again.
+        """What instances had drawn of a request that is taken over, with its text; None if it runs again.
 
-        Log-probabilities are known only where they were drawn, and an ended choice nowhere any more.
+        Log-probabilities are known only where they were drawn.
         """
         if taken is None or request.sampling.logprobs is not None:
             return None
-        if any(not taken.outputs.get(choice) for choice in range(request.sampling.n)):
-            return None
-        pieces = []
-        for choice, tokens in sorted(taken.outputs.items()):
+        found: list[Piece] = []
+        for choice in range(request.sampling.n):
+            tokens, end = taken.outputs.get(choice, ()), taken.ends.get(choice)
+            if not tokens and end is None:
+                return None
             text = ChoiceText(request.sampling, self.detokenizer(request))
-            pieces += [Piece(choice, index, token, text.token(token)) for index, token in enumerate(tokens)]
-        return Before(taken, pieces)
+            found += [Piece(choice, index, token, text.token(token)) for index, token in enumerate(tokens)]
+            found += [] if end is None else pieces(end)
+        return Before(taken, found)
 
     def _check_tokens(self, body: SamplingBody) -> None:
         """Raises InvalidParameter for ids that the vocabulary does not have."""

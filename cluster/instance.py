@@ -27,6 +27,7 @@ from cluster.policies import arrange, role_policy, tier_settings
 from cluster.rpc import channel, reachable
 from cluster.status_message import transfer_messages
 from cluster.step_watch import Present, watch
+from cluster.takeover import same_question, taken_message
 from cluster.tls import cluster_tls
 from cluster.token_stream import TokenPusher
 from cluster.transports import listening, transports
@@ -78,7 +79,11 @@ class EngineInstance:
             return channel(home, token, self._tls)
 
         self._pusher = TokenPusher(
-            name, lambda _: Detokenizer(tokenizer), connect, lease=config.transfer.lease
+            name,
+            lambda _: Detokenizer(tokenizer),
+            connect,
+            lease=config.transfer.lease,
+            kept=config.gateway.resume_lease,
         )
         self._claims = HomeClaims(name, connect, timeout=config.transfer.commit_timeout)
         self._policy = role_policy(config.engine, role)
@@ -154,18 +159,23 @@ class EngineInstance:
         """The requests that live here."""
         return self._role.requests()
 
-    def take(self, request_id: str) -> Future[dict[int, tuple[int, ...]]]:
-        """Drop a request, tell its home so, and give the tokens of each live choice."""
+    async def take(self, name: str, digest: str) -> pb.TakenRequests:
+        """Drop a client's requests (see `same_question`), tell their homes so, and give what they had."""
 
-        def take(core: EngineCore) -> dict[int, tuple[int, ...]]:
-            sequences = core.sequences(request_id)
-            if sequences:
-                self._pusher.taken(request_id, sequences[0].home, sequences[0].epoch)
-            return {one.choice: tuple(one.output) for one in sequences}
+        def take(core: EngineCore) -> dict[str, dict[int, tuple[int, ...]]]:
+            found = {}
+            for one in core.requests(time.time()):
+                if same_question(one.request_id, name, digest):
+                    sequences = core.sequences(one.request_id)
+                    self._pusher.taken(one.request_id, sequences[0].home, sequences[0].epoch)
+                    found[one.request_id] = {each.choice: tuple(each.output) for each in sequences}
+            return found
 
-        outputs = self._loop.call(take)
-        self._role.cancel(request_id)
-        return outputs
+        running = await asyncio.wrap_future(self._loop.call(take))
+        for request_id in running:
+            self._role.cancel(request_id)
+        # What the engine ended before it was asked has been pushed by now.
+        return taken_message(self.name, running, self._pusher.endings.find(name, digest))
 
     def exchange(self, service: Mapping[str, float]) -> Future[News]:
         """Take in what tenants were served everywhere; gives what was counted here. Nothing unless fair."""

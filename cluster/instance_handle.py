@@ -80,9 +80,9 @@ class InstanceHandle:
         """Carry out a pb MoveOrder; gives a pb Migration, of a move that was aborted too."""
         return bytes(await self._call("move", order, within=within))
 
-    async def take(self, name: str) -> bytes:
-        """Have it drop the requests of a client's name; gives a pb TakenRequests of what they had."""
-        return bytes(await self._call("take", name))
+    async def take(self, name: str, digest: str) -> bytes:
+        """Have it drop a client's requests, as `same_question`; gives a pb TakenRequests of what they had."""
+        return bytes(await self._call("take", name, digest))
 
     async def requests(self) -> bytes:
         """A pb RequestList of the requests that live there."""

@@ -11,8 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Coroutine, Sequence
 from typing import Any, Protocol
 
 from cluster import control_pb2 as pb
@@ -22,6 +21,7 @@ from cluster.openai_errors import as_tandem
 from cluster.run_progress import RunProgress
 from cluster.settled import settled
 from cluster.stream_order import Piece
+from cluster.takeover import Before, Taken, gathered
 from cluster.timeline import Timeline
 from cluster.timelines import Timelines
 from cluster.token_streams import TokenStreams
@@ -50,26 +50,6 @@ GAP_GRACE = 0.5
 
 TAKE_TIMEOUT = 1.0
 """Seconds an instance may take to tell what it has of a request; it runs again if that is too short."""
-
-
-@dataclass(frozen=True, slots=True)
-class Taken:
-    """What an instance had of a request: the tokens of its live choices."""
-
-    instance: str
-    outputs: Mapping[int, tuple[int, ...]]
-
-    @property
-    def tokens(self) -> int:
-        return sum(map(len, self.outputs.values()))
-
-
-@dataclass(frozen=True, slots=True)
-class Before:
-    """The same with its text, for who reads from the beginning."""
-
-    taken: Taken
-    pieces: Sequence[Piece]
 
 
 class Scheduler(Protocol):
@@ -111,7 +91,7 @@ class RequestDriver:
         *,
         resumable: bool = False,
     ) -> Run:
-        """Begin a request, whose id no other has, or go on with one that was taken from another gateway.
+        """Begin a request, whose id no other has, or go on with one that ran for another gateway.
 
         A resumable one goes on at its instance when this gateway ends. Raises Overloaded when there are too
         many.
@@ -120,27 +100,19 @@ class RequestDriver:
             raise Overloaded(f"{MOST_RUNS} requests run through this gateway; try again later")
         return Run(self, request, changed, before, resumable=resumable)
 
-    async def take(self, name: str, instances: Sequence[str]) -> dict[int, Taken]:
-        """What instances have of the requests of a client's name, and drop; by number of the prompt."""
+    async def take(self, name: str, digest: bytes, instances: Sequence[str]) -> dict[int, Taken]:
+        """What instances have of a client's question by its name, and drop; by number of the prompt."""
 
-        async def ask(instance: str) -> list[pb.TakenRequest]:
+        async def ask(instance: str) -> pb.TakenRequests:
             try:
                 async with asyncio.timeout(TAKE_TIMEOUT):
-                    answer = await self.instances.get(instance).take(name)
+                    answer = await self.instances.get(instance).take(name, digest.hex())
             except Exception as error:
                 logger.debug("%s could not be asked for %s: %s", instance, name, error)
-                return []
-            return list(pb.TakenRequests.FromString(answer).requests)
+                return pb.TakenRequests()
+            return pb.TakenRequests.FromString(answer)
 
-        found: dict[int, Taken] = {}
-        for answers in await asyncio.gather(*map(ask, instances)):
-            for one in answers:
-                number = int(one.id.rpartition("-")[2])
-                taken = Taken(one.instance, {each.choice: tuple(each.tokens) for each in one.choices})
-                # A movement that was cut off may have left two; the further one is as good and better.
-                if number not in found or taken.tokens > found[number].tokens:
-                    found[number] = taken
-        return found
+        return gathered(await asyncio.gather(*map(ask, instances)))
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -208,10 +180,11 @@ class Run:
             return
         taken = before.taken
         self._pieces += before.pieces
-        self._order.continued({choice: len(tokens) for choice, tokens in taken.outputs.items()})
+        self._order.continued(before.pieces)
+        self.progress.finishes += [piece.finish for piece in before.pieces if piece.finish]
         self.progress.placed(taken.instance, taken.instance, now)
         self.timeline.resumed(taken.instance, now)
-        self._step_all(self._journey.go_on(taken.instance, taken.outputs, now))
+        self._step_all(self._journey.go_on(taken.instance, taken.outputs, frozenset(taken.ends), now))
 
     def take(self) -> list[Piece]:
         """What has come since the last call."""

@@ -9,7 +9,7 @@ fence (1, 0): the request was recovered ────────────▶�
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from cluster import control_pb2 as pb
@@ -54,10 +54,12 @@ class TokenOrder:
         for choice in self._choices:
             choice.waiting.clear()
 
-    def continued(self, lengths: Mapping[int, int]) -> None:
-        """The reader has so many tokens of each choice from elsewhere."""
-        for number, length in lengths.items():
-            self._choices[number].next = length
+    def continued(self, pieces: Iterable[Piece]) -> None:
+        """The reader has these from elsewhere."""
+        for piece in pieces:
+            choice = self._choices[piece.choice]
+            choice.next += piece.token is not None
+            choice.finished |= bool(piece.finish)
 
     def claim(self, instance: str, epoch: Epoch, lengths: Mapping[int, int]) -> bool:
         """Compare-and-set: granted to a newer move of the present attempt, and to its owner again."""

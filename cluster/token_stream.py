@@ -25,6 +25,7 @@ from cluster.chunk_notes import ChunkNotes
 from cluster.home_link import Connect, HomeLink
 from cluster.rpc import error_message
 from cluster.stream_text import ChoiceText, Detokenizer
+from cluster.takeover import Endings
 from cluster.timelines import Timelines
 from cluster.token_streams import TokenStreams
 from engine.core import Emitted, EngineCore
@@ -51,9 +52,18 @@ class TokenPusher:
     """
 
     def __init__(
-        self, instance: str, detokenizer: Texts, connect: Connect, *, lease: float = 30.0, texts: int = 2048
+        self,
+        instance: str,
+        detokenizer: Texts,
+        connect: Connect,
+        *,
+        lease: float = 30.0,
+        kept: float = 30.0,
+        texts: int = 2048,
     ) -> None:
+        """`kept` is how many seconds ended choices can be found among `endings`."""
         self.chunks = ChunkNotes()
+        self.endings = Endings(kept)
         self._instance = instance
         self._detokenizer = detokenizer
         self._connect = connect
@@ -103,6 +113,7 @@ class TokenPusher:
                 chunks = self.chunks.take(one.key.request_id, prompt, one.cached, drawn)
                 message.chunks.extend(pb.Chunk(tokens=tokens, age=age) for tokens, age in chunks)
             if message is not None:
+                self.endings.keep(message, one.sequence.output)
                 homes.setdefault(one.home, []).append(message)
         for home, messages in homes.items():
             self._send(home, messages)

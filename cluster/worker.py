@@ -14,7 +14,7 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from typing import Any, Protocol
 
@@ -22,7 +22,6 @@ from cluster import control_pb2 as pb
 from cluster import wall_clock
 from cluster.config import Config
 from cluster.installation import installed_version
-from cluster.migrations import names
 from cluster.settings_change import fingerprint
 from cluster.status_message import charges_message, migration_message, request_list, status_message
 from cluster.step_watch import Present
@@ -66,7 +65,7 @@ class Instance(Protocol):
 
     def requests(self) -> Future[tuple[RequestStatus, ...]]: ...
 
-    def take(self, request_id: str) -> Future[dict[int, tuple[int, ...]]]: ...
+    def take(self, name: str, digest: str) -> Awaitable[pb.TakenRequests]: ...
 
     def exchange(self, service: Mapping[str, float]) -> Future[News]: ...
 
@@ -163,17 +162,9 @@ class Worker:
         moved = await asyncio.wrap_future(self._serving().move(asked.request_id, to, asked.reason))
         return migration_message(moved).SerializeToString()
 
-    async def take(self, name: str) -> bytes:
-        """Drop the requests of a client's name for another gateway; a pb TakenRequests of what they had."""
-        instance, taken = self._serving(), pb.TakenRequests()
-        for one in await asyncio.wrap_future(instance.requests()):
-            if names(one.request_id, name):
-                outputs = await asyncio.wrap_future(instance.take(one.request_id))
-                choices = [
-                    pb.ChoiceTokens(choice=choice, tokens=tokens) for choice, tokens in outputs.items()
-                ]
-                taken.requests.add(id=one.request_id, instance=self.name, choices=choices)
-        return taken.SerializeToString()
+    async def take(self, name: str, digest: str = "") -> bytes:
+        """Drop a client's requests for another gateway; a pb TakenRequests of what they had."""
+        return (await self._serving().take(name, digest)).SerializeToString()
 
     async def requests(self) -> bytes:
         """A pb RequestList of those that live here."""
@@ -244,9 +235,7 @@ class Worker:
             # No step, and yet the engine answers nobody: it is stuck between two steps.
             elapsed, control = time.monotonic() - asked, self._config.control
             present = Present(present.step, 0, elapsed, control.step_floor * control.step_factor)
-        return pb.Beat(
-            step=present.step, tokens=present.tokens, elapsed=present.elapsed, limit=present.limit
-        )
+        return pb.Beat(step=present.step, tokens=present.tokens, elapsed=present.elapsed, limit=present.limit)
 
     def _refuse(self) -> None:
         self._draining = True

@@ -204,11 +204,17 @@ class Journey:
         self._place_by = now + self.patience.place_timeout
         return self._place()
 
-    def go_on(self, instance: str, outputs: Mapping[int, Sequence[int]], now: float) -> tuple[Action, ...]:
+    def go_on(
+        self, instance: str, outputs: Mapping[int, Sequence[int]], finished: frozenset[int], now: float
+    ) -> tuple[Action, ...]:
         """Instead of `begin`: the first actions of a request that ran at `instance` under another home."""
         self._place_by = now + self.patience.place_timeout
         for choice, tokens in outputs.items():
             self.outputs[choice].extend(tokens)
+        self.finished |= finished
+        if len(self.finished) == len(self.outputs):
+            self.state = State.DONE
+            return (Finish(),)
         return self._start(Placement(instance, instance, "it ran there for another gateway"))
 
     def step(self, event: Event, now: float) -> tuple[Action, ...]:

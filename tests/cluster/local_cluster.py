@@ -24,11 +24,11 @@ from cluster.gateway_service import GatewayService, Tokenizer
 from cluster.http_guard import Bounds
 from cluster.http_listener import Listener
 from cluster.metrics import Metrics
-from cluster.migrations import names
 from cluster.openai_answers import ModelCard
 from cluster.request_driver import RequestDriver
 from cluster.status_message import status_message
 from cluster.stream_text import Detokenizer
+from cluster.takeover import same_question, taken_message
 from cluster.tls import Tls
 from cluster.token_stream import HomeService, TokenPusher
 from cluster.token_streams import TokenStreams
@@ -105,24 +105,24 @@ class LocalInstance:
         self.cancelled.append(request_id)
         await asyncio.wrap_future(self.loop.call(lambda core: core.cancel(request_id)))
 
-    async def take(self, name: str) -> bytes:
+    async def take(self, name: str, digest: str) -> bytes:
         """As EngineInstance.take does."""
 
-        def take(core: EngineCore) -> pb.TakenRequests:
-            taken = pb.TakenRequests()
+        def take(core: EngineCore) -> dict[str, dict[int, list[int]]]:
+            found = {}
             for one in core.requests(time.time()):
-                if not names(one.request_id, name):
-                    continue
-                sequences = core.sequences(one.request_id)
-                self.pusher.taken(one.request_id, sequences[0].home, sequences[0].epoch)
-                choices = [pb.ChoiceTokens(choice=each.choice, tokens=each.output) for each in sequences]
-                taken.requests.add(id=one.request_id, instance=self.name, choices=choices)
-                core.cancel(one.request_id)
-            return taken
+                if same_question(one.request_id, name, digest):
+                    sequences = core.sequences(one.request_id)
+                    self.pusher.taken(one.request_id, sequences[0].home, sequences[0].epoch)
+                    found[one.request_id] = {each.choice: list(each.output) for each in sequences}
+                    core.cancel(one.request_id)
+            return found
 
         if self.death.done():
             raise InstanceDied(f"instance {self.name} died")
-        return (await asyncio.wrap_future(self.loop.call(take))).SerializeToString()
+        running = await asyncio.wrap_future(self.loop.call(take))
+        ended = self.pusher.endings.find(name, digest)
+        return taken_message(self.name, running, ended).SerializeToString()
 
     async def lifetime(self) -> None:
         raise InstanceDied(await asyncio.shield(self.death))

@@ -1,0 +1,183 @@
+"""What a client of a gateway that has gone gets through another one, what had ended before included."""
+
+from __future__ import annotations
+
+import threading
+
+import httpx
+import pytest
+
+from cluster import control_pb2 as pb
+from cluster.takeover import Endings, gathered, named, same_question, taken_message
+from tests.cluster.asking import CHAT, refused
+from tests.cluster.doubles import SCRIPT, until
+from tests.cluster.local_cluster import LocalCluster, local_gateway
+from tests.cluster.test_resume import BODY, STAYS, Stream, opened, runner_of, with_http
+
+DIGEST = bytes(range(32))
+
+
+def end(index: int, *tokens: int, choice: int = 0, name: str = "mine~1-0", reason: str = "stop") -> pb.Tokens:
+    return pb.Tokens(request_id=name, choice=choice, index=index, tokens=tokens, finish_reason=reason)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_what_has_ended_is_not_computed_again(n: int) -> None:
+    async def test(cluster: LocalCluster, client: httpx.AsyncClient) -> None:
+        body = BODY | {"n": n}
+        stream = Stream()
+        runner_of(cluster).permits = permits = threading.Semaphore(8)
+        async with local_gateway(cluster) as second:
+            async with opened(client, body, STAYS) as response:
+                await stream.read(response, lambda seen: len(seen.texts.get(0, "")) >= 4)
+            permits.release(1000)
+            await until(lambda: not cluster.driver.runs)
+            async with (
+                second.client() as other,
+                opened(other, body, STAYS | {"last-event-id": stream.last}) as response,
+            ):
+                await stream.read(response)
+            assert not second.driver.runs
+        assert stream.texts == {choice: SCRIPT[choice:] for choice in range(n)}
+        assert stream.ends == dict.fromkeys(range(n), "stop")
+        assert len(cluster.instances["instance-0"].started) == 1
+
+    with_http(test, blocks=256)
+
+
+def test_of_two_choices_the_one_that_had_not_ended_goes_on() -> None:
+    async def test(cluster: LocalCluster, client: httpx.AsyncClient) -> None:
+        body = BODY | {"n": 2}
+        stream = Stream()
+        runner_of(cluster).permits = permits = threading.Semaphore(len(SCRIPT) - 4)
+
+        steps = set()
+
+        def ended(seen: Stream) -> bool:
+            """The second choice ends first; each of its tokens allows one step: too few for the other."""
+            length = len(seen.texts.get(1, ""))
+            if length not in steps:
+                steps.add(length)
+                permits.release()
+            return 1 in seen.ends
+
+        async with local_gateway(cluster) as second:
+            async with opened(client, body, STAYS) as response:
+                await stream.read(response, ended)
+            assert 0 not in stream.ends
+            drawn = runner_of(cluster).steps
+            permits.release(1000)
+            async with (
+                second.client() as other,
+                opened(other, body, STAYS | {"last-event-id": stream.last}) as response,
+            ):
+                await stream.read(response)
+        assert stream.texts == {0: SCRIPT, 1: SCRIPT[1:]}
+        assert stream.ends == {0: "stop", 1: "stop"}
+        assert runner_of(cluster).steps < drawn + 5, "an ended choice was drawn again"
+
+    with_http(test, blocks=256)
+
+
+def test_a_stop_string_ends_the_same_answer_elsewhere() -> None:
+    async def test(cluster: LocalCluster, client: httpx.AsyncClient) -> None:
+        body = BODY | {"stop": [SCRIPT[6:9]]}
+        first, second = Stream(), Stream()
+        async with opened(client, body, STAYS) as response:
+            await first.read(response)
+        async with (
+            local_gateway(cluster) as gateway,
+            gateway.client() as other,
+            opened(other, body, STAYS) as response,
+        ):
+            await second.read(response)
+        assert first.texts == second.texts == {0: SCRIPT[:6]}
+        assert first.ends == second.ends == {0: "stop"}
+        assert len(cluster.instances["instance-0"].started) == 1
+
+    with_http(test)
+
+
+@pytest.mark.parametrize("other", [{"seed": 7}, {"max_tokens": 3}])
+def test_another_question_by_the_same_name_has_its_own_answer(other: dict[str, int]) -> None:
+    async def test(cluster: LocalCluster, client: httpx.AsyncClient) -> None:
+        first, second = Stream(), Stream()
+        async with opened(client, BODY, STAYS) as response:
+            await first.read(response)
+        async with (
+            local_gateway(cluster) as gateway,
+            gateway.client() as elsewhere,
+            opened(elsewhere, BODY | other, STAYS) as response,
+        ):
+            await second.read(response)
+        assert first.texts == {0: SCRIPT}
+        assert second.texts == {0: SCRIPT[: other.get("max_tokens", len(SCRIPT))]}
+        assert len(cluster.instances["instance-0"].started) == 2
+
+    with_http(test)
+
+
+def test_a_place_of_another_shape_is_refused_when_all_has_ended() -> None:
+    async def test(cluster: LocalCluster, client: httpx.AsyncClient) -> None:
+        whole = Stream()
+        async with opened(client, BODY, STAYS) as response:
+            await whole.read(response)
+        wrong = STAYS | {"last-event-id": "chatcmpl-mine:3,4"}
+        refused(await client.post(CHAT, json=BODY, headers=wrong), 400, "invalid_value", "last-event-id")
+
+    with_http(test)
+
+
+def test_names_are_each_questions_own() -> None:
+    one, two = named("a~b", DIGEST, 0), named("a~b", DIGEST, 0)
+    assert one != two
+    digest = DIGEST.hex()
+    assert same_question(one, "a~b", digest)
+    assert same_question(one, "a~b", "")
+    assert not same_question(one, "a", digest)
+    assert not same_question(one, "a~b", "ff" + digest[2:])
+    assert not same_question(named(f"a~{digest[:16]}", DIGEST, 0), "a", digest)
+
+
+def test_an_ended_choice_is_kept_for_its_lease() -> None:
+    now = 100.0
+    endings = Endings(30.0, clock=lambda: now)
+    endings.keep(end(2, 9), [7, 8, 9])
+    now = 129.9
+    (kept,) = endings.find("mine", "")["mine~1-0"]
+    assert (list(kept.tokens), list(kept.end.tokens)) == ([7, 8], [9])
+    now = 130.1
+    assert endings.find("mine", "") == {}
+
+
+@pytest.mark.parametrize("reason", ["", "cancelled", "failed"])
+def test_what_did_not_end_well_is_not_kept(reason: str) -> None:
+    endings = Endings(30.0)
+    endings.keep(end(0, 9, reason=reason), [9])
+    assert endings.find("mine", "") == {}
+
+
+def test_tokens_that_are_kept_are_bounded_and_the_oldest_go_first() -> None:
+    endings = Endings(30.0, most=10)
+    for number in range(5):
+        endings.keep(end(4, name=f"n{number}~1-0"), [1, 2, 3, 4])
+    assert [bool(endings.find(f"n{number}", "")) for number in range(5)] == [False] * 3 + [True] * 2
+    endings.keep(end(4, name="n4~1-0"), [1, 2, 3, 4])
+    assert endings.find("n3", ""), "the same choice counts once"
+    endings.keep(end(11, name="long~1-0"), range(11))
+    assert not endings.find("long", "") and not endings.find("n4", "")
+
+
+def test_parts_of_several_instances_are_one_answer() -> None:
+    ended = pb.ChoiceTokens(choice=1, tokens=[5], end=end(1, 6, choice=1))
+    messages = [
+        taken_message("a", {"mine~1-0": {0: [1, 2], 1: [5]}}, {}),
+        taken_message("b", {"mine~1-0": {0: [1, 2, 3]}, "mine~1-1": {0: [4]}}, {}),
+        taken_message("c", {}, {"mine~1-0": [ended]}),
+    ]
+    for order in (messages, messages[::-1]):
+        found = gathered(order)
+        assert set(found) == {0, 1}
+        assert (found[0].instance, found[0].outputs) == ("b", {0: (1, 2, 3), 1: (5,)})
+        assert found[0].ends == {1: ended.end}
+        assert (found[1].instance, found[1].outputs, found[1].ends) == ("b", {0: (4,)}, {})
