@@ -29,6 +29,10 @@ BEATS = "beats"
 
 MAX_BEATS = 16
 
+WATCH = 60.0
+"""Seconds that one call of `lifetime` pends: Ray keeps the connection of a caller that has died, and so an open
+socket, until its calls are answered."""
+
 MAX_CONCURRENCY = 10_000
 """Calls that may be pending at one instance: a `lifetime` per gateway, and the starts of a moment."""
 
@@ -133,7 +137,11 @@ class InstanceHandle:
 
     async def lifetime(self) -> None:
         """Never returns; raises InstanceDied within milliseconds of the instance's death."""
-        await self._call("lifetime", within=None)
+        try:
+            while True:
+                await self._call("lifetime", WATCH, within=None)
+        except TypeError:  # an instance of a version whose calls had no bound
+            await self._call("lifetime", within=None)
 
     async def _get(self) -> ActorHandle[Any]:
         async with self._door:

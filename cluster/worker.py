@@ -213,9 +213,12 @@ class Worker:
         self._obey(generation)
         await self._end("stopped")
 
-    async def lifetime(self) -> None:
-        """Pends for the instance's whole life, then raises InstanceDied with the reason."""
-        await asyncio.shield(self._ending())
+    async def lifetime(self, within: float | None = None) -> None:
+        """Pends for the instance's whole life, then raises InstanceDied with the reason; or returns after
+        `within` seconds."""
+        await asyncio.wait([self._ending()], timeout=within)
+        if self._ending().done():
+            self._ending().result()
 
     def _serving(self) -> Instance:
         if self._instance is None:

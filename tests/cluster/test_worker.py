@@ -162,6 +162,20 @@ def test_stopping_lets_go_of_everything_and_tells_who_watches(exits: list[int]) 
     run(test())
 
 
+def test_who_watches_is_answered_in_time_and_asks_again(exits: list[int]) -> None:
+    async def test() -> None:
+        worker = worker_of(MadeUp())
+        await worker.ready()
+        await worker.lifetime(0.01)
+        watch = asyncio.create_task(worker.lifetime(30.0))
+        await asyncio.sleep(0)
+        await worker.stop()
+        with pytest.raises(InstanceDied, match="stopped"):
+            await watch
+
+    run(test())
+
+
 def test_an_engine_that_fails_ends_the_instance_with_its_reason(
     exits: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
