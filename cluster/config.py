@@ -217,7 +217,10 @@ class ControlConfig(Section):
         5.0, gt=0, description="How long a call between two parts of the cluster may take."
     )
     silence_timeout: Duration = Field(
-        1.5, gt=0, description="How long an instance's beats may stay away before it is killed and replaced."
+        1.5,
+        gt=0,
+        description="How long an instance's beats may stay away before it is killed and replaced. Time "
+        "that one beside the controller waited for CPU or disk is not counted, up to ten times as long.",
     )
     step_factor: float = Field(
         10.0,

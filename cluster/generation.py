@@ -121,7 +121,8 @@ async def _events(
         while update is None or update:
             if update is None:
                 yield sse.PING
-            for index, pieces in update or ():
+            cut = [(index, part) for index, pieces in update or () for part in answer.parts(pieces)]
+            for index, pieces in cut:
                 first, before = index not in reader.begun, position(reader.choices)
                 bodies = answer.chunk_bodies(index, reader.choices[index], pieces, first=first)
                 reader.given(index, pieces)

@@ -1,6 +1,7 @@
 """Tells a hung instance from a busy one by its beats, which a thread of its own answers.
 
     no beat for silence_timeout              the process is stopped, or out of reach
+    the same, and it waits for CPU or disk   starved: it is given time, but not for ever
     a step longer than the beat allows it    the process lives, its engine does not get on
     a long step within its limit             busy: nothing happens
 
@@ -12,11 +13,15 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 from cluster import control_pb2 as pb
 from cluster.config import ControlConfig
 from engine.errors import InstanceDied, TandemError
+
+STARVED = 10
+"""Times silence_timeout after which it makes no difference that a silent process was starved."""
 
 
 class Beating(Protocol):
@@ -49,20 +54,48 @@ class Told:
         return beat
 
 
-async def hung(instance: Told, config: ControlConfig) -> str:
+class _Silence:
+    """Seconds without a beat, of which those that the instance was starved are no fault of its own."""
+
+    def __init__(self, limit: float, starved: Callable[[float], float]) -> None:
+        self._limit = limit
+        self._starved = starved
+        self._excused = 0.0
+        self.seconds = 0.0
+
+    def broken(self, since: float) -> None:
+        """There was a beat, so many seconds ago."""
+        self.seconds, self._excused = since, 0.0
+
+    def goes_on(self, seconds: float) -> None:
+        self.seconds += seconds
+        self._excused += self._starved(seconds)
+
+    @property
+    def too_long(self) -> bool:
+        return self.seconds - self._excused >= self._limit or self.seconds >= STARVED * self._limit
+
+
+async def hung(
+    instance: Told, config: ControlConfig, starved: Callable[[float], float] = lambda seconds: 0.0
+) -> str:
     """Returns when the instance must be taken for dead, with the reason; not for one that has died.
 
-    Only time in which this process itself ran is counted: a controller that was stopped for a minute finds
-    its instances silent for no longer than a beat.
+    `starved` tells for how many of the last seconds it could not run, as `Starvation` does. Only time in
+    which this process itself ran is counted: a controller that was stopped for a minute finds its instances
+    silent for no longer than a beat.
     """
-    silent = 0.0
+    silence = _Silence(config.silence_timeout, starved)
     while True:
         asked = asyncio.ensure_future(instance.beat())
         try:
-            while not asked.done() and silent < config.silence_timeout:
-                silent += await _passed(asked, config.beat)
+            while not silence.too_long:
+                passed = await _passed(asked, config.beat)
+                if asked.done():
+                    break
+                silence.goes_on(passed)
             if not asked.done():
-                return f"no beat for {silent:.1f} s"
+                return f"no beat for {silence.seconds:.1f} s"
             beat = asked.result()
         except InstanceDied:
             await asyncio.Event().wait()
@@ -70,11 +103,11 @@ async def hung(instance: Told, config: ControlConfig) -> str:
         except TandemError:
             # Out of reach for the moment; counts as silence.
             await asyncio.sleep(config.beat)
-            silent += config.beat
+            silence.goes_on(config.beat)
             continue
         finally:
             asked.cancel()
-        silent = min(instance.age, config.beat)
+        silence.broken(min(instance.age, config.beat))
         if beat.limit and beat.elapsed > beat.limit:
             return _stuck(beat)
         await asyncio.sleep(config.beat)

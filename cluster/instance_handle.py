@@ -30,8 +30,8 @@ BEATS = "beats"
 MAX_BEATS = 16
 
 WATCH = 60.0
-"""Seconds that one call of `lifetime` pends: Ray keeps the connection of a caller that has died, and so an open
-socket, until its calls are answered."""
+"""Seconds that one call of `lifetime` pends: Ray keeps the connection of a caller that has died, and so an
+open socket, until its calls are answered."""
 
 MAX_CONCURRENCY = 10_000
 """Calls that may be pending at one instance: a `lifetime` per gateway, and the starts of a moment."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from cluster.stream_order import Piece
@@ -105,6 +105,10 @@ class Answer:
         """The chunks for new tokens of a choice."""
         raise NotImplementedError
 
+    def parts(self, pieces: Sequence[Piece]) -> list[Sequence[Piece]]:
+        """New tokens of a choice, cut where a client may stop reading: it has what its last event counts."""
+        return [pieces]
+
     def usage_chunk(self, usage: Usage) -> dict[str, Any]:
         return {**self._head(self.chunk), "choices": [], "usage": usage.body()}
 
@@ -177,16 +181,27 @@ class ChatAnswer(Answer):
             bodies.append(self._delta(index, {"role": "assistant", "content": ""}))
         text = "".join(piece.text for piece in pieces)
         log = self._log(pieces, 0) if self._logprobs else None
-        if text or (log is not None and log["content"]):
-            bodies.append(self._delta(index, {"content": text}, logprobs=log))
+        told = text or (log is not None and log["content"])
         if pieces[-1].finish:
             finish = _FINISH.get(pieces[-1].finish)
-            bodies.append(self._delta(index, {}, finish_reason=finish, stop_reason=pieces[-1].stop_reason))
+            end = {"finish_reason": finish, "stop_reason": pieces[-1].stop_reason}
+            bodies.append(self._delta(index, {"content": text} if told else {}, **end))
+        elif told:
+            bodies.append(self._delta(index, {"content": text}, logprobs=log))
         return bodies
 
     def _delta(self, index: int, delta: Mapping[str, Any], **rest: Any) -> dict[str, Any]:
         listed = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None, **rest}
         return {**self._head(self.chunk), "choices": [listed]}
+
+    def parts(self, pieces: Sequence[Piece]) -> list[Sequence[Piece]]:
+        """The end has an event of its own."""
+        *rest, last = pieces
+        if not last.finish or last.token is None:
+            return [pieces]
+        text = replace(last, finish="", stop_reason=None)
+        end = replace(last, index=last.index + 1, token=None, text="", logprob=None, top=())
+        return [[*rest, text], [end]]
 
     def _message(self, text: str) -> dict[str, Any]:
         return {"message": {"role": "assistant", "content": text, "refusal": None, "annotations": []}}

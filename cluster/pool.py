@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import platform
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ from cluster.events import NEXT_TRY, Events
 from cluster.heartbeat import Told, hung
 from cluster.member import Handle, Member, State
 from cluster.mover import Mover
+from cluster.starvation import Starvation
 from cluster.status_message import status_from
 from cluster.termination import end_here
 from cluster.units import counted
@@ -166,7 +169,7 @@ class Pool:
         """Until the instance dies, or is killed because it hangs."""
         death = asyncio.create_task(member.handle.lifetime())
         beats = Told(member.handle)
-        hangs = asyncio.create_task(hung(beats, self._config))
+        hangs = asyncio.create_task(hung(beats, self._config, Starvation(lambda: _of_this_machine(member))))
         polls = asyncio.create_task(self._polls(member, beats))
         tasks = (death, hangs, polls)
         try:
@@ -277,3 +280,9 @@ class Pool:
 def _dear(member: Member) -> tuple[bool, bool, int, float]:
     """The cheapest to lose first: not ready, cordoned, with the fewest requests, the youngest."""
     return (member.state is State.READY, not member.cordoned, member.requests, -member.started)
+
+
+def _of_this_machine(member: Member) -> list[int]:
+    """Who takes part in its beats: this process, and its own if it runs here."""
+    here = member.instance.node == platform.node()
+    return [os.getpid(), member.instance.pid] if here else [os.getpid()]

@@ -83,6 +83,24 @@ def test_every_event_carries_the_position_of_every_choice(headers: dict[str, str
     assert ids[-1].endswith(":3.,3.")
 
 
+@pytest.mark.parametrize("path", [TEXT, CHAT])
+@pytest.mark.parametrize("limit", [1, 2, 5, 30])
+def test_a_position_counts_the_text_that_came_with_it(path: str, limit: int) -> None:
+    """Each token is one letter: who stops reading after any event has as many as its id says."""
+    body = {"prompt": "hi"} if path == TEXT else {"messages": HELLO}
+    response = ask(path, {**body, "stream": True, "max_tokens": limit}, {"accept": "text/event-stream"})
+    text, where = "", ""
+    for line in response.text.splitlines():
+        if line.startswith("id: "):
+            where = line.rpartition(":")[2]
+        elif line.startswith("data: {"):
+            (choice,) = json.loads(line.removeprefix("data: "))["choices"]
+            text += choice.get("text") or choice.get("delta", {}).get("content") or ""
+            ended = choice["finish_reason"] is not None
+            assert where == f"{len(text)}{'.' if ended else ''}"
+    assert text == SCRIPT[:limit]
+
+
 def test_a_stream_says_what_it_is() -> None:
     headers = ask(TEXT, {"prompt": "hi", "stream": True}).headers
     assert headers["content-type"] == "text/event-stream; charset=utf-8"

@@ -10,7 +10,7 @@ import pytest
 
 from cluster import control_pb2 as pb
 from cluster.config import ControlConfig
-from cluster.heartbeat import Told, hung
+from cluster.heartbeat import STARVED, Told, hung
 from engine.errors import InstanceDied, Overloaded, TandemError
 from tests.cluster.doubles import until
 
@@ -61,6 +61,19 @@ def test_a_process_that_stops_answering_is_hung() -> None:
     reason = asked(lambda number: pb.Beat() if number < 4 else None)
     assert reason is not None
     assert reason.startswith("no beat for 0.")
+
+
+@pytest.mark.parametrize(
+    ("share", "least"), [(1.0, STARVED), (0.5, 2), (0.0, 1)], ids=["always", "half the time", "never"]
+)
+def test_one_that_waits_for_a_cpu_is_given_time(share: float, least: float) -> None:
+    async def test() -> float:
+        silent = Told(Instance(lambda number: None))
+        reason = await hung(silent, CONFIG, lambda seconds: share * seconds)
+        return float(reason.split()[3])
+
+    # The reason is rounded.
+    assert asyncio.run(test()) >= (least - 0.9) * CONFIG.silence_timeout
 
 
 def test_so_is_one_that_stays_out_of_reach() -> None:
