@@ -85,11 +85,10 @@ def lint(
 ) -> None:
     """Check manifests without a cluster; every problem is printed with its file, line and column."""
     from k8s.checks.kinds import Kinds
-    from k8s.lint import lint as check
-    from k8s.lint import texts
+    from k8s.lint import lint_paths
 
     with Steps(messages(quiet=root(context).quiet)).step("checking manifests"):
-        report = check(texts(files), Kinds(schemas, version))
+        report = lint_paths(files, Kinds(schemas, version))
     if output is LintFormat.JSON:
         print_json("ManifestProblemList", [_plain(problem) for problem in report.problems])
     else:
@@ -152,7 +151,7 @@ def operator(
     run(namespace or flags.namespace, cluster, address, flags.token, tls=tls, once=once)
 
 
-@commands.command(hidden=True)
+@commands.command()
 def leave(
     context: typer.Context,
     address: ControlAddress = None,
@@ -195,8 +194,11 @@ def _kubectl(*arguments: str) -> None:
 
 
 def _plain(problem: Problem) -> dict[str, object]:
+    from k8s.origin import Built
+
     at = problem.at
     place: dict[str, object] = {"source": str(at)}
     if isinstance(at, Mark):
         place = {"source": at.source, "line": at.line, "column": at.column}
-    return {"at": place, "path": ".".join(problem.path), "message": problem.message}
+    named = {"object": problem.name} if isinstance(problem, Built) else {}
+    return {"at": place, **named, "path": ".".join(problem.path), "message": problem.message}

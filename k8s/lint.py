@@ -6,17 +6,16 @@ YAML ─▶ schemas of the kinds ─▶ KubeRay's own rules ─▶ serveConfigV2
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cluster.config_yaml import Mark, Problem
 from engine.errors import SetupError
+from k8s import kustomization
 from k8s.checks import manifest, ray, serve, tandem
 from k8s.checks.kinds import RAY_KINDS, Kinds
 from k8s.checks.manifest import Manifest
-from k8s.render import kustomize
-
-KUSTOMIZATION = "kustomization.yaml"
+from k8s.origin import Origins
 
 
 @dataclass(frozen=True)
@@ -26,6 +25,26 @@ class Report:
     problems: tuple[Problem, ...]
     unchecked: tuple[str, ...]
     objects: int
+
+
+def lint_paths(paths: Iterable[Path], kinds: Kinds) -> Report:
+    """Check files and folders as one set of objects; what Kustomize built is named where it was written.
+
+    Raises SetupError for what cannot be read or built.
+    """
+    streams = list(texts(paths))
+    report = lint(streams, kinds)
+    built = {source: text for text, source in streams if Path(source).is_dir()}
+    origins = {
+        source: Origins(Path(source), text)
+        for source, text in built.items()
+        if any(_source(problem) == source for problem in report.problems)
+    }
+    placed = [
+        origins[source].place(problem) if (source := _source(problem)) in origins else problem
+        for problem in report.problems
+    ]
+    return replace(report, problems=_sorted(placed))
 
 
 def lint(texts: Iterable[tuple[str, str]], kinds: Kinds) -> Report:
@@ -45,18 +64,17 @@ def lint(texts: Iterable[tuple[str, str]], kinds: Kinds) -> Report:
             problems += each.problems(fields)
         problems += _ray(each)
     problems += tandem.check(manifests)
-    unique = dict.fromkeys(problems)
-    return Report(tuple(sorted(unique, key=_order)), tuple(sorted(unchecked)), len(manifests))
+    return Report(_sorted(problems), tuple(sorted(unchecked)), len(manifests))
 
 
 def texts(paths: Iterable[Path]) -> Iterator[tuple[str, str]]:
     """The text of each file; of a folder with a kustomization what Kustomize builds, of another its files.
 
-    Raises SetupError for what cannot be read.
+    Raises SetupError for what cannot be read or built.
     """
     for path in paths:
-        if (path / KUSTOMIZATION).is_file():
-            yield kustomize(path), str(path)
+        if kustomization.own_file(path) is not None:
+            yield kustomization.build(path), str(path)
         elif path.is_dir():
             inner = sorted(path.glob("*.yaml"))
             if not inner:
@@ -74,6 +92,15 @@ def _ray(each: Manifest) -> Iterator[Problem]:
         yield from each.problems(ray.check(each))
         if each.kind == "RayService":
             yield from serve.check(each)
+
+
+def _sorted(problems: Iterable[Problem]) -> tuple[Problem, ...]:
+    """In order of place, each once."""
+    return tuple(sorted(dict.fromkeys(problems), key=_order))
+
+
+def _source(problem: Problem) -> str:
+    return problem.at.source if isinstance(problem.at, Mark) else problem.at
 
 
 def _order(problem: Problem) -> tuple[str, int, int, str]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from cluster.config import Config
 from cluster.config_yaml import Path, Problem
-from k8s.checks.manifest import Manifest, mapping
+from k8s.checks import pods
+from k8s.checks.labels import Labels, Requirement, selects
+from k8s.checks.manifest import Manifest
+from k8s.checks.pods import Pod
 from k8s.checks.ray_cluster import Group, Ray
-from k8s.objects.names import GROUP_LABEL, NODE_TYPE_LABEL
 
 
 @dataclass(frozen=True)
@@ -32,13 +34,15 @@ class Scene:
     def at(self, path: Path, message: str) -> Problem:
         return Problem(self.service.mark(path), path, message)
 
-    def labels(self, group: Group) -> dict[str, str]:
+    @cached_property
+    def pods(self) -> list[Pod]:
+        """Those that the objects in the RayService's namespace make, its own among them."""
+        near = [m for m in self.manifests if m.namespace == self.service.namespace]
+        return [pod for each in near for pod in pods.of_object(each)]
+
+    def selected(self, wanted: Iterable[Requirement]) -> list[Pod]:
+        return [pod for pod in self.pods if selects(wanted, pod.labels)]
+
+    def labels(self, group: Group) -> Labels:
         """The labels of a group's pods: the template's and those that KubeRay sets."""
-        own = mapping(group.data, "template", "metadata", "labels")
-        head = group.path == self.ray.head.path
-        return {
-            **{key: str(value) for key, value in own.items()},
-            NODE_TYPE_LABEL: "head" if head else "worker",
-            GROUP_LABEL: "headgroup" if head else group.name,
-            "ray.io/originated-from-cr-name": self.service.name,
-        }
+        return pods.of_group(self.ray, group).labels

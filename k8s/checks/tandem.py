@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from cluster.config_yaml import Path, Problem
-from k8s.checks import selectors
+from k8s.checks import ports, selectors
 from k8s.checks.manifest import Manifest, mapping
 from k8s.checks.ray_cluster import Group
 from k8s.checks.scene import Scene
@@ -195,7 +195,11 @@ RULES: tuple[Callable[[Scene], Iterator[Problem]], ...] = (
     _addresses,
     _pool_bounds,
     _secrets,
-    selectors.monitored_ports,
+    selectors.nobody,
     selectors.services,
     selectors.policies,
+    ports.services,
+    ports.policies,
+    ports.monitors,
+    ports.probes,
 )
