@@ -109,6 +109,7 @@ class Instance(_message.Message):
     TRANSFERS_FIELD_NUMBER: _builtins.int
     BEAT_FIELD_NUMBER: _builtins.int
     LEASE_EXPIRATIONS_FIELD_NUMBER: _builtins.int
+    TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
     FREENESS_FIELD_NUMBER: _builtins.int
     VIRTUAL_USAGE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
@@ -130,6 +131,8 @@ class Instance(_message.Message):
     """why it is about to be replaced; '' for one that stays"""
     lease_expirations: _builtins.int
     """movements that came in and of which nothing was heard for a whole lease"""
+    tokens_per_second: _builtins.float
+    """drawn over the last seconds; unset until it can be told"""
     freeness: _builtins.float
     """blocks left per request, as placing sees it"""
     virtual_usage: _builtins.float
@@ -168,14 +171,17 @@ class Instance(_message.Message):
         transfers: _abc.Iterable[Global___Transfers] | None = ...,
         beat: Global___Beat | None = ...,
         lease_expirations: _builtins.int = ...,
+        tokens_per_second: _builtins.float | None = ...,
         freeness: _builtins.float = ...,
         virtual_usage: _builtins.float = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "beat", b"beat", "model", b"model", "status", b"status"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_tokens_per_second", b"_tokens_per_second", "address", b"address", "beat", b"beat", "model", b"model", "status", b"status", "tokens_per_second", b"tokens_per_second"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "beat", b"beat", "cordoned", b"cordoned", "device", b"device", "freeness", b"freeness", "lease_expirations", b"lease_expirations", "model", b"model", "name", b"name", "node", b"node", "outdated", b"outdated", "pid", b"pid", "role", b"role", "settings", b"settings", "started", b"started", "state", b"state", "status", b"status", "transfers", b"transfers", "version", b"version", "virtual_usage", b"virtual_usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_tokens_per_second", b"_tokens_per_second", "address", b"address", "beat", b"beat", "cordoned", b"cordoned", "device", b"device", "freeness", b"freeness", "lease_expirations", b"lease_expirations", "model", b"model", "name", b"name", "node", b"node", "outdated", b"outdated", "pid", b"pid", "role", b"role", "settings", b"settings", "started", b"started", "state", b"state", "status", b"status", "tokens_per_second", b"tokens_per_second", "transfers", b"transfers", "version", b"version", "virtual_usage", b"virtual_usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__tokens_per_second: _TypeAlias = _typing.Literal["tokens_per_second"]  # noqa: Y015
+    _WhichOneofArgType__tokens_per_second: _TypeAlias = _typing.Literal["_tokens_per_second", b"_tokens_per_second"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tokens_per_second) -> _WhichOneofReturnType__tokens_per_second | None: ...
 
 Global___Instance: _TypeAlias = Instance  # noqa: Y015
 

@@ -37,6 +37,7 @@ class SamplingBody(BaseModel):
     top_k: Annotated[int, Field(ge=-1, le=2**31 - 1)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = None
+    best_of: Annotated[int, Field(ge=1, le=128)] | None = None
     stop: Stop | None = None
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
     presence_penalty: Penalty | None = None
@@ -89,6 +90,8 @@ class SamplingBody(BaseModel):
     def check(self) -> None:
         """What one field alone cannot say. Raises InvalidParameter or UnsupportedParameter."""
         check_extras(self.model_extra or {})
+        if self.best_of is not None and self.best_of != _or(self.n, 1):
+            raise UnsupportedParameter("'best_of' must be equal to 'n' or left out", param="best_of")
         if self.stream_options is not None and not self.stream:
             raise InvalidParameter("'stream_options' needs 'stream': true", param="stream_options")
         if self.min_tokens is not None and self.limit is not None and self.min_tokens > self.limit:
@@ -103,7 +106,6 @@ class CompletionBody(SamplingBody):
     prompt: Prompts
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     echo: bool | None = None
-    best_of: Annotated[int, Field(ge=1, le=128)] | None = None
 
     @property
     def alternatives(self) -> int | None:
@@ -111,8 +113,6 @@ class CompletionBody(SamplingBody):
 
     def check(self) -> None:
         super().check()
-        if self.best_of is not None and self.best_of != _or(self.n, 1):
-            raise UnsupportedParameter("'best_of' must be equal to 'n' or left out", param="best_of")
         if self.echo and self.logprobs is not None:
             raise UnsupportedParameter("'logprobs' of an echoed prompt are not supported", param="logprobs")
 

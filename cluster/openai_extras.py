@@ -46,7 +46,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 _HARMLESS = frozenset(
     {
-        "best_of",
         "logprobs",
         "metadata",
         "parallel_tool_calls",

@@ -175,11 +175,13 @@ _ERRORS = {
     409: "A request with this x-request-id is running.",
     413: "The body is too large.",
     415: "The body is not application/json.",
+    429: "The tenant has had what it may; see Retry-After.",
+    431: "The request line and headers are too large.",
     500: "The server failed.",
-    503: "No room or no instance; see Retry-After.",
+    503: "No room, no instance or no time; see Retry-After.",
 }
-_READING = (400, 401, 404, 413, 415, 500)
-_GENERATING = (*_READING, 408, 409, 503)
+_READING = (400, 401, 404, 413, 415, 431, 500)
+_GENERATING = (*_READING, 408, 409, 429, 503)
 
 
 def document(version: str) -> dict[str, Any]:

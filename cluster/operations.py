@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from cluster import control_pb2 as pb
@@ -22,6 +22,9 @@ from cluster.pool import Authority, Pool
 from cluster.units import counted
 from engine.errors import Conflict, InvalidParameter, NotFound, RefusedError, TandemError
 from global_scheduler.scheduler import Scheduler
+
+CLOSE = 0.8
+"""How alike a name must be to one that there is, of 1, to be taken for a slip."""
 
 T = TypeVar("T")
 
@@ -211,8 +214,14 @@ class Operations:
         """Raises NotFound, with the nearest name."""
         member = self._members.get(name)
         if member is None:
-            raise NotFound(f"no instance named {name!r}: {_hint(name, self._members)}", param="instance")
+            raise NotFound(f"no instance named {name!r}: {self._hint(name)}", param="instance")
         return member
+
+    def _hint(self, name: str) -> str:
+        """The nearest name of a slip; another number is another instance, which nobody meant."""
+        whole = name.rpartition("-")[0] in self._pools
+        near = [] if whole else difflib.get_close_matches(name, self._members, n=1, cutoff=CLOSE)
+        return f"did you mean {near[0]}?" if near else "see `tandem get instances`"
 
     def _pool_of(self, member: Member) -> Pool:
         return next(pool for pool in self._pools.values() if member.name in pool.members)
@@ -222,9 +231,3 @@ def _state(member: Member) -> str:
     if member.state is State.READY and member.cordoned:
         return "cordoned"
     return member.message().state
-
-
-def _hint(name: str, known: Iterable[str]) -> str:
-    listed = list(known)
-    near = difflib.get_close_matches(name, listed, n=1, cutoff=0.3)
-    return f"did you mean {near[0]}?" if near else f"there are {', '.join(listed) or 'none'}"

@@ -23,6 +23,9 @@ CLUSTER_OVERHEAD = 700 * MEBI
 # Ray writes logs and sockets there, and refuses to work on a full disk.
 SCRATCH_NEED = 200 * MEBI
 GPU = Path("/dev/nvidiactl")
+DEVICES = Path("/dev")
+GPU_DEVICES = ("nvidia*", "nvhost*", "dxg", "kfd")
+"""A GPU of any kind has one of these there: a card's, a Jetson's, one of WSL, one of AMD."""
 SHARED_MEMORY = Path("/dev/shm")
 SHARED_MEMORY_NEED = 192 * MEBI
 
@@ -71,6 +74,24 @@ def check_memory(config: Config, weights: int, *, available: int | None = None) 
             f"{_rough(weights)} of weights, {_rough(CLUSTER_OVERHEAD)} for Ray and the gateway), "
             f"{_rough(available)} available; lower engine.kv_memory or the replicas of a pool",
             param="engine.kv_memory",
+        )
+
+
+def check_numbers(config: Config) -> None:
+    """For instances of this machine alone. Raises SetupError for numbers that only a GPU computes in."""
+    device = config.engine.device
+    if device == "cuda" or (device == "auto" and any(any(DEVICES.glob(name)) for name in GPU_DEVICES)):
+        return
+    where = "engine.device is cpu" if device == "cpu" else "this machine has no GPU"
+    if config.model.dtype == "float16":
+        raise SetupError(
+            f"model.dtype: float16 needs a GPU, and {where}; set it to auto, float32 or bfloat16",
+            param="model.dtype",
+        )
+    if config.engine.kv_dtype != "auto":
+        raise SetupError(
+            f"engine.kv_dtype: {config.engine.kv_dtype} needs a GPU, and {where}; leave it auto",
+            param="engine.kv_dtype",
         )
 
 

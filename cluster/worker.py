@@ -26,6 +26,7 @@ from cluster.settings_change import fingerprint
 from cluster.status_message import charges_message, migration_message, request_list, status_message
 from cluster.step_watch import Present
 from cluster.termination import on_sigterm
+from cluster.token_rate import TokenRate
 from engine.errors import Conflict, Draining, Fenced, InstanceDied, Overloaded, TandemError
 from engine.shared_service import News
 from engine.status import InstanceStatus, RequestStatus
@@ -117,9 +118,14 @@ class Worker:
         self._asked: asyncio.Future[InstanceStatus] | None = None
         self._asked_at: float | None = None
         self._status = InstanceStatus(instance=name, role=role)
+        self._rate = TokenRate()
         self._over: asyncio.Future[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+
+    def __repr__(self) -> str:
+        """Ray writes it at the head of the process's log, which is found by it when the process is gone."""
+        return self.name
 
     async def ready(self) -> bytes:
         """Load, at the first call; a pb Instance when it serves. Raises SetupError."""
@@ -275,6 +281,9 @@ class Worker:
         status = status_message(await self._latest(self._instance))
         status.instance, status.role = self.name, self.role
         message.status.CopyFrom(status)
+        rate = self._rate.add(status.output_tokens)
+        if rate is not None:
+            message.tokens_per_second = rate
         message.beat.CopyFrom(self._beat(self._instance))
         return message.SerializeToString()
 

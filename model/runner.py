@@ -26,6 +26,9 @@ from model.weights import WEIGHTS, load
 NUMBERS = {"cpu": ("float32", "bfloat16", "float64"), "cuda": ("float32", "bfloat16", "float16")}
 """What each kind of device computes in."""
 
+REFERENCE = "float64"
+"""What the others are compared with; no config takes it."""
+
 
 def _silent(stage: str, done: float) -> None:
     """The progress of a start that nobody watches."""
@@ -72,7 +75,7 @@ class ModelRunner:
             raise ConfigError(f"weights is {' or '.join(WEIGHTS)}, not {weights!r}", param="weights")
         self.device = _device(device)
         if dtype not in NUMBERS[self.device.type]:
-            known = " or ".join(NUMBERS[self.device.type])
+            known = " or ".join(name for name in NUMBERS[self.device.type] if name != REFERENCE)
             raise ConfigError(f"dtype is {known} on {self.device.type}, not {dtype!r}", param="dtype")
         if self.device.type == "cpu":
             torch.set_num_threads(threads)

@@ -12,10 +12,11 @@ import typer
 
 from cluster.chat_client import Answer, ChatClient
 from cluster.cli.connect import certificates, gateway, reaching, trust
-from cluster.cli.failures import Exit, Failure
+from cluster.cli.failures import Exit, Failure, failure
 from cluster.cli.greeting import KEY_VARIABLE
 from cluster.cli.options import Format, Output, root
 from cluster.cli.output import messages, print_json
+from engine.errors import InvalidKey
 
 LEAVE = {"/exit", "/quit", "/bye"}
 
@@ -47,7 +48,12 @@ def command(
     with closing(client), nullcontext() if url else reaching("gateway", where):
         while (text := prompt or _question()) is not None:
             history.append(_said("user", text))
-            answer = client.ask(history, _show(output), **parameters)
+            try:
+                answer = client.ask(history, _show(output), **parameters)
+            except InvalidKey as error:
+                told = failure(error)
+                told.hint = f"name a key: --api-key KEY, or {KEY_VARIABLE}"
+                raise told from None
             history.append(_said("assistant", answer.text))
             _finish(answer, output, quiet=quiet)
             if prompt is not None:

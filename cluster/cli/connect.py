@@ -17,9 +17,12 @@ from cluster.config_security import ClusterTls
 from cluster.control_client import ControlClient
 from cluster.local_state import LocalState, is_held, read_state
 from cluster.tls import Tls, cluster_tls, pinned
-from engine.errors import Unreachable
+from engine.errors import InvalidKey, Unreachable
 
 HINT = "start one with `tandem up`, or name one with --address HOST:PORT"
+TOKEN = "control token"
+"""What the control port says is wrong, where it is that."""
+TOKEN_HINT = "name the cluster's control.token: --token TOKEN, or tandem --token-file FILE …"
 PROBE = 1.0
 """Seconds that a port of this machine may take to accept a connection."""
 
@@ -163,9 +166,13 @@ def _checked(address: str) -> str:
 
 @contextmanager
 def _hinting(tls: Tls | None) -> Iterator[None]:
-    """Names --tls where the two ends do not agree about certificates."""
+    """Names the flag where the two ends do not agree about the token, or about certificates."""
     try:
         yield
+    except InvalidKey as error:
+        told = failure(error)
+        told.hint = TOKEN_HINT if TOKEN in error.message else told.hint
+        raise told from None
     except Unreachable as error:
         told = failure(error)
         told.hint = _tls_hint(error.message, tls)

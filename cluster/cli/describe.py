@@ -18,6 +18,8 @@ from cluster.cli.timeline_text import show_timeline
 from cluster.control_client import ControlClient
 from cluster.migrations import names
 
+UNSAID = "the pool has not been looked at since that was asked for"
+
 
 class Kind(StrEnum):
     POOL = "pool"
@@ -66,7 +68,7 @@ def _pool(client: ControlClient, name: str, form: Listing) -> None:
     lines = {
         "pool": one.name,
         "target": f"{one.target}, within {one.least} and {one.most}" if one.most else str(one.target),
-        "set by": f"autoscaling: {one.opinion}" if one.autoscale else "hand",
+        "set by": f"autoscaling: {one.opinion or UNSAID}" if one.autoscale else "hand",
         "instances": f"{one.ready} ready, {one.starting} starting, {one.draining} draining",
         "KV": f"{busy} of {total} blocks" if total else "-",
         "requests": f"{running} running, {waiting} waiting",

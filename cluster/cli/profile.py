@@ -25,9 +25,12 @@ def command(
     instances: Annotated[
         int, typer.Option("--instances", min=1, help="Instances that will share this machine's cores.")
     ] = 1,
-    system: Annotated[str, typer.Option("--system", help="The name of the machine in the table.")] = (
-        platform.node() or "here"
-    ),
+    system: Annotated[
+        str,
+        typer.Option(
+            "--system", help="The name of the machine in the table.", show_default="this host's name"
+        ),
+    ] = platform.node() or "here",
     batches: Annotated[str, typer.Option("--batches", help="Of decode steps.")] = "1,2,4,8,16,32",
     contexts: Annotated[str, typer.Option("--contexts", help="Of decode steps.")] = "64,256,1024,2048",
     lengths: Annotated[str, typer.Option("--lengths", help="Of chunks.")] = "1,16,64,128,256,512",

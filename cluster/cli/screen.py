@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
-from dataclasses import dataclass, field
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -22,71 +20,11 @@ BAR = 10
 FULL, TIGHT = 0.9, 0.7
 
 
-@dataclass
-class Screen:
-    """Renders statuses; from the second on it knows rates."""
-
-    before: pb.ClusterStatus | None = None
-    taken: float = 0.0
-    rates: dict[str, float] = field(default_factory=dict)
-
-    def __call__(self, status: pb.ClusterStatus, now: float | None = None) -> RenderableType:
-        now = time.monotonic() if now is None else now
-        self._measure(status, now)
-        return Group(
-            _head(status), "", self._pools(status), "", self._instances(status), "", _gateways(status), "",
-            _foot(status),
-        )  # fmt: skip
-
-    def _measure(self, status: pb.ClusterStatus, now: float) -> None:
-        """Tokens a second of each instance since the last status; one that is new has no rate yet."""
-        if self.before is not None and now > self.taken:
-            known = {one.name: one.status.output_tokens for one in self.before.instances}
-            span = now - self.taken
-            self.rates = {
-                one.name: max(0, one.status.output_tokens - known[one.name]) / span
-                for one in status.instances
-                if one.name in known
-            }
-        self.before, self.taken = status, now
-
-    def _rate(self, names: list[str]) -> str:
-        known = [self.rates[name] for name in names if name in self.rates]
-        return f"{sum(known):.0f}" if known else "-"
-
-    def _pools(self, status: pb.ClusterStatus) -> Table:
-        rows = table(
-            "POOL", "TARGET", "READY", "STARTING", "DRAINING", "KV USED", "RUNNING", "WAITING", "TOKENS/S"
-        )
-        for pool in status.pools:
-            members = [one for one in status.instances if one.role == pool.name]
-            total = sum(one.status.blocks_total for one in members)
-            busy = sum(one.status.blocks_used + one.status.blocks_reserved for one in members)
-            rows.add_row(
-                pool.name,
-                f"{pool.target} auto" if pool.autoscale else str(pool.target),
-                str(pool.ready), str(pool.starting), str(pool.draining),
-                f"{100 * busy / total:.0f} %" if total else "-",
-                str(sum(one.status.running for one in members)),
-                str(sum(one.status.waiting for one in members)),
-                self._rate([one.name for one in members]),
-            )  # fmt: skip
-        return rows
-
-    def _instances(self, status: pb.ClusterStatus) -> Table:
-        rows = table(
-            "INSTANCE", "ROLE", "STATE", "PID", "RUNNING", "WAITING", "KV USED", "FREENESS", "TOKENS/S",
-            "TOKENS OUT",
-        )  # fmt: skip
-        free = free_blocks(status)
-        for one in status.instances:
-            live = one.status
-            rows.add_row(
-                one.name, one.role, shown_state(one), str(one.pid or "-"), str(live.running),
-                str(live.waiting), _bar(one), free.get(one.name, "-"), self._rate([one.name]),
-                str(live.output_tokens),
-            )  # fmt: skip
-        return rows
+def screen(status: pb.ClusterStatus) -> RenderableType:
+    """Everything at a glance."""
+    return Group(
+        _head(status), "", _pools(status), "", _instances(status), "", _gateways(status), "", _foot(status)
+    )
 
 
 def free_blocks(status: pb.ClusterStatus) -> dict[str, str]:
@@ -114,6 +52,47 @@ def _head(status: pb.ClusterStatus) -> Text:
     head.append(state, "green" if state == "ready" else "bold yellow")
     head.append(f" · up {duration(status.uptime)}")
     return head
+
+
+def _pools(status: pb.ClusterStatus) -> Table:
+    rows = table(
+        "POOL", "TARGET", "READY", "STARTING", "DRAINING", "KV USED", "RUNNING", "WAITING", "TOKENS/S"
+    )
+    for pool in status.pools:
+        members = [one for one in status.instances if one.role == pool.name]
+        total = sum(one.status.blocks_total for one in members)
+        busy = sum(one.status.blocks_used + one.status.blocks_reserved for one in members)
+        rows.add_row(
+            pool.name,
+            f"{pool.target} auto" if pool.autoscale else str(pool.target),
+            str(pool.ready), str(pool.starting), str(pool.draining),
+            f"{100 * busy / total:.0f} %" if total else "-",
+            str(sum(one.status.running for one in members)),
+            str(sum(one.status.waiting for one in members)),
+            _rate(members),
+        )  # fmt: skip
+    return rows
+
+
+def _instances(status: pb.ClusterStatus) -> Table:
+    rows = table(
+        "INSTANCE", "ROLE", "STATE", "PID", "RUNNING", "WAITING", "KV USED", "FREENESS", "TOKENS/S",
+        "TOKENS OUT",
+    )  # fmt: skip
+    free = free_blocks(status)
+    for one in status.instances:
+        live = one.status
+        rows.add_row(
+            one.name, one.role, shown_state(one), str(one.pid or "-"), str(live.running),
+            str(live.waiting), _bar(one), free.get(one.name, "-"), _rate([one]), str(live.output_tokens),
+        )  # fmt: skip
+    return rows
+
+
+def _rate(instances: list[pb.Instance]) -> str:
+    """Tokens a second of those that can tell: not one that has just begun."""
+    known = [one.tokens_per_second for one in instances if one.HasField("tokens_per_second")]
+    return f"{sum(known):.0f}" if known else "-"
 
 
 def _bar(one: pb.Instance) -> Text:

@@ -12,7 +12,7 @@ from rich.live import Live
 from cluster.cli.connect import control
 from cluster.cli.options import ControlAddress, ControlToken, Format, Output, seconds
 from cluster.cli.output import out, plain, print_json
-from cluster.cli.screen import Screen
+from cluster.cli.screen import screen
 
 REFRESH = 1.0
 
@@ -46,7 +46,7 @@ def top(
 def _show(
     context: typer.Context, address: str | None, token: str | None, output: Format, interval: float | None
 ) -> None:
-    screen, console = Screen(), out()
+    console = out()
     with control(context, address, token) as client:
         if interval is not None and output is Format.TABLE and console.is_terminal:
             with Live(screen(client.status()), console=console, auto_refresh=False, screen=True) as live:

@@ -20,6 +20,7 @@ from cluster.cli.progress import Steps
 from cluster.config import Config, load
 from cluster.local import LocalCluster, settle, sweep
 from cluster.local_state import only_one, read_state
+from cluster.preflight import check_numbers
 
 TICK = 1.0
 FLAGS = {
@@ -72,6 +73,8 @@ def run(
     log: str | None = None,
 ) -> None:
     """Start, print the addresses, and stay until a signal comes."""
+    if address is None:
+        check_numbers(config)
     with only_one(), signals() as interrupt:
         steps = Steps(messages(quiet=root(context).quiet))
         left = read_state()

@@ -12,6 +12,7 @@ import pytest
 
 from cluster.chat_client import ChatClient
 from engine.errors import InvalidKey, ModelNotFound, TandemError, Unreachable
+from tests.cluster.cli_controller import run
 
 
 class Gateway(BaseHTTPRequestHandler):
@@ -100,6 +101,14 @@ def test_a_refusal_is_raised_with_the_gateways_words(
     Gateway.status = status
     with pytest.raises(kind, match="no, because"):
         client.ask([], lambda text: None, model="m")
+
+
+def test_the_verb_names_the_flag_where_a_key_is_missing(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    Gateway.status = 401
+    result = run("chat", "hello", "--url", url)
+    assert result.exit_code == 7
+    assert "hint: name a key: --api-key KEY, or OPENAI_API_KEY" in result.stderr
 
 
 def test_an_error_in_mid_stream_is_raised(client: ChatClient) -> None:

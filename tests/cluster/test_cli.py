@@ -17,7 +17,7 @@ from rich.console import Console
 
 from cluster import control_pb2 as pb
 from cluster.cli.failures import EXITS, Exit, failure
-from cluster.cli.screen import Screen
+from cluster.cli.screen import screen
 from engine import errors
 from tests.cluster.cli_controller import TOKEN, Controller, items, run
 
@@ -34,17 +34,15 @@ def test_status_shows_pools_instances_and_gateways(controller: Controller) -> No
     assert "controller: process 9\nmigrations: none" in result.stdout
 
 
-def test_a_live_screen_knows_rates_and_the_slo_attainment() -> None:
-    def status(tokens: int) -> pb.ClusterStatus:
+def test_one_look_knows_rates_and_the_slo_attainment() -> None:
+    def status(*rates: float) -> pb.ClusterStatus:
         lately = pb.Lately(requests=4, ttft=0.05, tpot=0.004, attainment=0.75)
         return pb.ClusterStatus(
             pools=[pb.Pool(name="decode", target=1, ready=1, autoscale=True)],
             instances=[
-                pb.Instance(
-                    name="decode-0", role="decode", state="ready",
-                    status=pb.InstanceStatus(instance="decode-0", role="decode", output_tokens=tokens),
-                )
-            ],
+                pb.Instance(name=f"decode-{number}", role="decode", state="ready", tokens_per_second=rate)
+                for number, rate in enumerate(rates)
+            ] + [pb.Instance(name="decode-9", role="decode", state="starting")],
             gateways=[pb.Gateway(name="gateway-0", url="http://x", lately=lately)],
             migrations=pb.MigrationTotals(
                 counts=[
@@ -53,12 +51,13 @@ def test_a_live_screen_knows_rates_and_the_slo_attainment() -> None:
             ),
         )  # fmt: skip
 
-    screen, console = Screen(), Console(width=200, record=True, file=io.StringIO())
-    screen(status(100), now=10.0)
-    console.print(screen(status(150), now=12.0))
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(screen(status(20.0, 5.4)))
     shown = console.export_text()
     rows = [line.split() for line in shown.splitlines()]
     assert ["decode", "1", "auto", "1", "0", "0", "-", "0", "0", "25"] in rows
+    told = {row[0]: row[-2] for row in rows if row and row[0].startswith("decode-")}
+    assert told == {"decode-0": "20", "decode-1": "5", "decode-9": "-"}
     assert ["gateway-0", "-", "http://x", "0", "50.0", "ms", "4.0", "ms", "75", "%"] in rows
     assert "migrations: 4 committed" in shown
 
@@ -176,7 +175,12 @@ def test_6_refused(controller: Controller) -> None:
 
 
 def test_7_authentication(controller: Controller) -> None:
-    assert run("status", "--token", "wrong").exit_code == Exit.AUTH
+    result = run("status", "--token", "wrong")
+    assert result.exit_code == Exit.AUTH
+    assert result.stderr.splitlines() == [
+        "error: the control token is missing or wrong",
+        "hint: name the cluster's control.token: --token TOKEN, or tandem --token-file FILE …",
+    ]
 
 
 def test_130_on_sigint(controller: Controller) -> None:

@@ -1,7 +1,8 @@
-"""docs/cli.md is current, and what docs/upgrades.md prints can be typed."""
+"""docs/cli.md is current, and what docs/upgrades.md and docs/simulator.md print can be typed."""
 
 from __future__ import annotations
 
+import platform
 import re
 import shlex
 from pathlib import Path
@@ -19,9 +20,10 @@ from cluster.serve_schema import faults
 ROOT = Path(__file__).resolve().parents[2]
 UPGRADES = (ROOT / "docs/upgrades.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", UPGRADES, re.DOTALL)
+SIMULATOR = (ROOT / "docs/simulator.md").read_text(encoding="utf-8").replace("\\\n", "")
 COMMANDS = [
     line for kind, text in BLOCKS if kind == "sh" for line in text.splitlines() if line.startswith("tandem ")
-]
+] + [line.removeprefix("$ ") for line in SIMULATOR.splitlines() if line.startswith("$ tandem ")]
 
 
 def test_the_page_of_the_command_line_is_current() -> None:
@@ -39,10 +41,22 @@ def test_the_page_names_every_verb_and_every_exit_code() -> None:
     assert set(CODES) == set(Exit)
 
 
+def test_the_page_is_the_same_on_every_host() -> None:
+    assert "[default: (this host's name)]" in manual()
+    assert platform.node() not in re.findall(r"\[default: (.*?)\]", manual())
+
+
+def test_what_the_other_pages_name_is_on_the_page() -> None:
+    assert "#### tandem k8s leave\n" in manual()
+
+
 @pytest.mark.parametrize("line", COMMANDS)
 def test_a_printed_command_has_the_verbs_and_flags_of_the_command_line(line: str) -> None:
     words = shlex.split(line)[1:]
     verb: Any = get_command(build())
+    of_all = {flag for parameter in verb.params for flag in parameter.opts}
+    while words[0] in of_all:
+        words = words[2:]
     while hasattr(verb, "get_command") and words:
         verb = verb.get_command(None, words.pop(0))
     known = {flag for parameter in verb.params for flag in (*parameter.opts, *parameter.secondary_opts)}

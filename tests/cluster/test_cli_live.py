@@ -162,6 +162,12 @@ def test_describe_shows_a_pool_with_its_instances_and_events(live: Live) -> None
     assert run("describe", "pool/encode").exit_code == Exit.NOT_FOUND
 
 
+def test_describe_says_why_autoscaling_has_no_opinion_yet(live: Live) -> None:
+    assert run("scale", "decode", "--auto").exit_code == 0
+    shown = run("describe", "pool/decode").stdout
+    assert "set by:    autoscaling: the pool has not been looked at since that was asked for\n" in shown
+
+
 def test_status_names_what_waits_to_be_replaced(live: Live) -> None:
     live.fleet.prepare = lambda one: one.loaded.clear()
     live.loop.call_soon_threadsafe(live.controller.rollout.mark, "decode-1")

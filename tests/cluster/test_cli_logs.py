@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from cluster import control_pb2 as pb
-from cluster.cli.logs import Source, log_of, processes
+from cluster.cli.logs import Source, left_by, log_of, processes
+from tests.cluster.cli_controller import Controller, run
 
+HEAD = b":job_id:01000000\n:actor_name:Worker\n"
 WRITER = "import sys\nfor line in sys.stdin: sys.stderr.write(line); sys.stderr.flush()"
 
 
@@ -73,3 +75,38 @@ def test_every_part_of_the_cluster_is_named() -> None:
         instances=[pb.Instance(name="decode-0", pid=3)],
     )
     assert processes(status) == {"controller": 1, "gateway-a": 2, "decode-0": 3}
+
+
+@pytest.fixture
+def folder(writer: subprocess.Popen[str], controller: Controller, tmp_path: Path) -> Path:
+    """Ray's folder of logs, in which the only instance that runs writes its own."""
+    controller.instance.pid = writer.pid
+    (tmp_path / "log").write_bytes(HEAD + b":actor_name:decode-0\n")
+    return tmp_path
+
+
+def test_an_instance_that_has_written_nothing_is_said_to(folder: Path) -> None:
+    result = run("logs", "decode-0")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr == "note: decode-0: nothing logged yet\n"
+    assert run("--quiet", "logs", "decode-0").stderr == ""
+
+
+def test_an_instance_that_has_ended_is_found_by_its_name_in_rays_folder(folder: Path) -> None:
+    for number, name in enumerate(("decode-4", "decode-41", "decode-4")):
+        file = folder / f"worker-{number}-01000000-{number}.err"
+        file.write_bytes(HEAD + b":actor_name:%b\n%b, line %d\n" % (name.encode(), name.encode(), number))
+        os.utime(file, (number, number))
+    result = run("logs", "decode-4")
+    assert (result.exit_code, result.stdout) == (0, "decode-4 | decode-4, line 2\n")
+    assert left_by("decode-41", [folder]) == folder / "worker-1-01000000-1.err"
+    assert left_by("decode", [folder]) is None
+
+
+def test_an_instance_that_ended_elsewhere_is_no_unknown_name(folder: Path, controller: Controller) -> None:
+    controller.instance.name = "decode-1"
+    result = run("logs", "decode-0")
+    assert result.exit_code == 3
+    assert "decode-0 has ended, and no log of it is on this machine" in result.stderr
+    assert "in Ray's folder" in result.stderr
+    assert "no part of the cluster is called 'decode-9'" in run("logs", "decode-9").stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -267,11 +268,15 @@ def test_parts_that_are_no_text_are_refused(kind: str) -> None:
     assert refusal.value.param == "messages.0.content.1.type"
 
 
-def test_best_of_must_be_n() -> None:
-    assert completion(best_of=2, n=2)
-    with pytest.raises(UnsupportedParameter) as refusal:
-        completion(best_of=3, n=2)
-    assert refusal.value.param == "best_of"
+@pytest.mark.parametrize("body", [completion, chat])
+def test_best_of_must_be_n(body: Callable[..., object]) -> None:
+    assert body(best_of=2, n=2)
+    assert body(best_of=1)
+    assert body(best_of=None, n=2)
+    for fields in ({"best_of": 3, "n": 2}, {"best_of": 2}):
+        with pytest.raises(UnsupportedParameter) as refusal:
+            body(**fields)
+        assert refusal.value.param == "best_of"
 
 
 def test_log_probabilities_of_an_echo_are_refused() -> None:

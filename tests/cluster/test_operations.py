@@ -80,8 +80,12 @@ def test_what_cannot_be_moved_is_refused_with_what_to_do() -> None:
             operations = controller.operations
             with pytest.raises(NotFound, match="get requests"):
                 await operations.migrate("yours", "decode-1")
-            with pytest.raises(NotFound, match="did you mean decode-1"):
-                await operations.migrate("mine", "decod-1")
+            for slip in ("decod-1", "decode_1"):
+                with pytest.raises(NotFound, match=r"did you mean decode-1\?"):
+                    await operations.migrate("mine", slip)
+            for unlike in ("nope", "decode-7", ""):
+                with pytest.raises(NotFound, match=f"named '{unlike}': see `tandem get instances`"):
+                    await operations.drain(unlike, 0.0)
             with pytest.raises(RefusedError, match="runs on decode-0 already"):
                 await operations.migrate("mine", "decode-0")
             with pytest.raises(Conflict, match="twice~1-0, twice~1-1"):

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from cluster import preflight
-from cluster.config import Config, DecodePool, EngineConfig, PoolsConfig
+from cluster.cli.failures import Exit
+from cluster.config import Config, DecodePool, EngineConfig, ModelConfig, PoolsConfig
 from cluster.installation import faults
 from engine.errors import SetupError
+from tests.cluster.cli_controller import run
 
 GIBI = 2**30
 
@@ -29,6 +31,39 @@ def test_memory_is_counted_for_every_instance_and_once_for_the_weights() -> None
 def test_kv_on_a_gpu_takes_no_memory_of_the_host() -> None:
     config = Config(engine=EngineConfig(kv_memory=1000 * GIBI, device="cuda"))
     preflight.check_memory(config, 0, available=4 * GIBI)
+
+
+@pytest.mark.parametrize(
+    ("setting", "remedy"),
+    [
+        ("model.dtype=float16", "set it to auto, float32 or bfloat16"),
+        ("engine.kv_dtype=float8_e5m2", "leave it auto"),
+    ],
+)
+def test_numbers_of_gpus_are_refused_before_ray_starts_where_there_is_none(
+    setting: str, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight, "DEVICES", tmp_path)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    name, _, number = setting.partition("=")
+    result = run("up", "--set", setting)
+    assert result.exit_code == Exit.USAGE
+    assert result.stderr == f"error: {name}: {number} needs a GPU, and this machine has no GPU; {remedy}\n"
+    result = run("up", "--set", setting, "--set", "engine.device=cpu")
+    assert f"{name}: {number} needs a GPU, and engine.device is cpu; {remedy}" in result.stderr
+    assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize("device", ["nvidiactl", "nvidia0", "nvhost-ctrl", "dxg", "kfd"])
+def test_numbers_of_gpus_are_left_to_a_machine_that_may_have_one(
+    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight, "DEVICES", tmp_path)
+    config = Config(model=ModelConfig(dtype="float16"), engine=EngineConfig(kv_dtype="float8_e5m2"))
+    with pytest.raises(SetupError):
+        preflight.check_numbers(config)
+    (tmp_path / device).touch()
+    preflight.check_numbers(config)
 
 
 def test_available_memory_is_a_plausible_number() -> None:

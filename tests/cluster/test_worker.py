@@ -17,6 +17,7 @@ from cluster import worker as worker_module
 from cluster.config import Config, ControlConfig
 from cluster.controller import Memo
 from cluster.step_watch import Present
+from cluster.token_rate import TokenRate
 from cluster.worker import Worker
 from engine.errors import Draining, Fenced, InstanceDied, ModelFileError
 from engine.status import InstanceStatus
@@ -102,6 +103,10 @@ def test_it_says_what_it_is_once_it_has_loaded(exits: list[int]) -> None:
         assert (one.status.instance, one.status.steps) == ("decode-0", 5)
 
     run(test())
+
+
+def test_it_goes_by_its_name_in_what_ray_writes_to_its_log(exits: list[int]) -> None:
+    assert repr(worker_of(MadeUp())) == "decode-0"
 
 
 def test_a_load_that_fails_says_why_each_time(exits: list[int]) -> None:
@@ -228,6 +233,22 @@ def test_while_a_step_takes_long_the_last_status_is_given(exits: list[int]) -> N
         assert told(await worker.status()).status.steps == 5
         engine.answers.set_result(InstanceStatus(instance="", role="", steps=6))
         assert told(await worker.status()).status.steps == 6
+
+    run(test())
+
+
+def test_it_tells_how_many_tokens_it_draws_a_second(
+    exits: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test() -> None:
+        engine = MadeUp()
+        now = 100.0
+        worker = worker_of(engine)
+        monkeypatch.setattr(worker, "_rate", TokenRate(lambda: now))
+        assert not told(await worker.ready()).HasField("tokens_per_second")
+        now = 102.0
+        engine.answers = done(InstanceStatus(instance="", role="", output_tokens=50))
+        assert told(await worker.status()).tokens_per_second == 25.0
 
     run(test())
 

@@ -146,7 +146,7 @@ def test_a_size_in_bytes_holds_whole_blocks(path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"blocks": 1, "dtype": "float16"}, "dtype is float32 or bfloat16"),
+        ({"blocks": 1, "dtype": "float16"}, "dtype is float32 or bfloat16 on cpu, not 'float16'"),
         ({"blocks": 1, "device": "tpu"}, "device is cpu, cuda"),
         ({"blocks": 1, "kv_dtype": "int4"}, "kv_dtype is auto, float8_e4m3fn or float8_e5m2"),
         ({"blocks": 1, "kv_dtype": "float8_e5m2"}, "needs a GPU: leave it auto"),
