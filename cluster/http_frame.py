@@ -31,6 +31,10 @@ _PREFLIGHT = (
     "Authorization, Content-Type, Last-Event-ID, X-Request-Id, X-Request-Timeout-Seconds, X-Tandem-Debug, "
     "X-Tandem-Resumable"
 )
+_LIMITS = (
+    f"x-ratelimit-{what}-{of}" for of in ("requests", "tokens") for what in ("limit", "remaining", "reset")
+)
+_EXPOSED = ", ".join(("x-request-id", "openai-processing-ms", "retry-after", *_LIMITS))
 
 
 def error_response(error: TandemError) -> Response:
@@ -118,7 +122,7 @@ class Frame:
             return {}
         return {
             "access-control-allow-origin": origin,
-            "access-control-expose-headers": "x-request-id, openai-processing-ms, retry-after",
+            "access-control-expose-headers": _EXPOSED,
             "vary": "Origin",
         }
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import httpx
 
 from cluster.config import GatewayConfig
+from cluster.config_security import TenantLimits
 from cluster.http_frame import BehindServe
+from cluster.limits import Limits
 from tests.cluster.asking import CHAT, on_cluster, refused
 from tests.cluster.local_cluster import LocalCluster
 
@@ -30,7 +32,11 @@ def test_browsers_come_in_from_listed_origins_only() -> None:
             response = await client.options(CHAT, headers={"origin": origin})
             assert (response.status_code == 204) == allowed
             assert (response.headers.get("access-control-allow-origin") == origin) == allowed
+            exposed = response.headers.get("access-control-expose-headers", "").split(", ")
+            assert ({"x-request-id", "retry-after", *told} <= set(exposed)) == allowed
 
+    told = Limits(TenantLimits(requests={"acme": 60}, tokens={"acme": 6000})).headers("acme")
+    assert len(told) == 6
     on_cluster(run, config=GatewayConfig(cors_origins=("https://a.example",)))
 
 
