@@ -70,10 +70,15 @@ def command(
     console = messages(quiet=root(context).quiet)
     with control(context, address, token) as client:
         status = client.status()
-        wanted = {name: pid for name, pid in processes(status).items() if _means(part, name)}
-        sources = [Source(name, path) for name, pid in wanted.items() if (path := log_of(pid)) is not None]
+        running = processes(status)
+        wanted = {name: pid for name, pid in running.items() if _means(part, name)}
+        logs = {name: log for name, pid in running.items() if (log := log_of(pid)) is not None}
+        folders = {log.parent for log in logs.values()}
+        # One that still starts has not told its process id.
+        found = {name: logs.get(name) or left_by(name, folders) for name in wanted}
+        sources = [Source(name, path) for name, path in found.items() if path is not None]
         if not wanted and part is not None:
-            sources = [_ended(client, part, processes(status))]
+            sources = [_ended(client, part, running, folders)]
     elsewhere = [name for name in wanted if name not in {source.name for source in sources}]
     if elsewhere:
         names = ", ".join(elsewhere)
@@ -92,10 +97,9 @@ def command(
             _print(source, width)
 
 
-def _ended(client: ControlClient, name: str, running: dict[str, int]) -> Source:
+def _ended(client: ControlClient, name: str, running: Iterable[str], folders: Iterable[Path]) -> Source:
     """The log of an instance that has ended. Raises Failure."""
-    logs = [log for pid in running.values() if (log := log_of(pid)) is not None]
-    found = left_by(name, {log.parent for log in logs})
+    found = left_by(name, folders)
     if found is not None:
         return Source(name, found)
     if any(event.subject == name and event.kind in BEGUN for event in client.events()):

@@ -110,3 +110,13 @@ def test_an_instance_that_ended_elsewhere_is_no_unknown_name(folder: Path, contr
     assert "decode-0 has ended, and no log of it is on this machine" in result.stderr
     assert "in Ray's folder" in result.stderr
     assert "no part of the cluster is called 'decode-9'" in run("logs", "decode-9").stderr
+
+
+def test_one_that_still_starts_is_found_by_its_name_too(
+    folder: Path, controller: Controller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    controller.instance.pid = 0
+    (folder / "worker-0-01000000-0.err").write_bytes(HEAD + b":actor_name:decode-0\nloading\n")
+    monkeypatch.setattr("cluster.cli.logs.log_of", lambda pid: folder / "log" if pid else None)
+    result = run("logs", "decode-0")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "decode-0 | loading\n", "")
