@@ -107,7 +107,9 @@ def restart(controller: Controller, what: str, *, dry_run: bool = False) -> pb.R
         names = [what]
     if not names and what not in (*pools, ALL):
         there = ", ".join([*pools, *known])
-        raise NotFound(f"there is no instance or pool {what!r}: there are {there}", param="what")
+        raise NotFound(
+            f"there is no instance or pool {what!r}: there are {there} (gateways are Serve's)", param="what"
+        )
     for name in () if dry_run else names:
         controller.rollout.mark(name)
     return pb.RestartReply(instances=names)

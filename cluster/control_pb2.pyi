@@ -1196,6 +1196,7 @@ class ChoiceTokens(_message.Message):
     CHOICE_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     END_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
     choice: _builtins.int
     @_builtins.property
     def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -1205,16 +1206,19 @@ class ChoiceTokens(_message.Message):
     def end(self) -> Global___Tokens:
         """of a choice that has ended: what its home was told"""
 
+    @_builtins.property
+    def epoch(self) -> _wire_pb2.Epoch: ...
     def __init__(
         self,
         *,
         choice: _builtins.int = ...,
         tokens: _abc.Iterable[_builtins.int] | None = ...,
         end: Global___Tokens | None = ...,
+        epoch: _wire_pb2.Epoch | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_end", b"_end", "end", b"end"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_end", b"_end", "end", b"end", "epoch", b"epoch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_end", b"_end", "choice", b"choice", "end", b"end", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_end", b"_end", "choice", b"choice", "end", b"end", "epoch", b"epoch", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__end: _TypeAlias = _typing.Literal["end"]  # noqa: Y015
     _WhichOneofArgType__end: _TypeAlias = _typing.Literal["_end", b"_end"]  # noqa: Y015

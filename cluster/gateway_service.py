@@ -18,7 +18,7 @@ from cluster.metrics import Metrics
 from cluster.openai import ChatBody, CompletionBody, DetokenizeBody, SamplingBody, TokenizeBody
 from cluster.openai_answers import ModelCard
 from cluster.request_driver import RequestDriver, Run
-from cluster.resume import Reconnection
+from cluster.resume import Reconnection, check_shape
 from cluster.stream_order import Piece, pieces
 from cluster.stream_text import ChoiceText, Detokenizer
 from cluster.takeover import Before, Taken, named
@@ -168,16 +168,19 @@ class GatewayService:
             for number, prompt in enumerate(prompts)
         ]
         limit = min(self.config.stream_timeout, within or self.config.stream_timeout)
+        check_shape(asked.seen, len(requests) * (body.n or 1))
         taken: Mapping[int, Taken] = {}
         if asked.again:
             instances = [one.name for one in self.facts.status.instances]
             taken = await self.driver.take(request_id, asked.digest, instances)
-            running = self._jobs.get(request_id)
-            if running is not None:
-                return _attached(request_id, running, asked)
-        limits, size = self.access.limits, sum(map(len, prompts))
-        ticket = limits.resume(tenant) if taken else limits.admit(tenant, size)
-        return self._run(request_id, requests, echo, time.monotonic() + limit, asked, taken, ticket)
+        running = self._jobs.get(request_id)
+        if running is not None:
+            return _attached(request_id, running, asked)
+        before = {number: self._before(request, taken.get(number)) for number, request in enumerate(requests)}
+        afresh = [len(requests[number].prompt) for number, known in before.items() if known is None]
+        limits = self.access.limits
+        ticket = limits.admit(tenant, sum(afresh)) if afresh else limits.resume(tenant)
+        return self._run(request_id, requests, echo, time.monotonic() + limit, asked, before, ticket)
 
     async def tokenize(self, body: TokenizeBody) -> list[int]:
         """Token ids of a text, or of the prompt that a conversation becomes."""
@@ -213,15 +216,14 @@ class GatewayService:
         echo: list[str],
         deadline: float,
         asked: Reconnection,
-        taken: Mapping[int, Taken],
+        before: Mapping[int, Before | None],
         ticket: Ticket,
     ) -> Job:
         changed = asyncio.Event()
         runs: list[Run] = []
         try:
             for number, request in enumerate(requests):
-                before = self._before(request, taken.get(number))
-                runs.append(self.driver.run(request, changed, before, resumable=asked.resumable))
+                runs.append(self.driver.run(request, changed, before[number], resumable=asked.resumable))
         except TandemError:
             for run in runs:
                 run.close()
@@ -236,7 +238,8 @@ class GatewayService:
         kept = asked.resumable or (asked.named and len(self._jobs) < MOST_KEPT)
         lease = self.config.resume_lease if asked.resumable else 0.0
         job = Job(runs, changed, echo, deadline, finished, digest=asked.digest, kept=kept, lease=lease)
-        ticket.watch(lambda: job.usage().completion)
+        charged = sum(known.tokens for known in before.values() if known is not None)
+        ticket.watch(lambda: max(0, job.usage().completion - charged))
         self._jobs[name] = job
         return job
 
@@ -254,6 +257,8 @@ class GatewayService:
                 return None
             text = ChoiceText(request.sampling, self.detokenizer(request))
             found += [Piece(choice, index, token, text.token(token)) for index, token in enumerate(tokens)]
+            if text.stopped is not None and end is None:
+                return None  # it ended there, and who knew of it is gone
             found += [] if end is None else pieces(end)
         return Before(taken, found)
 

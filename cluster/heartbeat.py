@@ -61,15 +61,19 @@ class _Silence:
         self._limit = limit
         self._starved = starved
         self._excused = 0.0
+        self._counts = False
         self.seconds = 0.0
 
     def broken(self, since: float) -> None:
         """There was a beat, so many seconds ago."""
-        self.seconds, self._excused = since, 0.0
+        self.seconds, self._excused, self._counts = since, 0.0, False
 
     def goes_on(self, seconds: float) -> None:
+        excused = self._starved(seconds)
+        # What it tells first is of the time since an earlier silence.
+        self._excused += excused if self._counts else 0.0
+        self._counts = True
         self.seconds += seconds
-        self._excused += self._starved(seconds)
 
     @property
     def too_long(self) -> bool:

@@ -27,7 +27,7 @@ from cluster.policies import arrange, role_policy, tier_settings
 from cluster.rpc import channel, reachable
 from cluster.status_message import transfer_messages
 from cluster.step_watch import Present, watch
-from cluster.takeover import same_question, taken_message
+from cluster.takeover import running, same_question, taken_message
 from cluster.tls import cluster_tls
 from cluster.token_stream import TokenPusher
 from cluster.transports import listening, transports
@@ -162,20 +162,20 @@ class EngineInstance:
     async def take(self, name: str, digest: str) -> pb.TakenRequests:
         """Drop a client's requests (see `same_question`), tell their homes so, and give what they had."""
 
-        def take(core: EngineCore) -> dict[str, dict[int, tuple[int, ...]]]:
+        def take(core: EngineCore) -> dict[str, list[pb.ChoiceTokens]]:
             found = {}
             for one in core.requests(time.time()):
                 if same_question(one.request_id, name, digest):
                     sequences = core.sequences(one.request_id)
                     self._pusher.taken(one.request_id, sequences[0].home, sequences[0].epoch)
-                    found[one.request_id] = {each.choice: tuple(each.output) for each in sequences}
+                    found[one.request_id] = running(sequences)
             return found
 
-        running = await asyncio.wrap_future(self._loop.call(take))
-        for request_id in running:
+        taken = await asyncio.wrap_future(self._loop.call(take))
+        for request_id in taken:
             self._role.cancel(request_id)
         # What the engine ended before it was asked has been pushed by now.
-        return taken_message(self.name, running, self._pusher.endings.find(name, digest))
+        return taken_message(self.name, taken, self._pusher.endings.find(name, digest))
 
     def exchange(self, service: Mapping[str, float]) -> Future[News]:
         """Take in what tenants were served everywhere; gives what was counted here. Nothing unless fair."""

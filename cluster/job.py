@@ -16,9 +16,9 @@ from itertools import islice
 
 from cluster.openai_answers import Choice, Usage
 from cluster.request_driver import Run
-from cluster.resume import Seen, unseen
+from cluster.resume import Seen, check_shape, unseen
 from cluster.stream_order import Piece
-from engine.errors import DeadlineExceeded, InvalidParameter
+from engine.errors import DeadlineExceeded
 
 Update = list[tuple[int, list[Piece]]]
 """New tokens by number of the choice."""
@@ -62,11 +62,7 @@ class Job:
 
     def reader(self, seen: Sequence[Seen] = ()) -> Reader:
         """Somebody who reads all but what was `seen`. Raises InvalidParameter if that is of another shape."""
-        if seen and len(seen) != len(self.choices):
-            raise InvalidParameter(
-                f"the Last-Event-ID has {len(seen)} choices, the request {len(self.choices)}",
-                param="last-event-id",
-            )
+        check_shape(seen, len(self.choices))
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -210,8 +210,8 @@ class Metrics:
             self._observe(progress, prompt, whole=whole and error is None)
             if progress.first is not None:
                 self._service.labels(tenant).inc(prompt + 2 * progress.output_tokens)
-            # A client that leaves says nothing about how it was served.
-            if whole or error is not None:
+            # A client that leaves says nothing about how it was served, nor does one half of an answer.
+            if (whole or error is not None) and not run.resumed:
                 self.objectives.add(progress.ttft, progress.tpot)
 
     def _observe(self, progress: RunProgress, prompt: int, *, whole: bool) -> None:

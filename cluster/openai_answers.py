@@ -185,7 +185,8 @@ class ChatAnswer(Answer):
         if pieces[-1].finish:
             finish = _FINISH.get(pieces[-1].finish)
             end = {"finish_reason": finish, "stop_reason": pieces[-1].stop_reason}
-            bodies.append(self._delta(index, {"content": text} if told else {}, **end))
+            delta = {"content": text} if told else {}
+            bodies.append(self._delta(index, delta, logprobs=log if told else None, **end))
         elif told:
             bodies.append(self._delta(index, {"content": text}, logprobs=log))
         return bodies

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import platform
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from cluster.member import Handle, Member, State
 from cluster.mover import Mover
 from cluster.starvation import Starvation
 from cluster.status_message import status_from
-from cluster.termination import end_here
+from cluster.termination import end_here, is_here
 from cluster.units import counted
 from engine.errors import Fenced, InstanceDied, TandemError
 from global_scheduler.scheduler import Scheduler
@@ -284,5 +283,5 @@ def _dear(member: Member) -> tuple[bool, bool, int, float]:
 
 def _of_this_machine(member: Member) -> list[int]:
     """Who takes part in its beats: this process, and its own if it runs here."""
-    here = member.instance.node == platform.node()
+    here = is_here(member.instance.pid, member.instance.node)
     return [os.getpid(), member.instance.pid] if here else [os.getpid()]

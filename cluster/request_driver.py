@@ -161,6 +161,7 @@ class Run:
     ) -> None:
         self.request = request
         self.resumable = resumable
+        self.resumed = before is not None
         self.progress = RunProgress(started=time.monotonic())
         self.error: TandemError | None = None
         self._driver = driver

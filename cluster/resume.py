@@ -73,6 +73,14 @@ def reconnection(http: Request, answer_id: str) -> Reconnection:
     return Reconnection(digest, named, resumable, again=True, seen=seen)
 
 
+def check_shape(seen: Sequence[Seen], choices: int) -> None:
+    """Raises InvalidParameter for what a client has of other choices than there are; () is nothing of any."""
+    if seen and len(seen) != choices:
+        raise InvalidParameter(
+            f"the Last-Event-ID has {len(seen)} choices, the request {choices}", param="last-event-id"
+        )
+
+
 def wants_ids(http: Request) -> bool:
     """Whether the client reads events as the standard has them, or has said that it may come back.
 

@@ -15,18 +15,20 @@ class Starvation:
 
     def __init__(self, processes: Callable[[], Iterable[int]]) -> None:
         self._processes = processes
-        self._waited = 0.0
+        self._waited: dict[Path, int] = {}
 
     def __call__(self, seconds: float) -> float:
-        """For how many of the last `seconds` their threads waited, for a CPU (added up) or a disk."""
-        waited, blocked = 0.0, False
+        """For how many of the `seconds` since it was last asked the most delayed thread waited for a CPU; for
+        all if one waits for a disk."""
+        before, self._waited = self._waited, {}
+        longest, blocked = 0, False
         for thread in self._threads():
             with contextlib.suppress(OSError, ValueError, IndexError):
-                waited += int((thread / "schedstat").read_text().split()[1]) / 1e9
+                waited = self._waited[thread] = int((thread / "schedstat").read_text().split()[1])
+                longest = max(longest, waited - before.get(thread, waited))
                 # After the name in parentheses, which may hold anything.
                 blocked |= (thread / "stat").read_text().rpartition(")")[2].split()[0] == "D"
-        since, self._waited = waited - self._waited, waited
-        return seconds if blocked else max(0.0, min(since, seconds))
+        return seconds if blocked else min(longest / 1e9, seconds)
 
     def _threads(self) -> Iterable[Path]:
         for process in self._processes():

@@ -17,9 +17,15 @@ from dataclasses import dataclass
 
 from cluster import control_pb2 as pb
 from cluster.stream_order import Piece
+from engine.sequence import Epoch
+from engine.sequence import Sequence as LiveSequence
+from migration.wire import epoch_to_wire
 
-MOST_TOKENS = 1_000_000
-"""Tokens of ended choices that an instance keeps, of four bytes each; the oldest choices go first."""
+MOST_WORDS = 2_000_000
+"""Four bytes each, as a token has, that an instance keeps of ended choices; the oldest go first."""
+
+CHOICE_WORDS = 64
+"""What a choice takes beside its tokens, roughly."""
 
 UNKEPT = ("", "cancelled", "failed")
 """Reasons that end no choice, or not so that a client could have it."""
@@ -36,19 +42,27 @@ def named(name: str, digest: bytes, number: int) -> str:
 
 def same_question(request_id: str, name: str, digest: str) -> bool:
     """Whether a request is one that a client asked by that name; `digest` as hexadecimal, "" for any."""
-    given, _, life = request_id.rpartition("~")
-    return given == name and life.startswith(digest[:16])
+    given, body = _question(request_id)
+    return given == name and body.startswith(digest[:16])
+
+
+def _question(request_id: str) -> tuple[str, str]:
+    name, _, life = request_id.rpartition("~")
+    return name, life[:16]
 
 
 class Endings:
     """The choices that have ended at an instance: kept for `lease` seconds. For one thread."""
 
-    def __init__(self, lease: float, *, most: int = MOST_TOKENS, clock: Callable[[], float] = time.monotonic):
+    def __init__(
+        self, lease: float, *, most: int = MOST_WORDS, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._lease = lease
         self._most = most
         self._clock = clock
-        self._tokens = 0
-        self._kept: OrderedDict[tuple[str, int], tuple[float, pb.ChoiceTokens]] = OrderedDict()
+        self._words = 0
+        self._kept: OrderedDict[_Key, tuple[float, int, pb.ChoiceTokens]] = OrderedDict()
+        self._asked: dict[tuple[str, str], dict[_Key, None]] = {}
 
     def keep(self, end: pb.Tokens, output: Sequence[int]) -> None:
         """Note a message if it ends a choice; `output` has the choice's tokens, its last may be missing."""
@@ -56,46 +70,60 @@ class Endings:
             return
         key = end.request_id, end.choice
         self._drop(key)
-        choice = pb.ChoiceTokens(choice=end.choice, tokens=output[: end.index], end=end)
-        self._kept[key] = self._clock() + self._lease, choice
-        self._tokens += len(choice.tokens)
+        choice = pb.ChoiceTokens(choice=end.choice, tokens=output[: end.index], end=end, epoch=end.epoch)
+        words = CHOICE_WORDS + end.index + end.ByteSize() // 4
+        self._kept[key] = self._clock() + self._lease, words, choice
+        self._asked.setdefault(_question(end.request_id), {})[key] = None
+        self._words += words
         self._forget()
 
     def find(self, name: str, digest: str) -> dict[str, list[pb.ChoiceTokens]]:
-        """By request, of all that a client asked by that name."""
+        """By request, of all that a client asked by that name; nothing where the body is not known."""
         self._forget()
         found: dict[str, list[pb.ChoiceTokens]] = {}
-        for (request_id, _), (_, choice) in self._kept.items():
-            if same_question(request_id, name, digest):
-                found.setdefault(request_id, []).append(choice)
+        for key in self._asked.get((name, digest[:16]), ()):
+            found.setdefault(key[0], []).append(self._kept[key][2])
         return found
 
     def _forget(self) -> None:
         now = self._clock()
         while self._kept:
-            key, (until, _) = next(iter(self._kept.items()))
-            if until > now and self._tokens <= self._most:
+            key, (until, _, _) = next(iter(self._kept.items()))
+            if until > now and self._words <= self._most:
                 break
             self._drop(key)
 
-    def _drop(self, key: tuple[str, int]) -> None:
-        if key in self._kept:
-            self._tokens -= len(self._kept.pop(key)[1].tokens)
+    def _drop(self, key: _Key) -> None:
+        if key not in self._kept:
+            return
+        self._words -= self._kept.pop(key)[1]
+        question = _question(key[0])
+        del self._asked[question][key]
+        if not self._asked[question]:
+            del self._asked[question]
+
+
+_Key = tuple[str, int]
+
+
+def running(choices: Iterable[LiveSequence]) -> list[pb.ChoiceTokens]:
+    """The tokens so far of choices that run."""
+    return [
+        pb.ChoiceTokens(choice=one.choice, tokens=one.output, epoch=epoch_to_wire(one.epoch))
+        for one in choices
+    ]
 
 
 def taken_message(
     instance: str,
-    running: Mapping[str, Mapping[int, Sequence[int]]],
+    running: Mapping[str, Sequence[pb.ChoiceTokens]],
     ended: Mapping[str, Sequence[pb.ChoiceTokens]],
 ) -> pb.TakenRequests:
-    """What an instance had: the tokens of choices that ran, by request and choice, and the ended ones."""
+    """What an instance had: by request the choices that ran, and those that have ended."""
     message = pb.TakenRequests()
     for request_id in {**running, **ended}:
-        choices = [
-            pb.ChoiceTokens(choice=choice, tokens=tokens)
-            for choice, tokens in running.get(request_id, {}).items()
-        ]
-        message.requests.add(id=request_id, instance=instance, choices=[*choices, *ended.get(request_id, ())])
+        choices = [*running.get(request_id, ()), *ended.get(request_id, ())]
+        message.requests.add(id=request_id, instance=instance, choices=choices)
     return message
 
 
@@ -110,6 +138,11 @@ class Taken:
     outputs: Mapping[int, tuple[int, ...]]
     ends: Mapping[int, pb.Tokens]
 
+    @property
+    def length(self) -> int:
+        """Tokens of all choices."""
+        return sum(map(len, self.outputs.values()))
+
 
 @dataclass(frozen=True, slots=True)
 class Before:
@@ -118,23 +151,51 @@ class Before:
     taken: Taken
     pieces: Sequence[Piece]
 
+    @property
+    def tokens(self) -> int:
+        """How many have been charged elsewhere."""
+        return sum(piece.token is not None for piece in self.pieces)
+
 
 def gathered(messages: Iterable[pb.TakenRequests]) -> dict[int, Taken]:
     """What several instances had, together; by number of the prompt."""
-    parts: dict[int, list[pb.TakenRequest]] = {}
+    lives: dict[int, dict[str, list[pb.TakenRequest]]] = {}
     for message in messages:
         for one in message.requests:
-            parts.setdefault(int(one.id.rpartition("-")[2]), []).append(one)
-    return {number: _together(found) for number, found in parts.items()}
+            lives.setdefault(int(one.id.rpartition("-")[2]), {}).setdefault(one.id, []).append(one)
+    return {
+        number: _one_of([_together(parts) for parts in found.values()]) for number, found in lives.items()
+    }
 
 
 def _together(parts: Sequence[pb.TakenRequest]) -> Taken:
-    ended = {each.choice: each for one in parts for each in one.choices if each.HasField("end")}
+    """One request: of each choice what the newest epoch has, and of the same one what is further."""
+    best: dict[int, tuple[tuple[Epoch, bool, int], str, pb.ChoiceTokens]] = {}
+    for one in parts:
+        for each in one.choices:
+            epoch = Epoch(each.epoch.attempt, each.epoch.move)
+            rank = epoch, each.HasField("end"), len(each.tokens)
+            if each.choice not in best or rank > best[each.choice][0]:
+                best[each.choice] = rank, one.instance, each
+    alive = [(rank, instance) for rank, instance, each in best.values() if not each.HasField("end")]
+    return Taken(
+        max(alive)[1] if alive else parts[0].instance,
+        {choice: tuple(each.tokens) for choice, (_, _, each) in best.items()},
+        {choice: each.end for choice, (_, _, each) in best.items() if each.HasField("end")},
+    )
 
-    def running(one: pb.TakenRequest) -> dict[int, tuple[int, ...]]:
-        return {each.choice: tuple(each.tokens) for each in one.choices if each.choice not in ended}
 
-    # A movement that was cut off may have left two; the further one is as good and better.
-    furthest = max(parts, key=lambda one: sum(map(len, running(one).values())))
-    outputs = running(furthest) | {choice: tuple(each.tokens) for choice, each in ended.items()}
-    return Taken(furthest.instance, outputs, {choice: each.end for choice, each in ended.items()})
+def _one_of(lives: Sequence[Taken]) -> Taken:
+    """A question that was asked several times: the life that still runs, or has most, and what had ended.
+
+    A life that went on with another one's tokens has none of the choices that had ended in that one.
+    """
+    first, *others = sorted(
+        lives, key=lambda one: (len(one.outputs) > len(one.ends), one.length), reverse=True
+    )
+    outputs, ends = dict(first.outputs), dict(first.ends)
+    for other in others:
+        for choice, end in other.ends.items():
+            if choice not in outputs:
+                outputs[choice], ends[choice] = other.outputs[choice], end
+    return Taken(first.instance, outputs, ends)

@@ -18,12 +18,19 @@ def end_here(pid: int, node: str) -> None:
 
     Ray asks first, and a stopped process, which cannot answer, keeps its peers waiting for five more seconds.
     """
-    if node != platform.node():
-        return
     with contextlib.suppress(psutil.Error):
-        process = psutil.Process(pid)
-        if any(part.startswith("ray::") for part in process.cmdline()[:1]):
-            process.kill()
+        if is_here(pid, node):
+            psutil.Process(pid).kill()
+
+
+def is_here(pid: int, node: str) -> bool:
+    """Whether that Ray worker is a process of this machine.
+
+    Containers of one host may bear its name and have other processes by the same ids.
+    """
+    with contextlib.suppress(psutil.Error):
+        return node == platform.node() and "".join(psutil.Process(pid).cmdline()[:1]).startswith("ray::")
+    return False
 
 
 def on_sigterm(callback: Callable[[], object]) -> None:

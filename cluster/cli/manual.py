@@ -36,7 +36,7 @@ CODES = {
     Exit.TIMEOUT: "what was waited for did not come in time; it goes on",
     Exit.REFUSED: "refused: outside the bounds, under way already, or it takes a restart",
     Exit.AUTH: "the token is missing or wrong",
-    Exit.INTERRUPTED: "ended by Ctrl-C",
+    Exit.INTERRUPTED: "ended by Ctrl-C; what had been asked of the cluster goes on",
 }
 SKIPPED = {"help", "install_completion", "show_completion"}
 

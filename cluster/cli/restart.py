@@ -63,7 +63,8 @@ def command(
         where = "no pool has instances" if what == ALL else f"pool {what} has no instances"
         out().print(f"{where}, nothing to replace")
     else:
-        verb = "would be" if dry_run else "are" if wait else "will be"
+        one = len(names) == 1
+        verb = "would be" if dry_run else ("is" if one else "are") if wait else "will be"
         out().print(f"{', '.join(names)} {verb} replaced")
 
 

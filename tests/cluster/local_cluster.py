@@ -28,7 +28,7 @@ from cluster.openai_answers import ModelCard
 from cluster.request_driver import RequestDriver
 from cluster.status_message import status_message
 from cluster.stream_text import Detokenizer
-from cluster.takeover import same_question, taken_message
+from cluster.takeover import running, same_question, taken_message
 from cluster.tls import Tls
 from cluster.token_stream import HomeService, TokenPusher
 from cluster.token_streams import TokenStreams
@@ -108,21 +108,21 @@ class LocalInstance:
     async def take(self, name: str, digest: str) -> bytes:
         """As EngineInstance.take does."""
 
-        def take(core: EngineCore) -> dict[str, dict[int, list[int]]]:
+        def take(core: EngineCore) -> dict[str, list[pb.ChoiceTokens]]:
             found = {}
             for one in core.requests(time.time()):
                 if same_question(one.request_id, name, digest):
                     sequences = core.sequences(one.request_id)
                     self.pusher.taken(one.request_id, sequences[0].home, sequences[0].epoch)
-                    found[one.request_id] = {each.choice: list(each.output) for each in sequences}
+                    found[one.request_id] = running(sequences)
                     core.cancel(one.request_id)
             return found
 
         if self.death.done():
             raise InstanceDied(f"instance {self.name} died")
-        running = await asyncio.wrap_future(self.loop.call(take))
+        taken = await asyncio.wrap_future(self.loop.call(take))
         ended = self.pusher.endings.find(name, digest)
-        return taken_message(self.name, running, ended).SerializeToString()
+        return taken_message(self.name, taken, ended).SerializeToString()
 
     async def lifetime(self) -> None:
         raise InstanceDied(await asyncio.shield(self.death))

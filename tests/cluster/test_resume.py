@@ -230,7 +230,7 @@ def test_another_gateway_takes_a_request_over_and_its_client_gets_the_rest(path:
                 await stream.read(response)
         assert stream.texts[0] == SCRIPT
         assert stream.ends == {0: "stop"}
-        assert len(one.started) == 2
+        assert len(one.started) in (1, 2), "once if it had ended before it was asked for"
         await until(lambda: not cluster.driver.runs)
 
     with_http(test)
