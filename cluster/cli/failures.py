@@ -44,8 +44,16 @@ EXITS: tuple[tuple[type[errors.TandemError], Exit], ...] = (
 UNBELIEVED = "CERTIFICATE_VERIFY_FAILED"
 """What OpenSSL says of a certificate whose authority it does not know."""
 AUTHORITY_HINT = "name the authority that signed its certificate: SSL_CERT_FILE=FILE"
-UNSHOWN = ("Server disconnected without sending a response", "UNEXPECTED_EOF_WHILE_READING")
-"""What clients see where the server is shown no certificate that it believes: of TLS 1.3, and of 1.2."""
+UNSHOWN = (
+    "Server disconnected without sending a response",
+    "UNEXPECTED_EOF_WHILE_READING",
+    "ReadError",
+    "WriteError",
+    "Connection reset",
+    "Broken pipe",
+)
+"""What clients see where the server is shown no certificate that it believes: of TLS 1.3, of 1.2, and where
+it has gone before they have read why."""
 SHOW_HINT = "where it asks clients for a certificate, show one that it believes: tandem --tls DIR …"
 
 

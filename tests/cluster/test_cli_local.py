@@ -19,7 +19,7 @@ from cluster import control_pb2 as pb
 from cluster.certificates import authority_of
 from cluster.cli import checks
 from cluster.cli.checks import OK, WARN, Surroundings
-from cluster.cli.failures import SHOW_HINT, Exit
+from cluster.cli.failures import SHOW_HINT, Exit, tls_hint
 from cluster.cli.greeting import Believe, curl, snippet
 from cluster.cli.main import build
 from cluster.config import Config
@@ -110,6 +110,21 @@ def test_bench_of_another_server_honours_ssl_cert_file(
     monkeypatch.setenv("SSL_CERT_FILE", str(folder / "authority.pem"))
     measured = run(*BENCH, "--url", secured)
     assert measured.exit_code == 0, measured.output
+
+
+@pytest.mark.parametrize(
+    ("message", "hint"),
+    [
+        ("https://a does not answer: ReadError", SHOW_HINT),
+        ("https://a does not answer: [Errno 104] Connection reset by peer", SHOW_HINT),
+        ("http://a does not answer: ReadError", ""),
+        ("https://a does not answer: ConnectError", ""),
+    ],
+)
+def test_what_a_server_leaves_that_wants_a_certificate_is_known_however_it_goes(
+    message: str, hint: str
+) -> None:
+    assert tls_hint(message) == hint
 
 
 @pytest.mark.parametrize("recorded", [True, False], ids=["local", "remote"])
