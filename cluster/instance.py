@@ -27,7 +27,7 @@ from cluster.policies import arrange, role_policy, tier_settings
 from cluster.rpc import channel, reachable
 from cluster.status_message import transfer_messages
 from cluster.step_watch import Present, watch
-from cluster.takeover import running, same_question, taken_message
+from cluster.takeover import running, taken_message
 from cluster.tls import cluster_tls
 from cluster.token_stream import TokenPusher
 from cluster.transports import listening, transports
@@ -162,16 +162,8 @@ class EngineInstance:
     async def take(self, name: str, digest: str) -> pb.TakenRequests:
         """Drop a client's requests (see `same_question`), tell their homes so, and give what they had."""
 
-        def take(core: EngineCore) -> dict[str, list[pb.ChoiceTokens]]:
-            found = {}
-            for one in core.requests(time.time()):
-                if same_question(one.request_id, name, digest):
-                    sequences = core.sequences(one.request_id)
-                    self._pusher.taken(one.request_id, sequences[0].home, sequences[0].epoch)
-                    found[one.request_id] = running(sequences)
-            return found
-
-        taken = await asyncio.wrap_future(self._loop.call(take))
+        tell = self._pusher.taken
+        taken = await asyncio.wrap_future(self._loop.call(lambda core: running(core, name, digest, tell)))
         for request_id in taken:
             self._role.cancel(request_id)
         # What the engine ended before it was asked has been pushed by now.

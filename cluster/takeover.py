@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 from cluster import control_pb2 as pb
 from cluster.stream_order import Piece
+from engine.core import EngineCore
 from engine.sequence import Epoch
-from engine.sequence import Sequence as LiveSequence
 from migration.wire import epoch_to_wire
 
 MOST_WORDS = 2_000_000
@@ -105,13 +105,22 @@ class Endings:
 
 _Key = tuple[str, int]
 
+Tell = Callable[[str, str, Epoch], None]
+"""Told a request that leaves its home, the home and the epoch."""
 
-def running(choices: Iterable[LiveSequence]) -> list[pb.ChoiceTokens]:
-    """The tokens so far of choices that run."""
-    return [
-        pb.ChoiceTokens(choice=one.choice, tokens=one.output, epoch=epoch_to_wire(one.epoch))
-        for one in choices
-    ]
+
+def running(core: EngineCore, name: str, digest: str, tell: Tell) -> dict[str, list[pb.ChoiceTokens]]:
+    """By request, the choices so far that run of a client's question; their homes are told so."""
+    found = {}
+    for one in core.requests(time.time()):
+        if same_question(one.request_id, name, digest):
+            choices = core.sequences(one.request_id)
+            tell(one.request_id, choices[0].home, choices[0].epoch)
+            found[one.request_id] = [
+                pb.ChoiceTokens(choice=each.choice, tokens=each.output, epoch=epoch_to_wire(each.epoch))
+                for each in choices
+            ]
+    return found
 
 
 def taken_message(

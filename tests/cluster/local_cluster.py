@@ -28,7 +28,7 @@ from cluster.openai_answers import ModelCard
 from cluster.request_driver import RequestDriver
 from cluster.status_message import status_message
 from cluster.stream_text import Detokenizer
-from cluster.takeover import running, same_question, taken_message
+from cluster.takeover import running, taken_message
 from cluster.tls import Tls
 from cluster.token_stream import HomeService, TokenPusher
 from cluster.token_streams import TokenStreams
@@ -109,13 +109,9 @@ class LocalInstance:
         """As EngineInstance.take does."""
 
         def take(core: EngineCore) -> dict[str, list[pb.ChoiceTokens]]:
-            found = {}
-            for one in core.requests(time.time()):
-                if same_question(one.request_id, name, digest):
-                    sequences = core.sequences(one.request_id)
-                    self.pusher.taken(one.request_id, sequences[0].home, sequences[0].epoch)
-                    found[one.request_id] = running(sequences)
-                    core.cancel(one.request_id)
+            found = running(core, name, digest, self.pusher.taken)
+            for request_id in found:
+                core.cancel(request_id)
             return found
 
         if self.death.done():
