@@ -71,11 +71,11 @@ class BlockPool:
                 "try again later or raise engine.kv_memory",
                 param="engine.kv_memory",
             )
-        blocks = []
-        for _ in range(count):
-            block = self._free.pop() if self._free else self._cache.evict()
+        blocks = self._free[: -count - 1 : -1]
+        del self._free[len(self._free) - len(blocks) :]
+        blocks += self._cache.evict(count - len(blocks))
+        for block in blocks:
             self._refs[block] = 1
-            blocks.append(block)
         return blocks
 
     def reserve(self, count: int) -> list[int]:
@@ -97,13 +97,14 @@ class BlockPool:
 
     def release(self, blocks: Sequence[int]) -> None:
         """One reference less to each, the last first: the end of a prefix is evicted before its start."""
+        refs, unread = self._refs, []
         for block in reversed(blocks):
-            assert self._refs[block] > 0, f"block {block} freed twice"
-            self._refs[block] -= 1
-            if self._refs[block] == 0:
-                self._reserved.discard(block)
-                if not self._cache.retire(block):
-                    self._free.append(block)
+            assert refs[block] > 0, f"block {block} freed twice"
+            refs[block] -= 1
+            if refs[block] == 0:
+                unread.append(block)
+        self._reserved.difference_update(unread)
+        self._free += self._cache.retire(unread)
 
     def find(self, keys: Iterable[bytes], limit: int) -> list[int]:
         """Cached blocks of the longest prefix of `keys`, at most `limit`; they are not yet shared."""
@@ -113,9 +114,9 @@ class BlockPool:
         """How many of `blocks` have no reader: sharing them makes so many fewer available."""
         return sum(self._refs[block] == 0 for block in blocks)
 
-    def register(self, block: int, key: bytes) -> None:
-        """`block` is full and holds the prefix that `key` stands for. Only where `caching`."""
-        self._cache.insert(key, block)
+    def register(self, blocks: Iterable[int], keys: Iterable[bytes]) -> None:
+        """Each of `blocks` is full and holds the prefix that its key stands for. Only where `caching`."""
+        self._cache.insert(keys, blocks)
 
     def check(self) -> None:
         """The ledger, counted block by block. Raises AssertionError when a block is lost or counted twice."""

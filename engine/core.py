@@ -259,9 +259,8 @@ class EngineCore:
         """
         refuse_what_never_fits(request, self.pool, self.limits)
         root = prefix_cache.root(self._fingerprint, request.adapter, request.salt)
-        keys: list[bytes] = []
-        if self.pool.caching:
-            prefix_cache.extend(keys, root, request.prompt, self.pool.block_size)
+        size, caching = self.pool.block_size, self.pool.caching
+        keys = prefix_cache.of_prompt(root, request.prompt, size) if caching else ()
         if not tokens and len(self._roster.queue) >= self.limits.queue_limit:
             raise Overloaded(
                 f"{self.limits.queue_limit} sequences wait here: raise engine.queue_limit",

@@ -6,6 +6,7 @@ source        freeze ─▶ resume (it stays)        destination   reserve ─�
 
 from __future__ import annotations
 
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
 from engine.errors import Overloaded, TransferFailed
@@ -93,7 +94,7 @@ class Movements:
             self._roster.end(sequence, moved=True)
         return True
 
-    def reserve(self, session: str, request: Request, tokens: int, keys: list[bytes]) -> Reservation:
+    def reserve(self, session: str, request: Request, tokens: int, keys: SequenceOf[bytes]) -> Reservation:
         """See EngineCore.reserve; `keys` are the prefix keys of the full blocks of the prompt."""
         if not tokens:
             return self._keep(Reservation(session, request, []))

@@ -49,8 +49,11 @@ class Planner:
         return planned
 
     def _plan(self, now: float, promised: int) -> tuple[StepPlan, list[Sequence]] | None:
+        roster = self._roster
         self._evictor.begin(now)
-        shares = self._policy.share(self._roster.running, self._candidates(promised), now)
+        if not roster.running and not len(roster.queue):
+            return self._finished({})
+        shares = self._policy.share(roster.running, self._candidates(promised), now)
         entries: dict[int, Entry] = {}
         admitting = True
         for share in shares:

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import struct
+import sys
+from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 
 def fingerprint(*fields: str | bytes) -> bytes:
@@ -26,6 +29,7 @@ def fingerprint(*fields: str | bytes) -> bytes:
     return digest.digest()
 
 
+@lru_cache(maxsize=256)
 def root(model: bytes, adapter: str, salt: str) -> bytes:
     """What the first block of a request is chained to: its model, its adapter, its tenant's salt."""
     return fingerprint(model, adapter, salt)
@@ -33,21 +37,30 @@ def root(model: bytes, adapter: str, salt: str) -> bytes:
 
 def extend(keys: list[bytes], start: bytes, tokens: Sequence[int], block_size: int) -> None:
     """Append the keys of the full blocks in `tokens`, which follow those that `keys` covers."""
-    full = len(tokens) // block_size
-    if not full:
-        return
-    data = struct.pack(f"<{full * block_size}I", *tokens[: full * block_size])
-    parent, size, sha256 = keys[-1] if keys else start, 4 * block_size, hashlib.sha256
-    for first in range(0, len(data), size):
-        parent = sha256(parent + data[first : first + size]).digest()
+    data = array("I", tokens)
+    if sys.byteorder == "big":
+        data.byteswap()
+    raw = memoryview(data).cast("B")
+    parent, size, sha256 = keys[-1] if keys else start, data.itemsize * block_size, hashlib.sha256
+    for first in range(0, len(raw) - size + 1, size):
+        parent = sha256(parent + raw[first : first + size]).digest()
         keys.append(parent)
+
+
+@lru_cache(maxsize=16)
+def of_prompt(start: bytes, prompt: tuple[int, ...], block_size: int) -> tuple[bytes, ...]:
+    """The keys of a whole prompt, which are asked for when it is let in or reserved for, and again when it
+    is taken over."""
+    keys: list[bytes] = []
+    extend(keys, start, prompt, block_size)
+    return tuple(keys)
 
 
 class PrefixCache:
     """Key to block and back, with the unreferenced blocks in the order in which they may go.
 
     Holds no reference counts: the pool says when a block loses its last reader (`retire`) and when
-    it gains one again (`revive`). All operations are O(1).
+    it gains one again (`revive`). All operations are O(1) per block.
     """
 
     def __init__(self) -> None:
@@ -74,28 +87,32 @@ class PrefixCache:
             found.append(block)
         return found
 
-    def insert(self, key: bytes, block: int) -> None:
-        """`block`, which is being read, holds the prefix `key`. The first block of a key stays it."""
-        if key not in self._block and block not in self._key:
-            self._block[key] = block
-            self._key[block] = key
+    def insert(self, keys: Iterable[bytes], blocks: Iterable[int]) -> None:
+        """Each of `blocks`, which are being read, holds the prefix of its key. The first block of a key
+        stays it."""
+        block_of, key_of = self._block, self._key
+        for key, block in zip(keys, blocks, strict=False):
+            if key not in block_of and block not in key_of:
+                block_of[key] = block
+                key_of[block] = key
 
-    def retire(self, block: int) -> bool:
-        """Nobody reads `block` any more: True if it stays cached, as the last to be evicted."""
-        if block not in self._key:
-            return False
-        self._idle[block] = None
-        return True
+    def retire(self, blocks: Sequence[int]) -> list[int]:
+        """Nobody reads `blocks` any more. Those that stay cached are the last to be evicted, in this order;
+        the others are given back."""
+        key_of = self._key
+        self._idle.update(dict.fromkeys([block for block in blocks if block in key_of]))
+        return [block for block in blocks if block not in key_of]
 
     def revive(self, block: int) -> None:
         """`block` is read again: it may not be evicted."""
         del self._idle[block]
 
-    def evict(self) -> int:
-        """Forget the block that has been unread for longest and return it."""
-        block, _ = self._idle.popitem(last=False)
-        del self._block[self._key.pop(block)]
-        return block
+    def evict(self, count: int) -> list[int]:
+        """Forget the blocks that have been unread for longest and return them."""
+        blocks = [self._idle.popitem(last=False)[0] for _ in range(count)]
+        for key in map(self._key.pop, blocks):
+            del self._block[key]
+        return blocks
 
     def check(self, refs: Sequence[int]) -> None:
         """Both directions agree, and the idle blocks are just the cached ones without a reader."""

@@ -39,8 +39,12 @@ class BlockTables:
     def extend_keys(self, sequence: Sequence, keys: list[bytes], start: bytes, stop: int) -> None:
         """Bring the prefix keys up to the full blocks of the first `stop` tokens."""
         size = self.pool.block_size
+        if not self.pool.caching:
+            return
+        if not keys:
+            keys += prefix_cache.of_prompt(start, sequence.request.prompt, size)[: stop // size]
         done = len(keys) * size
-        if self.pool.caching and stop - done >= size:
+        if stop - done >= size:
             prefix_cache.extend(keys, start, sequence.tokens(done, stop), size)
 
     def lookup(self, sequence: Sequence, keys: list[bytes]) -> list[int]:
@@ -110,8 +114,7 @@ class BlockTables:
         now_full = sequence.computed // size
         if self.pool.caching and now_full > full:
             self.extend_keys(sequence, keys, start, sequence.computed)
-            for index in range(full, now_full):
-                self.pool.register(sequence.blocks[index], keys[index])
+            self.pool.register(sequence.blocks[full:now_full], keys[full:now_full])
 
     def fork(self, sequence: Sequence, choice: int) -> Sequence:
         """Another choice that shares every block of `sequence`."""
@@ -140,5 +143,4 @@ class BlockTables:
         """KV that came from elsewhere can be found by its prefix from now on."""
         if self.pool.caching:
             self.extend_keys(sequence, keys, start, sequence.computed)
-            for block, key in zip(sequence.blocks, keys, strict=False):
-                self.pool.register(block, key)
+            self.pool.register(sequence.blocks, keys)

@@ -61,21 +61,23 @@ class BlockList:
         )
 
     def _hold(self, sequence: LiveSequence, count: int) -> None:
-        seen = self._seen.setdefault(sequence.choice, [])
-        for position in range(len(seen), count):
-            block = sequence.blocks[position]
-            if block not in self.index:
+        choice = sequence.choice
+        seen = self._seen.setdefault(choice, [])
+        fresh = sequence.blocks[len(seen) : count]
+        for position, block in enumerate(fresh, len(seen)):
+            if block in self.index:
+                self._holders[block][1].add(choice)
+            else:
                 self._list(block, position)
-            self._holders[block][1].add(sequence.choice)
-            seen.append(block)
+                self._holders[block] = position, {choice}
+        seen += fresh
 
     def _list(self, block: int, position: int) -> None:
         if position < self._cached:
             self.index[block] = position
         else:
-            self.index[block] = len(self)
+            self.index[block] = self._cached + len(self._blocks)
             self._blocks.append(block)
-        self._holders[block] = position, set()
 
     def _forget(self, alive: Mapping[int, LiveSequence], *, frozen: bool) -> None:
         """Only what is final is held on to: the rest may change before it is looked at again."""

@@ -35,14 +35,15 @@ class Line:
     def __init__(self, xs: Sequence[float], ys: Sequence[float]) -> None:
         self._xs = np.asarray(xs, dtype=np.float64)
         self._ys = np.asarray(ys, dtype=np.float64)
+        self._rise = np.diff(self._ys)
 
     def __call__(self, x: FloatArray) -> FloatArray:
         xs, ys = self._xs, self._ys
         if len(xs) == 1:
             return np.full_like(x, ys[0])
-        right = np.clip(np.searchsorted(xs, x, side="right"), 1, len(xs) - 1)
-        low, high = xs[right - 1], xs[right]
-        y = ys[right - 1] + (ys[right] - ys[right - 1]) * (x - low) / (high - low)
+        right = xs[1:-1].searchsorted(x, side="right")
+        low = xs[right]
+        y = ys[right] + self._rise[right] * (x - low) / (xs[1:][right] - low)
         return np.where(x <= xs[0], ys[0], y)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import shutil
 import signal
@@ -10,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -77,8 +79,7 @@ def up(tmp_path: Path, tiny_model: Path, full: bool) -> Iterator[Up]:
 
 
 def test_every_instance_goes_to_the_new_version_and_no_request_fails(up: Up) -> None:
-    (before,) = up.home.items("status")
-    assert {one["version"] for one in before["instances"]} == {before["version"]} == {OLD}
+    before = wait_for(up.home, OLD)
     url, over = before["gateways"][0]["url"], threading.Event()
     outcomes: list[str] = []
 
@@ -89,34 +90,46 @@ def test_every_instance_goes_to_the_new_version_and_no_request_fails(up: Up) -> 
                 whole = answer.status_code == 200
                 outcomes.append(answer.json()["choices"][0]["text"] if whole else f"failed: {answer.text}")
 
+    seen: list[set[str]] = []
+    looks = threading.Thread(target=look, args=(up.home, seen, over))
     clients = [threading.Thread(target=ask) for _ in range(3)]
-    for client in clients:
-        client.start()
+    for thread in (looks, *clients):
+        thread.start()
     try:
         put(up.home, NEW)
         told = up.home.run("restart", "controller", timeout=START)
         assert told.returncode == 0, told.stderr
-        seen = list(_versions(up.home))
+        wait_for(up.home, NEW)
     finally:
         over.set()
-        for client in clients:
-            client.join(150)
+        for thread in (looks, *clients):
+            thread.join(150)
+    assert seen[0] == {OLD}
     assert {OLD, NEW} in seen, "both served at once"
-    assert seen[-1] == {NEW}
     assert not [outcome for outcome in outcomes if outcome.startswith("failed")]
     assert len(set(outcomes)) == 1
     moves = [move for move in up.home.items("get", "migrations") if move["cause"] == "restart"]
     assert any(move["outcome"] == "committed" for move in moves), moves
 
 
-def _versions(home: Home) -> Iterator[set[str]]:
-    """The versions of the instances, look by look, until the old one is gone."""
+def look(home: Home, seen: list[set[str]], over: threading.Event) -> None:
+    """The versions of the instances that are ready, look by look. The console is away with its controller."""
+    state = home.state()
+    assert state is not None
+    with httpx.Client(base_url=state["admin"], trust_env=False, timeout=5) as client:
+        client.headers["authorization"] = f"Bearer {state['admin_token']}"
+        while not over.wait(0.05):
+            with contextlib.suppress(httpx.TransportError):
+                (status,) = client.get("/admin/v1/status").raise_for_status().json()["items"]
+                seen.append({one["version"] for one in status["instances"] if one["state"] == "ready"})
+
+
+def wait_for(home: Home, version: str) -> dict[str, Any]:
+    """The status, once every instance is ready and of a version that the controller is of already."""
     end = time.monotonic() + START
     while time.monotonic() < end:
         (status,) = home.items("status")
-        assert status["version"] == NEW
-        found = {one["version"] for one in status["instances"] if one["state"] == "ready"}
-        yield found
-        if found == {NEW} and all(one["state"] == "ready" for one in status["instances"]):
-            return
+        assert status["version"] == version
+        if all((one["state"], one["version"]) == ("ready", version) for one in status["instances"]):
+            return dict(status)
     raise AssertionError((home.folder / "stderr").read_text())

@@ -24,7 +24,7 @@ def ledger(pool: BlockPool) -> tuple[int, int, int, int]:
 def test_every_block_is_in_one_of_four_states() -> None:
     pool = BlockPool(10, 4)
     used, reserved, cached = pool.allocate(3), pool.reserve(2), pool.allocate(1)
-    pool.register(cached[0], b"key")
+    pool.register([cached[0]], [b"key"])
     pool.release(cached)
     pool.check()
     assert ledger(pool) == (4, 3, 1, 2)
@@ -44,7 +44,7 @@ def test_an_allocation_beyond_the_pool_takes_nothing_and_names_the_setting() -> 
 def test_cached_blocks_give_way_when_no_free_ones_are_left() -> None:
     pool = BlockPool(2, 4)
     (block,) = pool.allocate(1)
-    pool.register(block, b"key")
+    pool.register([block], [b"key"])
     pool.release([block])
     assert pool.available == 2
     assert sorted(pool.allocate(2)) == [0, 1]
@@ -54,7 +54,7 @@ def test_cached_blocks_give_way_when_no_free_ones_are_left() -> None:
 def test_a_cached_block_that_is_read_is_not_evicted() -> None:
     pool = BlockPool(2, 4)
     (block,) = pool.allocate(1)
-    pool.register(block, b"key")
+    pool.register([block], [b"key"])
     pool.release([block])
     pool.share(pool.find([b"key"], 1))
     with pytest.raises(Overloaded):
@@ -65,7 +65,7 @@ def test_the_end_of_a_prefix_is_evicted_before_its_start() -> None:
     pool = BlockPool(3, 4)
     blocks = pool.allocate(3)
     for block, key in zip(blocks, (b"1", b"2", b"3"), strict=True):
-        pool.register(block, key)
+        pool.register([block], [key])
     pool.release(blocks)
     pool.allocate(1)
     assert pool.find([b"1", b"2", b"3"], 3) == blocks[:2]
@@ -179,9 +179,9 @@ MUTANTS = {
     "in-place write at ref > 1": (BlockTables, "grow", "> 1", "> 99"),
     "copy left out": (BlockTables, "grow", "copies = ((source, target),)", "pass"),
     "source of a copy kept": (BlockTables, "grow", "self.pool.release((source,))", "pass"),
-    "freed block still referenced": (BlockPool, "release", "self._refs[block] == 0", "True"),
+    "freed block still referenced": (BlockPool, "release", "refs[block] == 0", "True"),
     "referenced block evicted": (PrefixCache, "revive", "del self._idle[block]", "pass"),
-    "evicted block still known": (PrefixCache, "evict", "del self._block[self._key.pop(block)]", "pass"),
+    "evicted block still known": (PrefixCache, "evict", "del self._block[key]", "pass"),
     "last block of a table not freed": (
         BlockTables,
         "close",

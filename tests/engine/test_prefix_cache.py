@@ -70,39 +70,39 @@ def test_keys_are_the_same_in_every_process() -> None:
 def test_the_block_unread_for_longest_is_evicted_first() -> None:
     cache = PrefixCache()
     for block, key in enumerate((b"a", b"b", b"c")):
-        cache.insert(key, block)
+        cache.insert([key], [block])
     for block in (1, 0, 2):
-        cache.retire(block)
+        cache.retire([block])
     cache.revive(1)
-    cache.retire(1)
-    assert [cache.evict() for _ in range(3)] == [0, 2, 1]
+    cache.retire([1])
+    assert cache.evict(3) == [0, 2, 1]
 
 
 def test_an_evicted_block_is_not_found_any_more() -> None:
     cache = PrefixCache()
-    cache.insert(b"a", 0)
-    cache.retire(0)
-    cache.evict()
+    cache.insert([b"a"], [0])
+    cache.retire([0])
+    cache.evict(1)
     assert cache.find([b"a"], 9) == []
 
 
 def test_the_search_ends_at_the_first_key_that_is_not_there() -> None:
     cache = PrefixCache()
-    cache.insert(b"a", 0)
-    cache.insert(b"c", 2)
+    cache.insert([b"a"], [0])
+    cache.insert([b"c"], [2])
     assert cache.find([b"a", b"b", b"c"], 9) == [0]
 
 
 def test_the_search_ends_at_its_limit() -> None:
     cache = PrefixCache()
-    cache.insert(b"a", 0)
-    cache.insert(b"b", 1)
+    cache.insert([b"a"], [0])
+    cache.insert([b"b"], [1])
     assert cache.find([b"a", b"b"], 1) == [0]
 
 
 def test_a_second_block_with_the_same_content_stays_unknown() -> None:
     cache = PrefixCache()
-    cache.insert(b"a", 0)
-    cache.insert(b"a", 1)
+    cache.insert([b"a"], [0])
+    cache.insert([b"a"], [1])
     assert cache.find([b"a"], 9) == [0]
-    assert not cache.retire(1)
+    assert cache.retire([1]) == [1]

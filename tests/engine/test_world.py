@@ -60,7 +60,7 @@ def test_ledger_and_tokens_hold_in_long_lives_in_which_everything_happens(full: 
 MUTANTS = {
     "write in place at ref > 1": (BlockTables, "grow", "> 1", "> 99"),
     "copy that is not carried out": (BlockTables, "grow", "copies = ((source, target),)", "pass"),
-    "block freed at its first release": (BlockPool, "release", "self._refs[block] == 0", "True"),
+    "block freed at its first release": (BlockPool, "release", "refs[block] == 0", "True"),
     "blocks of the step in flight reused": (BlockTables, "close", "if self._given:", "if False:"),
     "a step ahead is one position behind": (Ahead, "_work", "sequence.computed + 1", "sequence.computed"),
     "a step ahead draws for the position before": (
