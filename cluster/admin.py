@@ -4,11 +4,12 @@ GET   /admin/v1/{status,pools,instances,requests,timelines,migrations,events,exp
 POST  /admin/v1/pools/{name}/scale                                                   {"replicas": 3}
 POST  /admin/v1/instances/{name}/{cordon,uncordon,drain,role}                        {"role": "decode"}
 POST  /admin/v1/requests/{id}/migrate                                                {"to": "decode-1"}
+POST  /admin/v1/{apply,restart}                                                      {"what": "decode"}
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
@@ -47,8 +48,34 @@ class _Body(BaseModel):
         """What `parse` asks of a body: nothing beyond its types here."""
 
 
+Replicas = Annotated[int, Field(ge=0, le=100_000)]
+
+
 class ScaleBody(_Body):
-    replicas: Annotated[int, Field(ge=0, le=100_000)]
+    """`min` and `max` are the pool's bounds; `auto` lets the controller set its target."""
+
+    replicas: Replicas | None = None
+    min: Replicas | None = None
+    max: Replicas | None = None
+    auto: bool = False
+    dry_run: bool = False
+
+    def check(self) -> None:
+        if not self.auto and self.replicas is self.min is self.max is None:
+            raise InvalidParameter("give replicas, min, max or auto", param="replicas")
+
+
+class ApplyBody(_Body):
+    """Settings by dotted path; what is not named stays as it is."""
+
+    settings: Annotated[dict[str, Any], Field(min_length=1, max_length=1000)]
+    dry_run: bool = False
+
+
+class RestartBody(_Body):
+    """`what` is a pool, an instance, `all` instances, or `controller`."""
+
+    what: Annotated[str, Field(min_length=1, max_length=256)]
     dry_run: bool = False
 
 
@@ -183,7 +210,16 @@ def _add_actions(app: FastAPI, service: AdminService) -> None:
     @app.post(f"{API}/pools/{{name}}/scale")
     async def scale(name: str, request: Request) -> Response:
         body = await _read(request, ScaleBody)
-        return json_response(service.scale(name, body.replicas, dry_run=body.dry_run))
+        return json_response(
+            service.scale(
+                name,
+                body.replicas,
+                least=body.min,
+                most=body.max,
+                automatic=body.auto,
+                dry_run=body.dry_run,
+            )
+        )
 
     @app.post(f"{API}/instances/{{name}}/cordon")
     async def cordon(name: str, request: Request) -> Response:
@@ -209,6 +245,16 @@ def _add_actions(app: FastAPI, service: AdminService) -> None:
     async def migrate(name: str, request: Request) -> Response:
         body = await _read(request, MigrateBody)
         return json_response(await service.migrate(name, body.to, wait=body.wait))
+
+    @app.post(f"{API}/apply")
+    async def apply(request: Request) -> Response:
+        body = await _read(request, ApplyBody)
+        return json_response(await service.apply(body.settings, dry_run=body.dry_run))
+
+    @app.post(f"{API}/restart")
+    async def restart(request: Request) -> Response:
+        body = await _read(request, RestartBody)
+        return json_response(service.restart(body.what, dry_run=body.dry_run))
 
 
 async def _read(request: Request, kind: type[B]) -> B:

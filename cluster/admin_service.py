@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from google.protobuf.message import Message
 
 from cluster.admin_history import History
+from cluster.applying import apply, restart
 from cluster.config import Config
 from cluster.config_yaml import leaves
 from cluster.controller import Controller
 from cluster.message_json import API_VERSION, plain
 from cluster.settings_change import masked
-from engine.errors import NotFound
+from engine.errors import ConfigError, InvalidParameter, NotFound
 
 Body = dict[str, Any]
 
@@ -112,8 +113,33 @@ class AdminService:
     def history(self) -> Body:
         return listing("SampleList", self._history.listed())
 
-    def scale(self, pool: str, replicas: int, *, dry_run: bool = False) -> Body:
-        return listing("ScaleReply", [self._controller.scale(pool, replicas, dry_run=dry_run)])
+    def scale(
+        self,
+        pool: str,
+        replicas: int | None = None,
+        *,
+        least: int | None = None,
+        most: int | None = None,
+        automatic: bool = False,
+        dry_run: bool = False,
+    ) -> Body:
+        reply = self._controller.scale(
+            pool, replicas, least=least, most=most, automatic=automatic, dry_run=dry_run
+        )
+        return listing("ScaleReply", [reply])
+
+    async def apply(self, settings: Mapping[str, object], *, dry_run: bool = False) -> Body:
+        """What each difference takes; those that take a restart of the cluster are left as they are.
+
+        Raises InvalidParameter for what is no setting, or no value of it.
+        """
+        try:
+            return listing("ApplyReply", [await apply(self._controller, settings, dry_run=dry_run)])
+        except ConfigError as error:
+            raise InvalidParameter(error.message, param="settings") from error
+
+    def restart(self, what: str, *, dry_run: bool = False) -> Body:
+        return listing("RestartReply", [restart(self._controller, what, dry_run=dry_run)])
 
     async def cordon(self, instance: str, *, on: bool) -> Body:
         return listing("InstanceList", [await self._controller.operations.cordon(instance, on=on)])

@@ -19,12 +19,12 @@ from cluster.chaos.changes import CHANGES, change
 from cluster.chaos.scenario import Fault
 from cluster.chaos.victims import CONTROLLER, GATEWAY, Victim
 from cluster.control_client import ControlClient
-from engine.errors import Conflict, NotFound, TandemError, Unreachable
+from engine.errors import Conflict, InstanceDied, NotFound, TandemError, Unreachable
 
 SETTLED = 120.0
 """Seconds that one step of a rolling restart may take."""
 POLL = 0.1
-AIM = 10.0
+AIM = 30.0
 """Seconds in which a victim must be found: another fault may have hit the controller or all of a kind."""
 MOVABLE = 2.0
 """Seconds in which there must be a request to move: a load has just begun, or a pool is not whole."""
@@ -98,7 +98,7 @@ class Injector:
             if fault.kind == "migrate":  # it may have waited for a request; the others begin at once
                 self._end(place, missed="the load ended before")
             raise
-        except (Missed, ProcessLookupError, psutil.NoSuchProcess) as missed:
+        except (Missed, InstanceDied, ProcessLookupError, psutil.NoSuchProcess) as missed:
             self._end(place, missed=str(missed))
         except Exception as error:  # whatever it is, the run goes on, and its verdict says what was not done
             named = "" if isinstance(error, TandemError | OSError | LookupError) else type(error).__name__

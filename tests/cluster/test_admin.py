@@ -37,6 +37,8 @@ ACTIONS = [
     ("instances/decode-0/drain", {}),
     ("instances/decode-0/role", {"role": "prefill"}),
     ("requests/r/migrate", {"to": "decode-1"}),
+    ("apply", {"settings": {"pools.decode.max_replicas": 12}}),
+    ("restart", {"what": "decode-0"}),
 ]
 
 
@@ -158,6 +160,41 @@ def test_a_pool_is_scaled_within_its_bounds() -> None:
     with_admin(test)
 
 
+def test_a_pool_is_given_bounds_and_left_to_the_controller() -> None:
+    async def test(admin: Admin) -> None:
+        (reply,) = (await admin.post("pools/decode/scale", {"min": 2, "max": 5})).json()["items"]
+        assert (reply["least"], reply["most"]) == (2, 5)
+        (pool,) = await admin.get("pools/decode")
+        assert (pool["least"], pool["most"]) == (2, 5)
+        (reply,) = (await admin.post("pools/decode/scale", {"auto": True})).json()["items"]
+        assert reply["autoscale"]
+        (reply,) = (await admin.post("pools/decode/scale", {"replicas": 3})).json()["items"]
+        assert (reply["target"], reply["autoscale_ended"]) == (3, True)
+        crossed = await admin.post("pools/decode/scale", {"min": 9, "max": 2})
+        assert crossed.status_code == 409, crossed.text
+
+    with_admin(test)
+
+
+def test_settings_are_applied_and_instances_replaced() -> None:
+    async def test(admin: Admin) -> None:
+        body = {"settings": {"pools.decode.max_replicas": 12}}
+        for dry in (True, False):
+            (reply,) = (await admin.post("apply", {**body, "dry_run": dry})).json()["items"]
+            (change,) = reply["changes"]
+            assert (change["path"], change["after"]) == ("pools.decode.max_replicas", "12")
+            assert change["effect"] == "at_once"
+            (pool,) = await admin.get("pools/decode")
+            assert (pool["most"] == 12) is not dry
+        (reply,) = (await admin.post("restart", {"what": "decode-0", "dry_run": True})).json()["items"]
+        assert reply["instances"] == ["decode-0"]
+        assert "decode-0" in admin.controller.pools["decode"].members
+        await admin.post("restart", {"what": "decode-0"})
+        await seen(admin.controller, "ready", 4)
+
+    with_admin(test)
+
+
 def test_an_instance_is_cordoned_drained_and_given_another_role() -> None:
     async def test(admin: Admin) -> None:
         admin.fleet["decode-0"].run("r~1-0")
@@ -200,6 +237,10 @@ def test_a_request_is_moved_and_the_move_remembered() -> None:
         ("instances/decode-0/drain", {"deadline": -1}, 400, "deadline"),
         ("instances/decode-0/restart", {}, 404, None),
         ("requests/none/migrate", {"to": "decode-1"}, 404, "request"),
+        ("apply", {}, 400, "settings"),
+        ("apply", {"settings": {"scheduler.no_such_key": 1}}, 400, "settings"),
+        ("apply", {"settings": {"pools.decode.max_replicas": "many"}}, 400, "settings"),
+        ("restart", {"what": "decode-9"}, 404, "what"),
     ],
 )
 def test_what_cannot_be_done_is_refused_by_field(

@@ -28,7 +28,7 @@ from cluster.chaos.verdict import Aftermath, Verdict, judge, ledger, moves, resu
 from cluster.chaos.victims import Victim, fill_disk, pick
 from cluster.cli.main import build
 from cluster.control_client import ControlClient
-from engine.errors import ConfigError, InvalidParameter, NotFound, Unreachable
+from engine.errors import ConfigError, InstanceDied, InvalidParameter, NotFound, Unreachable
 
 KILL = Done(100.0, "kill", "decode-1", role="decode", target="decode")
 SCENARIO = Scenario(
@@ -272,6 +272,15 @@ def test_a_fault_without_a_victim_fails_in_the_end(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(faults, "AIM", 0.0)
     done = inject(Controller(), Fault(kind="kill", target="decod", at=0.0))
     assert (done.victim, done.error) == ("decod", "there is no decod that could be hit")
+
+
+def test_a_victim_that_dies_before_it_is_hit_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def gone(*_: object) -> None:
+        raise InstanceDied("instance decode-1 died")
+
+    monkeypatch.setattr(Injector, "_afflict", gone)
+    done = inject(Controller(), Fault(kind="clock", target="decode", at=0.0))
+    assert (done.missed, done.error) == ("instance decode-1 died", "")
 
 
 @pytest.mark.parametrize(("running", "why"), [(1, "has ended"), (0, "no request decodes on decode-")])

@@ -1,10 +1,11 @@
-"""docs/cli.md is current, and what docs/upgrades.md and docs/simulator.md print can be typed."""
+"""docs/cli.md is current, and what the other pages and the README print can be typed."""
 
 from __future__ import annotations
 
 import platform
 import re
 import shlex
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,18 @@ from cluster.serve_schema import faults
 ROOT = Path(__file__).resolve().parents[2]
 UPGRADES = (ROOT / "docs/upgrades.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", UPGRADES, re.DOTALL)
-SIMULATOR = (ROOT / "docs/simulator.md").read_text(encoding="utf-8").replace("\\\n", "")
-COMMANDS = [
-    line for kind, text in BLOCKS if kind == "sh" for line in text.splitlines() if line.startswith("tandem ")
-] + [line.removeprefix("$ ") for line in SIMULATOR.splitlines() if line.startswith("$ tandem ")]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def printed(page: Path) -> list[str]:
+    """The tandem commands in the fenced blocks of a page, each on one line."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", "")
+    lines = "\n".join(re.findall(r"^```\w*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)).splitlines()
+    bare = (line.strip().removeprefix("$ ") for line in lines)
+    return [line for line in bare if line.startswith("tandem ")]
+
+
+COMMANDS = {f"{page.name}: {line}": line for page in PAGES if page.name != "cli.md" for line in printed(page)}
 
 
 def test_the_page_of_the_command_line_is_current() -> None:
@@ -50,9 +59,11 @@ def test_what_the_other_pages_name_is_on_the_page() -> None:
     assert "#### tandem k8s leave\n" in manual()
 
 
-@pytest.mark.parametrize("line", COMMANDS)
+@pytest.mark.parametrize("line", COMMANDS.values(), ids=COMMANDS.keys())
 def test_a_printed_command_has_the_verbs_and_flags_of_the_command_line(line: str) -> None:
-    words = shlex.split(line)[1:]
+    words = list(
+        takewhile(lambda word: word not in ("|", ">", "&", "&&", "||"), shlex.split(line, comments=True))
+    )[1:]
     verb: Any = get_command(build())
     of_all = {flag for parameter in verb.params for flag in parameter.opts}
     while words[0] in of_all:
