@@ -60,7 +60,11 @@ def migrate(
 ) -> None:
     """Move a running request to another instance; its client notices nothing."""
     with control(context, address, token) as client:
-        moved = client.migrate(request, to, wait=wait, within=timeout if wait else None)
+        if wait:
+            with Steps(messages(quiet=root(context).quiet)).step(f"moving {request} to {to}"):
+                moved = client.migrate(request, to, wait=True, within=timeout)
+        else:
+            moved = client.migrate(request, to, wait=False)
     if wait and moved.outcome != COMMITTED:
         why = f"{moved.request_id} stays on {moved.source}: {moved.detail}"
         raise Failure(Exit.FAILED, "aborted", why, "it goes on there; try again, or elsewhere")

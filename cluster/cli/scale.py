@@ -13,7 +13,9 @@ from cluster.cli.connect import control
 from cluster.cli.failures import Exit, Failure
 from cluster.cli.options import ControlAddress, ControlToken, Format, Output, Timeout, root
 from cluster.cli.output import messages, out, plain, print_json
+from cluster.cli.progress import Steps
 from cluster.control_client import ControlClient
+from cluster.units import counted
 
 POLL = 0.25
 
@@ -50,7 +52,8 @@ def command(
     with control(context, address, token) as client:
         reply = client.scale(pool.value, replicas, least=least, most=most, automatic=auto, dry_run=dry_run)
         if wait and not dry_run:
-            _wait(client, pool.value, reply.target, timeout)
+            steps = Steps(messages(quiet=root(context).quiet))
+            _wait(client, pool.value, reply, timeout, steps)
     if reply.autoscale_ended:
         text = (
             f"{pool.value} is no longer sized by the controller; `tandem scale {pool.value} --auto` undoes it"
@@ -74,13 +77,19 @@ def _said(pool: str, reply: pb.ScaleReply, verb: str, *, bounds: bool) -> str:
     return said
 
 
-def _wait(client: ControlClient, pool: str, target: int, timeout: float) -> None:
-    end = time.monotonic() + timeout
-    while True:
-        found = next(one for one in client.status().pools if one.name == pool)
-        if found.ready == target and not found.starting and not found.draining:
-            return
-        if time.monotonic() > end:
-            message = f"{pool} has {found.ready} of {target} instances ready after {timeout:g} s"
-            raise Failure(Exit.TIMEOUT, "timeout", message, "see `tandem status` and `tandem events`")
-        time.sleep(POLL)
+def _wait(client: ControlClient, pool: str, reply: pb.ScaleReply, timeout: float, steps: Steps) -> None:
+    """Until as many are ready as shall be, and nobody comes or goes. Raises Failure when time is up."""
+    target, end = reply.target, time.monotonic() + timeout
+    coming = target >= reply.previous
+    with steps.step(f"{pool} goes to {counted(target, 'instance')}") as advance:
+        while True:
+            found = next(one for one in client.status().pools if one.name == pool)
+            if found.ready == target and not found.starting and not found.draining:
+                return
+            if time.monotonic() > end:
+                message = f"{pool} has {found.ready} of {target} instances ready after {timeout:g} s"
+                raise Failure(Exit.TIMEOUT, "timeout", message, "see `tandem status` and `tandem events`")
+            most = max(1, abs(target - reply.previous))
+            left = max(0, target - found.ready) if coming else found.draining
+            advance(max(0, most - left), most)
+            time.sleep(POLL)

@@ -77,6 +77,7 @@ def test_status_as_json_has_every_field_and_whole_numbers(controller: Controller
 def test_scale_sets_the_target_and_says_from_where(controller: Controller) -> None:
     result = run("scale", "decode", "--replicas", "4", "--wait")
     assert (result.exit_code, result.stdout) == (0, "decode goes from 2 to 4\n")
+    assert "decode goes to 4 instances" in result.stderr
     assert controller.targets["decode"] == 4
 
 

@@ -77,6 +77,7 @@ def test_migrate_says_what_it_cost_when_it_waits(controller: Controller) -> None
     assert run("migrate", "mine", "--to", "decode-1").stdout == "mine~1-0 moves from a to b\n"
     told = run("migrate", "mine", "--to", "decode-1", "--wait")
     assert "2 stages, 4096 bytes, 12.3 ms without a token" in told.stdout
+    assert "moving mine to decode-1" in told.stderr
     assert run("migrate", "yours", "--to", "decode-1").exit_code == Exit.NOT_FOUND
 
 
