@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from cluster.access import Access
 from cluster.arrival import traceparent
@@ -17,10 +17,12 @@ from cluster.limits import Ticket
 from cluster.metrics import Metrics
 from cluster.openai import ChatBody, CompletionBody, DetokenizeBody, SamplingBody, TokenizeBody
 from cluster.openai_answers import ModelCard
+from cluster.openai_tools import offered
 from cluster.request_driver import RequestDriver, Run
 from cluster.resume import Reconnection, check_shape
 from cluster.stream_order import Piece, pieces
 from cluster.stream_text import ChoiceText, Detokenizer
+from cluster.structured import check
 from cluster.takeover import Before, Taken, named
 from engine.errors import (
     Conflict,
@@ -58,7 +60,9 @@ def _attached(name: str, job: Job, asked: Reconnection) -> Job:
 class Template(Protocol):
     """Writes a conversation as one prompt, special tokens by name."""
 
-    def render(self, messages: Sequence[dict[str, str]]) -> str: ...
+    def render(
+        self, messages: Sequence[dict[str, Any]], *, tools: Sequence[dict[str, Any]] | None = None
+    ) -> str: ...
 
 
 class Tokenizer(Protocol):
@@ -146,6 +150,9 @@ class GatewayService:
         self._check_tokens(body)
         if isinstance(body, CompletionBody) and len(body.prompt) * (body.n or 1) > MOST_CHOICES:
             raise InvalidParameter(f"at most {MOST_CHOICES} choices in all prompts together", param="n")
+        shape = body.shape()
+        if shape is not None:
+            await asyncio.to_thread(check, shape)
         prompts = await self._prompts(body)
         echo = ["" for _ in prompts]
         if isinstance(body, CompletionBody) and body.echo:
@@ -187,7 +194,7 @@ class GatewayService:
         self.check_model(body.model)
         if body.messages is not None:
             turns = [message.plain(f"messages.{number}") for number, message in enumerate(body.messages)]
-            return await self._chat_prompt(turns)
+            return await self._chat_prompt(turns, offered(body.tools, None))
         return await self._encode(body.prompt or "", add_bos=body.add_special_tokens is not False)
 
     def detokenize(self, body: DetokenizeBody) -> str:
@@ -285,7 +292,7 @@ class GatewayService:
     async def _prompts(self, body: CompletionBody | ChatBody) -> list[list[int]]:
         """The token ids of every prompt; raises InvalidParameter for one without any."""
         if isinstance(body, ChatBody):
-            return [await self._chat_prompt(body.conversation())]
+            return [await self._chat_prompt(body.conversation(), body.offered())]
         prompts = [given if isinstance(given, list) else await self._encode(given) for given in body.prompt]
         if not all(prompts):
             raise InvalidParameter("'prompt' is empty: it needs at least one token", param="prompt")
@@ -332,14 +339,16 @@ class GatewayService:
         shared = prompt // size
         return (shared + (blocks - shared) // n) * size + 1 - prompt
 
-    async def _chat_prompt(self, messages: Sequence[dict[str, str]]) -> list[int]:
+    async def _chat_prompt(
+        self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]]
+    ) -> list[int]:
         """Raises UnsupportedParameter for a model that was not made for chats."""
         template = self.tokenizer.chat_template
         if template is None:
             raise UnsupportedParameter(
                 f"the model '{self.model.name}' has no chat template; use /v1/completions", param="messages"
             )
-        return await self._encode(template.render(messages), add_bos=False)
+        return await self._encode(template.render(messages, tools=tools or None), add_bos=False)
 
     async def _encode(self, text: str, *, add_bos: bool = True) -> list[int]:
         if len(text) < LONG_TEXT:

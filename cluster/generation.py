@@ -36,12 +36,13 @@ async def generate(service: GatewayService, http: Request, body: CompletionBody 
     When the client leaves, its run is dropped on every instance, unless it may come back.
     """
     identity = request_id(http.scope)
-    kind = ChatAnswer if isinstance(body, ChatBody) else CompletionAnswer
-    answer = kind(identity, service.model, service.tokenizer, logprobs=body.alternatives is not None)
+    answer = _answer(service, identity, body)
     try:
         asked = reconnection(http, answer.id)
         whose = tenant(http.scope)
-        reader = (await service.begin(body, identity, timeout_of(http), asked, whose)).reader(asked.seen)
+        reader = (await service.begin(body, identity, timeout_of(http), asked, whose)).reader(
+            asked.seen, answer.had
+        )
     except TandemError as error:
         service.metrics.refused(error, tenant(http.scope) or body.user or "")
         raise _in_terms_of(body, error) from error
@@ -66,6 +67,14 @@ async def generate(service: GatewayService, http: Request, body: CompletionBody 
         raise
     finally:
         leaving.cancel()
+
+
+def _answer(service: GatewayService, identity: str, body: CompletionBody | ChatBody) -> Answer:
+    asked = (identity, service.model, service.tokenizer)
+    logprobs = body.alternatives is not None
+    if isinstance(body, ChatBody):
+        return ChatAnswer(*asked, logprobs=logprobs, tools=bool(body.offered()))
+    return CompletionAnswer(*asked, logprobs=logprobs)
 
 
 def _options(body: CompletionBody | ChatBody, http: Request) -> _Options:

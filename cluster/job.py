@@ -24,6 +24,7 @@ Update = list[tuple[int, list[Piece]]]
 """New tokens by number of the choice."""
 
 Finished = Callable[["Job", BaseException | None], None]
+Had = Callable[[int, str], None]
 
 
 class Job:
@@ -60,14 +61,17 @@ class Job:
         self._readers: set[Reader] = set()
         self._timer: asyncio.TimerHandle | None = None
 
-    def reader(self, seen: Sequence[Seen] = ()) -> Reader:
-        """Somebody who reads all but what was `seen`. Raises InvalidParameter if that is of another shape."""
+    def reader(self, seen: Sequence[Seen] = (), had: Had = lambda number, text: None) -> Reader:
+        """Somebody who reads all but what was `seen`, of which `had` is told the text, choice by choice.
+
+        Raises InvalidParameter if that is of another shape.
+        """
         check_shape(seen, len(self.choices))
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         choices = [Choice(text=text, shown=len(text)) for text in self._echo]
-        reader = Reader(self, choices, tuple(seen) or (Seen(),) * len(choices))
+        reader = Reader(self, choices, tuple(seen) or (Seen(),) * len(choices), had)
         self._readers.add(reader)
         return reader
 
@@ -114,11 +118,12 @@ class Job:
 class Reader:
     """One client of a job; `choices` is what it has been given."""
 
-    def __init__(self, job: Job, choices: list[Choice], seen: tuple[Seen, ...]) -> None:
+    def __init__(self, job: Job, choices: list[Choice], seen: tuple[Seen, ...], had: Had) -> None:
         self.job = job
         self.choices = choices
         self.begun = {number for number, one in enumerate(seen) if one.tokens or one.ended}
         self._seen = seen
+        self._had = had
         self._taken = 0
 
     async def next(self, patience: float | None = None) -> Update | None:
@@ -170,6 +175,8 @@ class Reader:
         by_choice: dict[int, list[Piece]] = {}
         for number, piece in found:
             new = unseen(piece, self._seen[number])
+            if new is not piece:
+                self._had(number, piece.text)
             if new is not None:
                 by_choice.setdefault(number, []).append(new)
                 continue

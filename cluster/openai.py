@@ -11,8 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from cluster.openai_extras import check_extras
 from cluster.openai_fields import LogitBias, Prompts, Stop, Text, TokenId
 from cluster.openai_messages import Message
+from cluster.openai_tools import ToolChoice, Tools, demanded, offered
+from cluster.structured import ResponseFormat, Shape, StructuredOutputs, only
 from engine.errors import InvalidParameter, UnsupportedMediaType, UnsupportedParameter
 from engine.request import Sampling
+from model import grammar
 
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
@@ -52,6 +55,8 @@ class SamplingBody(BaseModel):
     priority: Annotated[int, Field(ge=-(2**31), le=2**31 - 1)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
 
     subject: ClassVar[str] = "prompt"
 
@@ -65,8 +70,18 @@ class SamplingBody(BaseModel):
         """How many alternatives to report beside each token, None for no log-probabilities."""
         return None
 
+    def shapes(self) -> list[Shape]:
+        """What the answer has to be; all that the body says about it."""
+        asked = (self.response_format, self.structured_outputs)
+        return [shape for one in asked if one is not None for shape in one.shapes()]
+
+    def shape(self) -> Shape | None:
+        """What the answer has to be, None for any text. Raises InvalidParameter for several at once."""
+        return only(self.shapes())
+
     def sampling(self, max_tokens: int, seed: int) -> Sampling:
         """`seed` is used where the body has none."""
+        shape = self.shape()
         return Sampling(
             max_tokens=max_tokens,
             temperature=_or(self.temperature, 1.0),
@@ -85,6 +100,7 @@ class SamplingBody(BaseModel):
             include_stop=bool(self.include_stop_str_in_output),
             ignore_eos=bool(self.ignore_eos),
             min_tokens=_or(self.min_tokens, 0),
+            grammar="" if shape is None else shape.grammar,
         )
 
     def check(self) -> None:
@@ -97,6 +113,13 @@ class SamplingBody(BaseModel):
         if self.min_tokens is not None and self.limit is not None and self.min_tokens > self.limit:
             raise InvalidParameter(
                 f"'min_tokens' is above the limit of {self.limit} tokens", param="min_tokens"
+            )
+        shape = self.shape()
+        if shape is not None and (self.ignore_eos or self.min_tokens):
+            param = "ignore_eos" if self.ignore_eos else "min_tokens"
+            raise InvalidParameter(
+                f"'{param}' and '{shape.param}' exclude each other: that says where the answer ends",
+                param=param,
             )
 
 
@@ -124,6 +147,9 @@ class ChatBody(SamplingBody):
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
 
     subject: ClassVar[str] = "messages"
 
@@ -141,7 +167,18 @@ class ChatBody(SamplingBody):
             raise InvalidParameter("'top_logprobs' needs 'logprobs': true", param="top_logprobs")
         self.conversation()
 
-    def conversation(self) -> list[dict[str, str]]:
+    def shapes(self) -> list[Shape]:
+        functions = demanded(self.tools, self.tool_choice)
+        if not functions:
+            return super().shapes()
+        calls = grammar.of_calls(functions, many=self.parallel_tool_calls is not False)
+        return [*super().shapes(), Shape(calls, "tool_choice")]
+
+    def offered(self) -> list[dict[str, Any]]:
+        """The tools that the model is told of."""
+        return offered(self.tools, self.tool_choice)
+
+    def conversation(self) -> list[dict[str, Any]]:
         """The messages as a chat template takes them."""
         return [message.plain(f"messages.{number}") for number, message in enumerate(self.messages)]
 
@@ -156,6 +193,7 @@ class TokenizeBody(BaseModel):
     messages: Annotated[list[Message], Field(min_length=1, max_length=4096)] | None = None
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
+    tools: Tools | None = None
 
     def check(self) -> None:
         if (self.prompt is None) == (self.messages is None):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from cluster.stream_order import Piece
+from cluster.tool_calls import CallReader, Told
 
 # Anything but stop and length ends a request with an error instead.
 _FINISH = {"stop": "stop", "length": "length"}
@@ -90,9 +91,8 @@ class Answer:
         listed = [
             {
                 "index": index,
-                **self._message(choice.text),
+                **self._message(index, choice),
                 "logprobs": self._log(choice.pieces, choice.shown) if self._logprobs else None,
-                "finish_reason": choice.finish,
                 "stop_reason": choice.stop_reason,
             }
             for index, choice in enumerate(choices)
@@ -104,6 +104,9 @@ class Answer:
     ) -> list[dict[str, Any]]:
         """The chunks for new tokens of a choice."""
         raise NotImplementedError
+
+    def had(self, index: int, text: str) -> None:
+        """The client has this text of a choice from an earlier connection."""
 
     def parts(self, pieces: Sequence[Piece]) -> list[Sequence[Piece]]:
         """New tokens of a choice, cut where a client may stop reading: it has what its last event counts."""
@@ -121,7 +124,8 @@ class Answer:
             "system_fingerprint": self._model.fingerprint,
         }
 
-    def _message(self, text: str) -> dict[str, Any]:
+    def _message(self, index: int, choice: Choice) -> dict[str, Any]:
+        """What is said, and why it ended if that is not `finish`."""
         raise NotImplementedError
 
     def _log(self, pieces: Sequence[Piece], offset: int) -> dict[str, Any]:
@@ -153,8 +157,8 @@ class CompletionAnswer(Answer):
         }
         return [{**self._head(self.chunk), "choices": [listed]}]
 
-    def _message(self, text: str) -> dict[str, Any]:
-        return {"text": text}
+    def _message(self, index: int, choice: Choice) -> dict[str, Any]:
+        return {"text": choice.text, "finish_reason": choice.finish}
 
     def _log(self, pieces: Sequence[Piece], offset: int) -> dict[str, Any]:
         offsets, tokens, logprobs, tops = [], [], [], []
@@ -173,6 +177,23 @@ class ChatAnswer(Answer):
     whole = "chat.completion"
     chunk = "chat.completion.chunk"
 
+    def __init__(
+        self,
+        request_id: str,
+        model: ModelCard,
+        names: TokenNames,
+        *,
+        logprobs: bool,
+        tools: bool = False,
+    ) -> None:
+        """tools: whether there are functions to call."""
+        super().__init__(request_id, model, names, logprobs=logprobs)
+        self._tools = tools
+        self._calls: dict[int, CallReader] = {}
+
+    def had(self, index: int, text: str) -> None:
+        self._told(index, text)
+
     def chunk_bodies(
         self, index: int, choice: Choice, pieces: Sequence[Piece], *, first: bool
     ) -> list[dict[str, Any]]:
@@ -181,15 +202,31 @@ class ChatAnswer(Answer):
             bodies.append(self._delta(index, {"role": "assistant", "content": ""}))
         text = "".join(piece.text for piece in pieces)
         log = self._log(pieces, 0) if self._logprobs else None
-        told = text or (log is not None and log["content"])
+        told = self._told(index, text, ended=bool(pieces[-1].finish))
+        delta: dict[str, Any] = {}
+        if told.text or (log is not None and log["content"] and not told.calls):
+            delta["content"] = told.text
+        if told.calls:
+            delta["tool_calls"] = [{"index": call.number, **call.body()} for call in told.calls]
+        log = log if delta else None
         if pieces[-1].finish:
-            finish = _FINISH.get(pieces[-1].finish)
-            end = {"finish_reason": finish, "stop_reason": pieces[-1].stop_reason}
-            delta = {"content": text} if told else {}
-            bodies.append(self._delta(index, delta, logprobs=log if told else None, **end))
-        elif told:
-            bodies.append(self._delta(index, {"content": text}, logprobs=log))
+            end = {"finish_reason": self._finish(index, pieces[-1].finish)}
+            bodies.append(self._delta(index, delta, logprobs=log, **end, stop_reason=pieces[-1].stop_reason))
+        elif delta:
+            bodies.append(self._delta(index, delta, logprobs=log))
         return bodies
+
+    def _told(self, index: int, text: str, *, ended: bool = False) -> Told:
+        """The text with the calls taken out of it."""
+        if not self._tools:
+            return Told(text)
+        reader = self._calls.setdefault(index, CallReader(f"{self.id}/{index}"))
+        told = reader.push(text)
+        return Told(told.text + reader.end().text, told.calls) if ended else told
+
+    def _finish(self, index: int, reason: str | None) -> str | None:
+        called = index in self._calls and self._calls[index].count > 0
+        return "tool_calls" if called and reason == "stop" else _FINISH.get(reason or "")
 
     def _delta(self, index: int, delta: Mapping[str, Any], **rest: Any) -> dict[str, Any]:
         listed = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None, **rest}
@@ -204,8 +241,12 @@ class ChatAnswer(Answer):
         end = replace(last, index=last.index + 1, token=None, text="", logprob=None, top=())
         return [[*rest, text], [end]]
 
-    def _message(self, text: str) -> dict[str, Any]:
-        return {"message": {"role": "assistant", "content": text, "refusal": None, "annotations": []}}
+    def _message(self, index: int, choice: Choice) -> dict[str, Any]:
+        told = self._told(index, choice.text, ended=True)
+        calls = {"tool_calls": [call.body() for call in told.calls]} if told.calls else {}
+        content = told.text if told.text or not calls else None
+        message = {"role": "assistant", "content": content, "refusal": None, "annotations": [], **calls}
+        return {"message": message, "finish_reason": self._finish(index, choice.finish)}
 
     def _log(self, pieces: Sequence[Piece], offset: int) -> dict[str, Any]:
         content = [

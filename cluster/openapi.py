@@ -37,7 +37,14 @@ def _ref(name: str) -> Schema:
 
 
 _TOKEN_LOGPROB = {"token": _TEXT, "logprob": _NUMBER, "bytes": _or_null(_list(_COUNT))}
-_FINISH: Schema = {"enum": ["stop", "length"]}
+_FINISH: Schema = {"enum": ["stop", "length", "tool_calls"]}
+_CALL = _object(
+    {
+        "id": _TEXT,
+        "type": {"const": "function"},
+        "function": _object({"name": _TEXT, "arguments": _TEXT}),
+    }
+)
 _ENDED = {"finish_reason": _FINISH, "stop_reason": {"type": ["string", "integer", "null"]}}
 _DEBUG = _object(
     {
@@ -127,10 +134,12 @@ _ANSWERS: dict[str, Schema] = {
                         "message": _object(
                             {
                                 "role": {"const": "assistant"},
-                                "content": _TEXT,
+                                "content": _or_null(_TEXT),
                                 "refusal": {"type": "null"},
                                 "annotations": _list({}),
-                            }
+                                "tool_calls": _list(_CALL),
+                            },
+                            optional=("tool_calls",),
                         ),
                         "logprobs": _or_null(
                             _object(

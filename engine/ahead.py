@@ -5,7 +5,8 @@
 
 Sure is such a step where all who run decode and nobody can join them: each draws one token and wants one
 more, but for those that reach their length. Who ends by a token of his own, or is frozen, has a row in vain:
-commit leaves it alone. What needs the draws for its plan (penalties, handoffs, chunks) goes one by one.
+commit leaves it alone. What needs the draws for its plan (penalties, grammars, handoffs, chunks) goes one by
+one.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class Ahead:
             and sequence.remaining == 1
             and sequence.computed == work.start
             and work.draw is not None
-            and not sequence.request.sampling.has_penalties
+            and not sequence.request.sampling.looks_back
             and not self._roster.live[sequence.request.id].handoff
         )
 

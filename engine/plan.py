@@ -17,7 +17,7 @@ class Draw:
 
     `choices` draw from the same logits, each with a random number of its own: one choice in decode,
     all n of a request at the end of its prefill. `position` is the index in the output (0 = first).
-    `prompt` and `output` are filled only if the sampling has penalties. `banned` may not be drawn.
+    `prompt` and `output` are filled only if the sampling looks back. `banned` may not be drawn.
     """
 
     sampling: Sampling

@@ -186,7 +186,7 @@ class Planner:
     def _draw(self, live: Live, sequence: Sequence) -> Draw:
         sampling = sequence.request.sampling
         position = len(sequence.output)
-        if sampling.has_penalties:
+        if sampling.looks_back:
             return Draw(
                 sampling,
                 live.choices(sequence),

@@ -12,6 +12,7 @@ class Sampling:
     `seed` is always set: the gateway derives an absent one from the request id, so that a
     retried or moved request draws the same tokens. `logprobs` is the number of alternatives
     to report beside each drawn token (0: the drawn one alone; None: no log-probabilities).
+    `grammar` is what the whole output must be a sentence of, "" for anything; see model/grammar.py.
     """
 
     max_tokens: int
@@ -31,11 +32,17 @@ class Sampling:
     include_stop: bool = False
     ignore_eos: bool = False
     min_tokens: int = 0
+    grammar: str = ""
 
     @property
     def has_penalties(self) -> bool:
         """Whether the drawn token depends on the tokens before it beyond the logits."""
         return self.presence_penalty != 0.0 or self.frequency_penalty != 0.0 or self.repetition_penalty != 1.0
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether a draw has to know what was drawn before it."""
+        return self.has_penalties or bool(self.grammar)
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,7 @@ from migration.link import Link
 from migration.messages import Abort, Commit, Committed, Copy, Refused, Renew, Resend, Reserve, Reserved
 from migration.movement import Movement, Snapshot, freeze, release, resume, snapshot
 from migration.source import SourceState
-from migration.state import capture
+from migration.state import capture, needed
 from migration.transport import BlockStore, Frame
 
 FRAME = 1 << 21
@@ -134,6 +134,12 @@ class Outgoing:
             agreed = self._link.agreed
             size = self._store.layout.block_size if agreed is None else agreed.block_size
             movement.cut = Cut(self._store, size)
+            if agreed is not None and agreed.version < needed(movement.request):
+                self.feed(
+                    movement,
+                    Lost(f"version: {agreed.instance} speaks {agreed.version}, which has no grammars"),
+                )
+                continue
             self.feed(movement, Begin(movement.reserve(movement.cut)))
 
     def _end(self, movement: Movement) -> None:

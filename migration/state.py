@@ -13,11 +13,18 @@ from engine.request import Request
 from engine.sequence import START, Epoch, Phase, Tier
 from engine.sequence import Sequence as LiveSequence
 
-OLDEST, VERSION = 1, 2
+OLDEST, VERSION = 1, 3
 """Versions of the schema that are read here; the newest is written, unless the peer speaks an older one.
 
-2 adds where a choice is in a queue with levels: `level`, `served`.
+2 adds where a choice is in a queue with levels: `level`, `served`; 3 adds the grammar of a request.
 """
+
+_GRAMMARS = 3
+
+
+def needed(request: Request) -> int:
+    """The oldest version that can say all of a request: who knows only older ones would change its tokens."""
+    return _GRAMMARS if request.sampling.grammar else OLDEST
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from engine.errors import TransferFailed
 from engine.request import SLO, Request, Sampling
 from engine.sequence import Epoch, Phase, Tier
 from migration import wire_pb2 as pb
-from migration.state import OLDEST, VERSION, ChoiceState, RequestState
+from migration.state import OLDEST, VERSION, ChoiceState, RequestState, needed
 from migration.transport import Address
 
 __all__ = [
@@ -125,6 +125,7 @@ def _sampling_to_wire(sampling: Sampling) -> pb.Sampling:
         include_stop=sampling.include_stop,
         ignore_eos=sampling.ignore_eos,
         min_tokens=sampling.min_tokens,
+        grammar=sampling.grammar,
     )
 
 
@@ -132,7 +133,7 @@ def _sampling_from_wire(message: pb.Sampling) -> Sampling:
     _few(message.logit_bias, MAX_ITEMS, "biases")
     _few(message.stop, MAX_ITEMS, "stop strings")
     _few(message.stop_token_ids, MAX_ITEMS, "stop tokens")
-    _texts(*message.stop)
+    _texts(*message.stop, message.grammar)
     penalties = (message.presence_penalty, message.frequency_penalty, message.repetition_penalty)
     _finite((message.temperature, message.top_p, message.min_p, *penalties))
     _finite(entry.bias for entry in message.logit_bias)
@@ -154,6 +155,7 @@ def _sampling_from_wire(message: pb.Sampling) -> Sampling:
         include_stop=message.include_stop,
         ignore_eos=message.ignore_eos,
         min_tokens=message.min_tokens,
+        grammar=message.grammar,
     )
 
 
@@ -281,9 +283,13 @@ def start_message(
     outputs: Iterable[tuple[int, Sequence[int]]] = (),
     decode: pb.Address | None = None,
 ) -> pb.Start:
-    """What a gateway sends to an instance. `outputs`: the tokens so far of each choice of a recovered one."""
+    """What a gateway sends to an instance, which may be older: in the oldest version that says all of it.
+
+    `outputs`: the tokens so far of each choice of a recovered one.
+    """
     choices = tuple(ChoiceState(choice, tuple(tokens)) for choice, tokens in outputs)
-    return pb.Start(state=state_to_wire(RequestState(request, epoch, home, choices)), decode=decode)
+    state = RequestState(request, epoch, home, choices, version=needed(request))
+    return pb.Start(state=state_to_wire(state), decode=decode)
 
 
 def start_from_wire(data: bytes) -> tuple[RequestState, Address | None]:

@@ -22,7 +22,7 @@ from engine.plan import Drawn, StepPlan, StepResult, Work
 from kernels.dispatch import Kernels
 from model.kv_cache import KVCache
 from model.runner import ModelRunner
-from model.sampler import draw, is_simple
+from model.sampler import Grammars, draw, is_simple
 from model.static_step import StaticStep
 
 Compute = Callable[[], None]
@@ -83,10 +83,17 @@ class GraphRunner:
     """A Runner whose `launch` returns at once. Both belong to one thread, and so does what they return."""
 
     def __init__(
-        self, eager: Runner, step: StaticStep, cache: KVCache, kernels: Kernels, capture: Capture
+        self,
+        eager: Runner,
+        step: StaticStep,
+        cache: KVCache,
+        kernels: Kernels,
+        capture: Capture,
+        grammars: Grammars | None = None,
     ) -> None:
         """eager: computes what no graph does, on the same cache. Records all sizes, the largest first."""
         self._eager, self._step, self._cache, self._kernels = eager, step, cache, kernels
+        self._grammars = grammars
         with torch.inference_mode():
             self._graphs = {
                 size: capture(functools.partial(step.compute, size)) for size in reversed(sizes(step.rows))
@@ -111,7 +118,7 @@ class GraphRunner:
         """Graphs of a model on a GPU for up to `sequences` rows; takes some seconds."""
         with torch.inference_mode():
             step = StaticStep(runner.transformer, runner.kernels, runner.kv, runner.dtype, sequences)
-        return cls(runner, step, runner.kv, runner.kernels, recorder())
+        return cls(runner, step, runner.kv, runner.kernels, recorder(), runner.grammars)
 
     def run(self, plan: StepPlan) -> StepResult:
         return self.launch(plan)()
@@ -190,12 +197,13 @@ class GraphRunner:
         return wait
 
     def _adjusted(self, works: Sequence[Work]) -> Wait:
-        """Draws that need more than the kernel: penalties, bans, biases, log-probabilities."""
+        """Draws that need more than the kernel: penalties, bans, biases, grammars, log-probabilities."""
         rows = [row for row, work in enumerate(works) if work.draw is not None]
         logits = self._step.logits[: len(works)]
         if len(rows) < len(works):
             logits = logits[rows]
-        drawn = iter(draw(logits, [work.draw for work in works if work.draw is not None], self._kernels))
+        draws = [work.draw for work in works if work.draw is not None]
+        drawn = iter(draw(logits, draws, self._kernels, self._grammars))
         result = StepResult(tuple(() if work.draw is None else next(drawn) for work in works))
         return lambda: result
 

@@ -13,6 +13,7 @@ from engine.plan import Drawn, StepPlan, StepResult, Work
 from kernels import dispatch
 from kernels.dispatch import Kernels
 from model import compiled
+from model.allowed_tokens import AllowedTokens
 from model.assets import Assets, load_assets
 from model.eager import EagerDecoder
 from model.host_tier import HostTier
@@ -20,6 +21,7 @@ from model.kv_cache import DTYPES, KVCache, KVLayout
 from model.memory import keep_freed_memory
 from model.packed_cache import Progress
 from model.sampler import draw
+from model.tokenizer import Tokenizer
 from model.transformer import Transformer
 from model.weights import WEIGHTS, load
 
@@ -84,6 +86,7 @@ class ModelRunner:
         self.assets: Assets = load_assets(model, cache)
         progress("reading the model", 1.0)
         self.config = self.assets.config
+        self.grammars = AllowedTokens(lambda: Tokenizer(self.assets))
         self.numbers, self.dtype = dtype, DTYPES[dtype]
         self.kernels = kernels = dispatch.choose(self.device)
         on_cpu = self.device.type == "cpu"
@@ -137,7 +140,9 @@ class ModelRunner:
             results: list[tuple[Drawn, ...]] = [()] * len(plan.works)
             if drawing:
                 draws = [work.draw for work in plan.works if work.draw is not None]
-                for index, drawn in zip(drawing, draw(logits, draws, self.kernels), strict=True):
+                for index, drawn in zip(
+                    drawing, draw(logits, draws, self.kernels, self.grammars), strict=True
+                ):
                     results[index] = drawn
             return StepResult(tuple(results))
 

@@ -1,6 +1,6 @@
 """From logits to drawn tokens: bias, bans, penalties, then one draw a choice; and log-probabilities.
 
-    raw logits ─┬─▶ logit_bias ─▶ banned ─▶ repetition ─▶ frequency, presence ─▶ kernels.sample ─▶ token
+    raw logits ─┬─▶ logit_bias ─▶ banned ─▶ repetition ─▶ frequency, presence ─▶ grammar ─▶ kernels.sample
                 └─▶ log_softmax ─▶ logprobs
 
 A row's result depends on its own logits and Draw alone: not on the rows beside it, nor on earlier calls.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -22,16 +23,26 @@ from kernels.dispatch import Kernels
 from kernels.reference import draw_key, wide
 
 
-def draw(logits: Tensor, draws: Sequence[Draw], kernels: Kernels) -> list[tuple[Drawn, ...]]:
+class Grammars(Protocol):
+    """Knows which tokens may follow."""
+
+    def allowed(self, grammar: str, output: Sequence[int]) -> Tensor:
+        """[vocabulary], boolean: the tokens that may come after `output`; never none."""
+
+
+def draw(
+    logits: Tensor, draws: Sequence[Draw], kernels: Kernels, grammars: Grammars | None = None
+) -> list[tuple[Drawn, ...]]:
     """Draw every choice of every row.
 
-    logits: [rows, vocabulary] in the model's dtype, one row a Draw. NaN counts as −inf; a row without any
+    logits: [rows, vocabulary] in the model's dtype, one row a Draw; grammars: may be left out where no
+    sampling has one. NaN counts as −inf; a row without any
     finite logit is drawn from as if all tokens were equal. Returns, row by row, one Drawn for each choice.
     """
     raw = finite(logits.to(wide(logits.dtype)))
     if all(_is_plain(item) for item in draws):
         return [(Drawn(token),) * len(item.choices) for token, item in zip(_argmax(raw), draws, strict=True)]
-    tokens = iter(_sampled(raw, draws, kernels))
+    tokens = iter(_sampled(raw, draws, kernels, grammars))
     results = []
     for row, item in zip(raw, draws, strict=True):
         drawn = [next(tokens) for _ in item.choices]
@@ -66,7 +77,7 @@ def _is_plain(item: Draw) -> bool:
 
 def _is_adjusted(item: Draw) -> bool:
     """Whether the draw is from other logits than the model's."""
-    return bool(item.sampling.logit_bias or item.banned or item.sampling.has_penalties)
+    return bool(item.sampling.logit_bias or item.banned or item.sampling.looks_back)
 
 
 def _argmax(logits: Tensor) -> list[int]:
@@ -74,11 +85,12 @@ def _argmax(logits: Tensor) -> list[int]:
     return tokens
 
 
-def _sampled(raw: Tensor, draws: Sequence[Draw], kernels: Kernels) -> list[int]:
+def _sampled(raw: Tensor, draws: Sequence[Draw], kernels: Kernels, grammars: Grammars | None) -> list[int]:
     """One token for each choice of each draw, in order."""
     adjusted = raw
     if any(_is_adjusted(item) for item in draws):
-        adjusted = finite(torch.stack([_adjusted(row, item) for row, item in zip(raw, draws, strict=True)]))
+        rows_of = zip(raw, draws, strict=True)
+        adjusted = finite(torch.stack([_adjusted(row, item, grammars) for row, item in rows_of]))
     rows = [index for index, item in enumerate(draws) for _ in item.choices]
     settings = [draws[index].sampling for index in rows]
     keys = [draw_key(item.sampling.seed, choice, item.position) for item in draws for choice in item.choices]
@@ -99,8 +111,8 @@ def _sampled(raw: Tensor, draws: Sequence[Draw], kernels: Kernels) -> list[int]:
     return tokens
 
 
-def _adjusted(row: Tensor, item: Draw) -> Tensor:
-    """One row after bias, bans and penalties; the row itself if there are none."""
+def _adjusted(row: Tensor, item: Draw, grammars: Grammars | None) -> Tensor:
+    """One row after bias, bans, penalties and grammar; the row itself if there are none."""
     sampling = item.sampling
     if not _is_adjusted(item):
         return row
@@ -112,7 +124,17 @@ def _adjusted(row: Tensor, item: Draw) -> Tensor:
         row[_ids(sorted(item.banned), row)] = float("-inf")
     if sampling.has_penalties:
         _penalise(row, sampling, item)
+    if sampling.grammar:
+        assert grammars is not None, "a runner that draws by a grammar knows grammars"
+        row = _bound(row, grammars.allowed(sampling.grammar, item.output).to(row.device))
     return row
+
+
+def _bound(row: Tensor, allowed: Tensor) -> Tensor:
+    """Only what is allowed; all of it alike if no logit of it is finite."""
+    bound = torch.full_like(row, float("-inf"))
+    bound[allowed] = finite(row[allowed].unsqueeze(0))[0]
+    return bound
 
 
 def _penalise(row: Tensor, sampling: Sampling, item: Draw) -> None:

@@ -19,7 +19,7 @@ MAY: dict[str, tuple[set[str], set[str]]] = {
     "engine": (set(), set()),
     "model": (
         {"engine", "kernels"},
-        {"torch", "numpy", "safetensors", "gguf", "tokenizers", "jinja2"},
+        {"torch", "numpy", "safetensors", "gguf", "tokenizers", "jinja2", "llguidance"},
     ),
     "migration": ({"engine"}, set()),
     "global_scheduler": ({"engine"}, set()),

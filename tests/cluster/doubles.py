@@ -6,8 +6,10 @@ import asyncio
 import codecs
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from engine.plan import Draw, Drawn, StepPlan, StepResult
+from model.allowed_tokens import AllowedTokens
 
 EOS = 256
 SCRIPT = "Once upon a time there was a café — naïve, €5, 🦊🦊. The end of the story comes later, STOP here."
@@ -34,19 +36,25 @@ class ByteDetokenizer:
 
 
 class ByteTemplate:
-    def render(self, messages: Sequence[dict[str, str]]) -> str:
-        return "".join(f"<{turn['role']}>{turn['content']}\n" for turn in messages) + "<assistant>"
+    def render(
+        self, messages: Sequence[dict[str, Any]], *, tools: Sequence[dict[str, Any]] | None = None
+    ) -> str:
+        offered = "".join(f"<tool>{tool['function']['name']}\n" for tool in tools or ())
+        return offered + "".join(f"<{turn['role']}>{turn['content']}\n" for turn in messages) + "<assistant>"
 
 
 class ByteTokenizer:
     """One token per byte of UTF-8, and one that ends."""
 
     vocab_size = EOS + 1
+    bos_token_id = None
+    eos_token_ids = (EOS,)
+    special_ids = frozenset({EOS})
 
     def __init__(self) -> None:
         self.chat_template: ByteTemplate | None = ByteTemplate()
 
-    def encode(self, text: str, *, add_bos: bool = True) -> list[int]:
+    def encode(self, text: str, *, parse_special: bool = True, add_bos: bool = True) -> list[int]:
         return list(text.encode())
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -85,3 +93,18 @@ class ScriptedRunner:
             top = ((token, -0.25), ((token + 1) % EOS, -1.5))[: draw.sampling.logprobs or 0]
             drawn.append(Drawn(token) if draw.sampling.logprobs is None else Drawn(token, -0.25, top))
         return tuple(drawn)
+
+
+class HastyRunner(ScriptedRunner):
+    """Draws what is closest to the end where a grammar leaves a choice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._grammars = AllowedTokens(ByteTokenizer)
+
+    def _draw(self, draw: Draw | None) -> tuple[Drawn, ...]:
+        if draw is None or not draw.sampling.grammar:
+            return super()._draw(draw)
+        allowed = self._grammars.allowed(draw.sampling.grammar, draw.output).nonzero().flatten().tolist()
+        ends = [token for token in (EOS, *b'"}]') if token in allowed]
+        return (Drawn((ends or allowed)[0]),) * len(draw.choices)

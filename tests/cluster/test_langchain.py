@@ -8,7 +8,9 @@ import openai
 import pytest
 from langchain_core.messages import AIMessageChunk, HumanMessage, SystemMessage
 from langchain_openai import ChatOpenAI
+from pydantic import BaseModel
 
+from tests.cluster.doubles import HastyRunner
 from tests.cluster.local_cluster import served_in_a_thread
 
 ASKED = [SystemMessage("Be brief."), HumanMessage("What is a pool?")]
@@ -66,3 +68,24 @@ def test_many_at_once(url: str) -> None:
 def test_a_mistake_is_the_error_that_the_client_knows(url: str) -> None:
     with pytest.raises(openai.BadRequestError, match="temperature"):
         chat(url, temperature=9.0).invoke(ASKED)
+
+
+class Look(BaseModel):
+    """Look at the weather."""
+
+    city: str
+
+
+def test_calls_of_tools_are_read_from_answers_and_streams() -> None:
+    with served_in_a_thread(make_runner=HastyRunner, blocks=512, max_length=900) as url:
+        bound = chat(url).bind_tools([Look], tool_choice="required")
+        answer = bound.invoke(ASKED)
+        assert [(call["name"], call["args"]) for call in answer.tool_calls] == [("Look", {"city": ""})]
+        pieces = list(bound.stream(ASKED))
+        whole = pieces[0]
+        for piece in pieces[1:]:
+            whole += piece
+        assert isinstance(whole, AIMessageChunk)
+        assert [(call["name"], call["args"]) for call in whole.tool_calls] == [("Look", {"city": ""})]
+        for method in ("function_calling", "json_schema"):
+            assert chat(url).with_structured_output(Look, method=method).invoke(ASKED) == Look(city="")

@@ -22,6 +22,7 @@ from engine.errors import (
 
 JSON = "application/json"
 TEXT: dict[str, Any] = {"model": "m", "prompt": "x"}
+OBJECT = {"type": "json_object"}
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
 
@@ -213,11 +214,7 @@ def test_a_path_leads_to_what_is_wrong(messages: Any, param: str) -> None:
 
 
 UNSUPPORTED: list[tuple[str, Any]] = [
-    ("tools", [{"type": "function"}]),
-    ("tool_choice", "required"),
     ("functions", [{}]),
-    ("response_format", {"type": "json_object"}),
-    ("response_format", {"type": "json_schema", "json_schema": {}}),
     ("modalities", ["text", "audio"]),
     ("audio", {"voice": "x"}),
     ("prediction", {"type": "content"}),
@@ -254,8 +251,8 @@ def test_a_field_that_asks_for_nothing_is_accepted(param: str, value: Any) -> No
     assert chat(**{param: value})
 
 
-@pytest.mark.parametrize("name", ["tool_calls", "function_call", "audio"])
-def test_tool_calls_in_a_message_are_refused(name: str) -> None:
+@pytest.mark.parametrize("name", ["function_call", "audio"])
+def test_what_else_a_message_may_hold_is_refused(name: str) -> None:
     with pytest.raises(UnsupportedParameter) as refusal:
         chat(messages=[{"role": "assistant", "content": None, name: [{"id": "1"}]}])
     assert refusal.value.param == f"messages.0.{name}"
@@ -290,6 +287,13 @@ def test_log_probabilities_of_an_echo_are_refused() -> None:
     [
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"min_tokens": 5, "max_tokens": 4}, "min_tokens"),
+        ({"response_format": OBJECT, "ignore_eos": True}, "ignore_eos"),
+        ({"structured_outputs": {"regex": "a"}, "min_tokens": 1}, "min_tokens"),
+        ({"response_format": OBJECT, "structured_outputs": {"regex": "a"}}, "structured_outputs.regex"),
+        ({"structured_outputs": {"choice": ["a"], "regex": "a"}}, "structured_outputs.choice"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema.schema"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"structured_outputs": {"choice": []}}, "structured_outputs.choice"),
     ],
 )
 def test_fields_that_contradict_each_other_are_refused(fields: dict[str, Any], param: str) -> None:
@@ -397,3 +401,59 @@ def refusal_of(kind: Any, body: bytes) -> RequestError | None:
 def test_any_bytes_are_accepted_or_refused_in_so_many_words(data: bytes) -> None:
     with pytest.raises(InvalidParameter):
         parse(CompletionBody, JSON, data)
+
+
+def tool(name: str = "look", **rest: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, **rest}}
+
+
+NAMED = {"type": "function", "function": {"name": "look"}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tools": [{"type": "code"}]}, "tools.0.type"),
+        ({"tools": [{"type": "function"}]}, "tools.0.function"),
+        ({"tools": [tool("no spaces")]}, "tools.0.function.name"),
+        ({"tools": [tool()] * 129}, "tools"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": NAMED}, "tool_choice"),
+        ({"tools": [tool("other")], "tool_choice": NAMED}, "tool_choice.function.name"),
+        ({"tools": [tool()], "tool_choice": "required", "response_format": OBJECT}, "tool_choice"),
+        ({"tools": [tool()], "tool_choice": "required", "ignore_eos": True}, "ignore_eos"),
+    ],
+)
+def test_what_is_wrong_with_tools_is_named(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidParameter) as refusal:
+        chat(**fields)
+    assert refusal.value.param == param
+
+
+def test_only_a_call_that_has_to_be_made_binds_the_answer() -> None:
+    tools = [tool(), tool("go", parameters={"type": "object"})]
+    for free in ({}, {"tool_choice": "auto"}, {"tool_choice": "none"}):
+        assert chat(tools=tools, **free).sampling(9, 0).grammar == ""
+    every, named = chat(tools=tools, tool_choice="required"), chat(tools=tools, tool_choice=NAMED)
+    assert "look" in every.sampling(9, 0).grammar and "go" in every.sampling(9, 0).grammar
+    assert "look" in named.sampling(9, 0).grammar and '"go' not in named.sampling(9, 0).grammar
+    assert [one["function"]["name"] for one in named.offered()] == ["look", "go"]
+    assert chat(tools=tools, tool_choice="none").offered() == []
+    once = chat(tools=tools, tool_choice=NAMED, parallel_tool_calls=False)
+    assert once.sampling(9, 0).grammar != named.sampling(9, 0).grammar
+
+
+def test_earlier_calls_and_their_results_go_into_the_prompt() -> None:
+    called = {"id": "1", "type": "function", "function": {"name": "look", "arguments": '{"at": 1}'}}
+    turns = [
+        {"role": "assistant", "content": None, "tool_calls": [called]},
+        {"role": "tool", "tool_call_id": "1", "content": "rain"},
+    ]
+    assistant, result = chat(messages=turns).conversation()
+    assert assistant["tool_calls"][0]["function"] == {"name": "look", "arguments": {"at": 1}}
+    assert result == {"role": "tool", "content": "rain", "tool_call_id": "1", "name": ""}
+    for wrong in ("[1]", "{", "5"):
+        called["function"] = {"name": "look", "arguments": wrong}
+        with pytest.raises(InvalidParameter) as refusal:
+            chat(messages=turns)
+        assert refusal.value.param == "messages.0.tool_calls.0.function.arguments"

@@ -34,6 +34,7 @@ class Stream:
         self.roles = 0
         self.usage: dict[str, int] | None = None
         self.error: dict[str, Any] | None = None
+        self.calls: list[dict[str, Any]] = []
 
     def line(self, line: str) -> None:
         if line.startswith("id: "):
@@ -46,6 +47,7 @@ class Stream:
         for choice in body.get("choices", ()):
             delta = choice.get("delta", {})
             self.roles += "role" in delta
+            self.calls += delta.get("tool_calls", ())
             index = choice["index"]
             text = delta.get("content") or choice.get("text") or ""
             self.texts[index] = self.texts.get(index, "") + text
@@ -305,3 +307,25 @@ def test_where_the_instance_died_too_it_runs_again_from_the_body() -> None:
         await cluster.service.driver.close()
 
     with_http(test, instances=2)
+
+
+CALLS = 'Well. <tool_call>\n{"name": "look", "arguments": {"at": "€"}}\n</tool_call>\n'
+
+
+@pytest.mark.parametrize("length", [3, 9, 40, len(CALLS.encode()) - 1])
+def test_a_call_is_told_once_to_who_was_cut_off_in_the_middle_of_it(length: int) -> None:
+    async def test(cluster: LocalCluster, client: httpx.AsyncClient) -> None:
+        tool = {"type": "function", "function": {"name": "look"}}
+        body = BODY | {"tools": [tool]}
+        whole, stream = Stream(), Stream()
+        async with opened(client, body, NAMED) as response:
+            await whole.read(response)
+        at = f"{whole.last.rpartition(':')[0]}:{length}"
+        async with opened(client, body, NAMED | {"last-event-id": at}) as response:
+            await stream.read(response)
+        assert whole.texts == {0: "Well. "} and whole.ends == stream.ends == {0: "tool_calls"}
+        assert [call["function"]["name"] for call in whole.calls] == ["look"]
+        assert stream.calls == (whole.calls if length < len(CALLS.encode()) - 1 else [])
+        assert stream.texts.get(0, "") == "Well. "[length:]
+
+    with_http(test, make_runner=lambda: ScriptedRunner(CALLS))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -244,9 +245,12 @@ def test_the_context_ends_a_choice() -> None:
     assert bench.finish("a") is FinishReason.LENGTH
 
 
-def test_penalties_are_given_the_tokens_and_others_are_not() -> None:
+@pytest.mark.parametrize(
+    "changes", [{"presence_penalty": 0.5}, {"grammar": "start: /a+/"}], ids=["penalty", "grammar"]
+)
+def test_who_looks_back_is_given_the_tokens_and_others_are_not(changes: dict[str, Any]) -> None:
     bench, one = Bench(), request("a", prompt(4), 3)
-    sampling = replace(one.sampling, presence_penalty=0.5)
+    sampling = replace(one.sampling, **changes)
     bench.core.submit(replace(one, id="b", sampling=sampling))
     bench.core.submit(one)
     bench.step()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import pytest
 
@@ -195,3 +197,18 @@ def test_only_runners_that_compute_by_themselves_are_looked_ahead_of() -> None:
     bench = Bench()
     assert not isinstance(bench.runner, Launcher)
     assert isinstance(ToyLauncher(bench.runner, []), Launcher)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"presence_penalty": 0.5}, {"grammar": "start: /a+/"}], ids=["penalty", "grammar"]
+)
+def test_nothing_is_decided_ahead_of_a_draw_that_looks_back(changes: dict[str, Any]) -> None:
+    ahead = []
+    for settings in ({}, changes):
+        bench, one = Bench(budget=12), request("a", prompt(5), 9)
+        bench.core.submit(replace(one, sampling=replace(one.sampling, **settings)))
+        bench.step()
+        now = bench.core.plan(0.0)
+        assert now is not None
+        ahead.append(bench.core.plan_ahead(0.0) is not None)
+    assert ahead == [True, False]

@@ -17,6 +17,7 @@ from migration.envelope import Envelope, decode, encode
 from migration.handshake import Identity, agree
 from migration.messages import Commit, Hello, Reserve
 from migration.state import VERSION, ChoiceState, RequestState
+from migration.wire import start_from_wire, start_message
 from tests.engine.toy import alone, prompt, request
 from tests.migration.pair import Engine, pair
 from tests.migration.test_handshake import ONE, OTHER
@@ -145,3 +146,22 @@ def test_a_request_moves_between_two_versions_in_the_older_ones_words(
 def test_between_two_of_today_the_newest_is_spoken(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(AssertionError, match=rf"\[{VERSION}\] == \[1\]"):
         test_a_request_moves_between_two_versions_in_the_older_ones_words("nobody", monkeypatch)
+
+
+@pytest.mark.parametrize(("which", "handed"), [("p", 0), ("d", 0), ("nobody", 1)])
+def test_a_request_with_a_grammar_stays_with_who_can_follow_it(which: str, handed: int) -> None:
+    with one_is_older(which) as both:
+        plain = request("r", prompt(21), 12)
+        one = replace(plain, sampling=replace(plain.sampling, grammar="start: /a+/"))
+        both.start(one)
+        assert both.home.output(one) == alone(plain)
+        both.rest()
+        assert both.sender.handed == handed
+
+
+def test_a_start_is_written_in_the_oldest_version_that_says_all_of_it() -> None:
+    bound = replace(ASKED, sampling=replace(SAMPLING, grammar="start: /a+/"))
+    for asked, version in ((ASKED, 1), (bound, 3)):
+        message = start_message(asked, Epoch(), "home")
+        assert message.state.version == version
+        assert start_from_wire(message.SerializeToString())[0].request == asked

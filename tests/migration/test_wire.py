@@ -69,6 +69,7 @@ samplings = st.builds(
     include_stop=st.booleans(),
     ignore_eos=st.booleans(),
     min_tokens=small,
+    grammar=words,
 )
 requests = st.builds(
     Request,

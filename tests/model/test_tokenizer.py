@@ -154,6 +154,35 @@ def test_templates_have_what_they_rely_on() -> None:
     assert template.render([message, message], extra=5) == '{"role": "user", "content": "<é>"}</s>5'
 
 
+TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+CALLED = {"type": "function", "function": {"name": "look", "arguments": {"at": "<é>"}}}
+
+
+def test_a_template_that_knows_tools_is_given_them_as_they_are() -> None:
+    text = "{{ tools | tojson }}{% for m in messages %}{{ m.tool_calls | tojson }}{% endfor %}"
+    template = ChatTemplate(text, {}, "here")
+    turn = {"role": "assistant", "content": "", "tool_calls": [CALLED]}
+    assert template.render([turn], tools=[TOOL]) == json.dumps([TOOL]) + json.dumps(
+        [CALLED], ensure_ascii=False
+    )
+
+
+def test_one_that_does_not_is_told_in_a_system_message() -> None:
+    template = ChatTemplate("{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}", {}, "here")
+    turns = [
+        {"role": "user", "content": "see"},
+        {"role": "assistant", "content": "I look.", "tool_calls": [CALLED]},
+        {"role": "tool", "content": "rain", "tool_call_id": "1"},
+    ]
+    prompt = template.render(turns, tools=[TOOL])
+    assert prompt.startswith("[system] ") and json.dumps(TOOL) in prompt.split("[user]")[0]
+    call = '<tool_call>\n{"name": "look", "arguments": {"at": "<é>"}}\n</tool_call>'
+    assert prompt.endswith(f"[user] see\n[assistant] I look.\n{call}\n[tool] rain\n")
+    mine = {"role": "system", "content": "Be brief."}
+    assert template.render([mine, *turns], tools=[TOOL]).startswith("[system] Be brief.\n\n")
+    assert template.render(turns[:1]) == "[user] see\n"
+
+
 @pytest.mark.parametrize(
     "text",
     [
