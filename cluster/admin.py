@@ -4,7 +4,7 @@ GET   /admin/v1/{status,pools,instances,requests,timelines,migrations,events,exp
 POST  /admin/v1/pools/{name}/scale                                                   {"replicas": 3}
 POST  /admin/v1/instances/{name}/{cordon,uncordon,drain,role}                        {"role": "decode"}
 POST  /admin/v1/requests/{id}/migrate                                                {"to": "decode-1"}
-POST  /admin/v1/{apply,restart}                                                      {"what": "decode"}
+POST  /admin/v1/{apply,restart,rebalance}                                            {"what": "decode"}
 """
 
 from __future__ import annotations
@@ -76,6 +76,10 @@ class RestartBody(_Body):
     """`what` is a pool, an instance, `all` instances, or `controller`."""
 
     what: Annotated[str, Field(min_length=1, max_length=256)]
+    dry_run: bool = False
+
+
+class RebalanceBody(_Body):
     dry_run: bool = False
 
 
@@ -245,6 +249,11 @@ def _add_actions(app: FastAPI, service: AdminService) -> None:
     async def migrate(name: str, request: Request) -> Response:
         body = await _read(request, MigrateBody)
         return json_response(await service.migrate(name, body.to, wait=body.wait))
+
+    @app.post(f"{API}/rebalance")
+    async def rebalance(request: Request) -> Response:
+        body = await _read(request, RebalanceBody)
+        return json_response(await service.rebalance(dry_run=body.dry_run))
 
     @app.post(f"{API}/apply")
     async def apply(request: Request) -> Response:

@@ -141,6 +141,10 @@ class AdminService:
     def restart(self, what: str, *, dry_run: bool = False) -> Body:
         return listing("RestartReply", [restart(self._controller, what, dry_run=dry_run)])
 
+    async def rebalance(self, *, dry_run: bool = False) -> Body:
+        """The moves of a round that was made now, or would be; no items where nobody is crowded."""
+        return listing("MigrationList", (await self._controller.operations.rebalance(dry_run=dry_run)).moves)
+
     async def cordon(self, instance: str, *, on: bool) -> Body:
         return listing("InstanceList", [await self._controller.operations.cordon(instance, on=on)])
 

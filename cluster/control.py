@@ -60,6 +60,9 @@ class ControlService(control_pb2_grpc.ControlServicer):
     async def _migrate(self, request: pb.MigrateRequest) -> pb.Migration:
         return await self._controller.operations.migrate(request.request, request.to, wait=request.wait)
 
+    async def Rebalance(self, request: pb.RebalanceRequest, context: Context) -> pb.RebalanceReply:
+        return await answered(context, self._controller.operations.rebalance(dry_run=request.dry_run))
+
     async def Cordon(self, request: pb.CordonRequest, context: Context) -> pb.Instance:
         return await answered(context, self._controller.operations.cordon(request.instance, on=request.on))
 

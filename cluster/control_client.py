@@ -109,6 +109,10 @@ class ControlClient:
         """Move a request, and wait for the outcome. Raises NotFound, Conflict and RefusedError."""
         return self._call(self._stub.Migrate, pb.MigrateRequest(request=request, to=to, wait=wait), within)
 
+    def rebalance(self, *, dry_run: bool = False, within: float | None = None) -> pb.RebalanceReply:
+        """Have crowded instances give a request each to roomy ones, and wait for the outcomes."""
+        return self._call(self._stub.Rebalance, pb.RebalanceRequest(dry_run=dry_run), within)
+
     def cordon(self, instance: str, *, on: bool = True) -> pb.Instance:
         """Place nothing more there, or again. Raises NotFound and RefusedError."""
         return self._call(self._stub.Cordon, pb.CordonRequest(instance=instance, on=on))

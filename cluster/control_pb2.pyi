@@ -1054,6 +1054,51 @@ class MigrateRequest(_message.Message):
 Global___MigrateRequest: _TypeAlias = MigrateRequest  # noqa: Y015
 
 @_typing.final
+class RebalanceRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    dry_run: _builtins.bool
+    def __init__(
+        self,
+        *,
+        dry_run: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RebalanceRequest: _TypeAlias = RebalanceRequest  # noqa: Y015
+
+@_typing.final
+class RebalanceReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MOVES_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """why there is none"""
+    @_builtins.property
+    def moves(self) -> _containers.RepeatedCompositeFieldContainer[Global___Migration]:
+        """with `dry_run` those that would be made, without id and outcome"""
+
+    def __init__(
+        self,
+        *,
+        moves: _abc.Iterable[Global___Migration] | None = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["moves", b"moves", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RebalanceReply: _TypeAlias = RebalanceReply  # noqa: Y015
+
+@_typing.final
 class CordonRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1712,7 +1757,7 @@ class PlaceRequest(_message.Message):
 
     @_builtins.property
     def prefix(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """global_scheduler/affinity.py: prefix_keys of the prompt"""
+        """global_scheduler/affinity.py: prefix_keys of prompt and output"""
 
     def __init__(
         self,

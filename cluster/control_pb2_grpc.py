@@ -60,6 +60,11 @@ class ControlStub:
                 request_serializer=cluster_dot_control__pb2.MigrateRequest.SerializeToString,
                 response_deserializer=cluster_dot_control__pb2.Migration.FromString,
                 _registered_method=True)
+        self.Rebalance = channel.unary_unary(
+                '/tandem.control.v1.Control/Rebalance',
+                request_serializer=cluster_dot_control__pb2.RebalanceRequest.SerializeToString,
+                response_deserializer=cluster_dot_control__pb2.RebalanceReply.FromString,
+                _registered_method=True)
         self.Cordon = channel.unary_unary(
                 '/tandem.control.v1.Control/Cordon',
                 request_serializer=cluster_dot_control__pb2.CordonRequest.SerializeToString,
@@ -147,6 +152,13 @@ class ControlServicer:
 
     def Migrate(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Rebalance(self, request, context):
+        """a round of moves from crowded instances, now
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -247,6 +259,11 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.Migrate,
                     request_deserializer=cluster_dot_control__pb2.MigrateRequest.FromString,
                     response_serializer=cluster_dot_control__pb2.Migration.SerializeToString,
+            ),
+            'Rebalance': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rebalance,
+                    request_deserializer=cluster_dot_control__pb2.RebalanceRequest.FromString,
+                    response_serializer=cluster_dot_control__pb2.RebalanceReply.SerializeToString,
             ),
             'Cordon': grpc.unary_unary_rpc_method_handler(
                     servicer.Cordon,
@@ -440,6 +457,33 @@ class Control:
             '/tandem.control.v1.Control/Migrate',
             cluster_dot_control__pb2.MigrateRequest.SerializeToString,
             cluster_dot_control__pb2.Migration.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rebalance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tandem.control.v1.Control/Rebalance',
+            cluster_dot_control__pb2.RebalanceRequest.SerializeToString,
+            cluster_dot_control__pb2.RebalanceReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -112,7 +112,7 @@ class Controller:
         self.pools: dict[str, Pool] = {}
         members = Members(self.pools)
         self.mover = Mover(config, self.scheduler, self.migrations, members)
-        self._rebalancer = Rebalancer(config.scheduler, self.scheduler, self.mover, members)
+        self.rebalancer = Rebalancer(config.scheduler, self.scheduler, self.mover, members)
         self.rollout = Rollout(
             config.control, self.pools, self.events, version=self._version, settings=fingerprint(config)
         )
@@ -124,6 +124,7 @@ class Controller:
             scheduler=self.scheduler,
             events=self.events,
             authority=self._authority,
+            rebalancer=self.rebalancer,
         )
         self.scaler = PoolScaler(
             config,
@@ -355,7 +356,7 @@ class Controller:
             self.pools[first].next = max(self.pools[first].next, int(number) + 1)
             self.pools[role].adopt(handle.name, handle)
         self.rollout.marked |= set(last.marked)
-        loops = {"reconcile": self._reconcile, "rebalance": self._rebalancer.run, "rollout": self.rollout.run}
+        loops = {"reconcile": self._reconcile, "rebalance": self.rebalancer.run, "rollout": self.rollout.run}
         loops["autoscale"] = self.scaler.run
         if self.config.engine.queue == "fair":
             loops["tenants"] = TenantAccounts(self.config, Members(self.pools)).run

@@ -1,4 +1,4 @@
-"""What operators may do with single instances and requests: cordon, drain, migrate, another role.
+"""What operators may do with instances and requests: cordon, drain, migrate, rebalance, another role.
 
 What takes long goes on by itself when the call has returned: whoever waits looks at the instance's state, and
 the events tell how it ended.
@@ -19,6 +19,7 @@ from cluster.member import Member, State
 from cluster.migrations import names
 from cluster.mover import Mover
 from cluster.pool import Authority, Pool
+from cluster.rebalance import Rebalancer
 from cluster.units import counted
 from engine.errors import Conflict, InvalidParameter, NotFound, RefusedError, TandemError
 from global_scheduler.scheduler import Scheduler
@@ -42,6 +43,7 @@ class Operations:
         scheduler: Scheduler,
         events: Events,
         authority: Callable[[], Authority],
+        rebalancer: Rebalancer,
     ) -> None:
         self._config = config
         self._pools = pools
@@ -50,6 +52,7 @@ class Operations:
         self._scheduler = scheduler
         self._events = events
         self._authority = authority
+        self._rebalancer = rebalancer
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def requests(self, wanted: str = "") -> pb.RequestList:
@@ -79,6 +82,12 @@ class Operations:
         if wait:
             return await asyncio.shield(move)
         return pb.Migration(request_id=one.id, source=one.instance, destination=to, cause="operator")
+
+    async def rebalance(self, *, dry_run: bool = False) -> pb.RebalanceReply:
+        """A round of moves from crowded instances to roomy ones, now; with `dry_run` only its plan."""
+        if dry_run:
+            return await self._rebalancer.planned()
+        return await asyncio.shield(self._task(self._rebalancer.round()))
 
     async def cordon(self, name: str, *, on: bool) -> pb.Instance:
         """Place nothing more on an instance, or let it take requests again. Raises NotFound, RefusedError."""

@@ -1,6 +1,8 @@
 """Evens out the load: asks the policy which instances should trade, and has a request moved for each pair.
 
-every rebalance_period: loads ─▶ Rescheduler.decide ─▶ Move(from, to) ─▶ choose(request) ─▶ Mover
+every rebalance_period, and when it is asked for:
+
+    loads ─▶ Rescheduler.decide ─▶ Move(from, to) ─▶ choose(request) ─▶ Mover
 """
 
 from __future__ import annotations
@@ -39,29 +41,81 @@ class Rebalancer:
         self._mover = mover
         self._members = members
         self._came: dict[str, float] = {}
+        self._turn = asyncio.Lock()
 
     async def run(self) -> None:
-        """Round after round: the moves of one are over before the next looks at the loads."""
+        """Round after round."""
         while True:
             await asyncio.sleep(self._period)
+            await self.round()
+
+    async def round(self) -> pb.RebalanceReply:
+        """Gives the moves with their outcome: they are over before another round looks at the loads."""
+        async with self._turn:
             now = time.monotonic()
             moves = self._rescheduler.decide(self._scheduler.view.loads(now), now)
-            await asyncio.gather(*map(self._carry_out, moves))
+            moved = await asyncio.gather(*map(self._carry_out, moves))
+        return self._told(moves, [one for one in moved if one is not None])
 
-    async def _carry_out(self, move: Move) -> None:
-        source, destination = self._members.get(move.source), self._members.get(move.destination)
-        if source is None or destination is None:
-            return
+    async def planned(self) -> pb.RebalanceReply:
+        """The moves that a round would make now; makes none."""
+        now = time.monotonic()
+        moves = self._rescheduler.plan(self._scheduler.view.loads(now), now)
+        found = await asyncio.gather(*map(self._chosen, moves))
+        would = [
+            pb.Migration(
+                request_id=one.id,
+                source=move.source,
+                destination=move.destination,
+                cause=CAUSE,
+                reason=move.reason,
+                tokens=one.prompt_tokens + one.output_tokens,
+                blocks=one.blocks,
+            )
+            for move, one in zip(moves, found, strict=True)
+            if one is not None
+        ]
+        return self._told(moves, would)
+
+    def _told(self, moves: list[Move], made: list[pb.Migration]) -> pb.RebalanceReply:
+        """With the reason, where there is none."""
+        low, high = self._settings.low, self._settings.high
+        reason = ""
+        if moves and not made:
+            givers = ", ".join(move.source for move in moves)
+            reason = f"nothing on {givers} may move: it came lately, is in prefill or moves already"
+        elif not moves:
+            reason = (
+                f"no instance with two requests has fewer than {low:g} free blocks for each "
+                f"while another of its role has more than {high:g}"
+            )
+        return pb.RebalanceReply(moves=made, reason=reason)
+
+    async def _carry_out(self, move: Move) -> pb.Migration | None:
+        chosen, destination = await self._chosen(move), self._members.get(move.destination)
+        if chosen is None or destination is None:
+            return None
         try:
-            requests = await self._mover.requests([source])
-            now = time.monotonic()
-            self._came = {key: at for key, at in self._came.items() if at + self._settings.rest > now}
-            chosen = self._choose(requests, move, now)
-            if chosen is not None:
-                moved = await self._mover.move(chosen, destination, CAUSE, move.reason)
-                self._came[moved.request_id] = time.monotonic()
+            moved = await self._mover.move(chosen, destination, CAUSE, move.reason)
         except TandemError as error:
             logger.debug("%s gave nothing: %s", move.source, error)
+            return None
+        self._came[moved.request_id] = time.monotonic()
+        return moved
+
+    async def _chosen(self, move: Move) -> pb.RunningRequest | None:
+        """The request that goes; None where the instance has none that may."""
+        source = self._members.get(move.source)
+        if source is None or move.destination not in self._members:
+            return None
+        try:
+            requests = await self._mover.requests([source])
+        except TandemError as error:
+            logger.debug("%s gave nothing: %s", move.source, error)
+            return None
+        now = time.monotonic()
+        self._came = {key: at for key, at in self._came.items() if at + self._settings.rest > now}
+        return self._choose(requests, move, now)
 
     def _choose(self, requests: list[pb.RunningRequest], move: Move, now: float) -> pb.RunningRequest | None:
         movable = [

@@ -92,15 +92,19 @@ class Rescheduler:
         An instance is source or destination, never both, and takes at most one request a round. A cordoned
         instance takes nothing; a stale one neither takes nor gives, unless it is leaving.
         """
+        moves = self.plan(loads, now, leaving)
+        for move in moves:
+            self._took[move.destination] = now
+        return moves
+
+    def plan(self, loads: Iterable[Load], now: float, leaving: Mapping[str, str] | None = None) -> list[Move]:
+        """What `decide` would give, without remembering who takes."""
         going = leaving or {}
         roles: dict[str, list[Load]] = {}
         for load in loads:
             roles.setdefault(load.role, []).append(load)
         self._took = {name: time for name, time in self._took.items() if time + self.settings.rest > now}
-        moves = [move for role in roles.values() for move in self._pair(role, going)]
-        for move in moves:
-            self._took[move.destination] = now
-        return moves
+        return [move for role in roles.values() for move in self._pair(role, going)]
 
     def _pair(self, loads: list[Load], going: Mapping[str, str]) -> list[Move]:
         settings = self.settings

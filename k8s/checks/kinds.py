@@ -36,9 +36,9 @@ class Kinds:
 
     def check(self, manifest: Manifest) -> Iterator[Found] | None:
         """What is wrong with the fields of an object; None if there is no schema for its kind."""
-        group = manifest.group.partition("/")[0]
+        group, _, version = manifest.group.partition("/")
         if group == "ray.io":
-            schema = self._ray.get(manifest.kind)
+            schema = self._ray.get((version, manifest.kind))
         elif group == API_GROUP and manifest.kind == pools.KIND:
             schema = pools.schema()
         elif group == "monitoring.coreos.com":
@@ -50,21 +50,21 @@ class Kinds:
         return errors(with_defaults(manifest.data, schema), root(schema))
 
 
-def ray_schemas(folder: Path) -> dict[str, Schema]:
-    """KubeRay's schemas by kind, from JSON schemas or the CRDs' own YAML. Raises SetupError."""
-    found: dict[str, Schema] = {}
+def ray_schemas(folder: Path) -> dict[tuple[str, str], Schema]:
+    """By version and kind, from JSON schemas (of v1) or from the CRDs' own YAML. Raises SetupError."""
+    found: dict[tuple[str, str], Schema] = {}
     for path in sorted([*folder.glob("*.json"), *folder.glob("*.yaml")]):
         if path.suffix == ".json":
             kind = next((kind for kind in RAY_KINDS if path.name.startswith(kind.lower())), None)
             if kind is not None:
-                found[kind] = json.loads(path.read_text(encoding="utf-8"))
+                found["v1", kind] = json.loads(path.read_text(encoding="utf-8"))
             continue
         # The C loader: the files have tens of thousands of lines.
         definition = yaml.load(path.read_text(encoding="utf-8"), Loader=_fast_loader())
         kind = mapping(definition, "spec", "names").get("kind")
         for version in mapping(definition, "spec").get("versions", []):
-            if kind in RAY_KINDS and version["name"] == "v1":
-                found[kind] = version["schema"]["openAPIV3Schema"]
+            if kind in RAY_KINDS:
+                found[version["name"], kind] = version["schema"]["openAPIV3Schema"]
     if not found:
         raise SetupError(
             f"{folder} holds no schema of KubeRay: put the CRDs of its Helm chart there "

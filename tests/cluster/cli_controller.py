@@ -46,6 +46,7 @@ class Controller(control_pb2_grpc.ControlServicer):
             outcome="committed", stages=2, bytes=4096, downtime=0.0123,
         )
     )  # fmt: skip
+    timelines: list[pb.Timeline] = field(default_factory=list)
     asked: list[Any] = field(default_factory=list)
 
     def GetStatus(self, request: pb.StatusRequest, context: Any) -> pb.ClusterStatus:
@@ -88,7 +89,8 @@ class Controller(control_pb2_grpc.ControlServicer):
 
     def GetTimelines(self, request: pb.TimelinesRequest, context: Any) -> pb.TimelineList:
         self.guard(context)
-        return pb.TimelineList()
+        known = [one for one in self.timelines if not request.id or one.id.startswith(f"{request.id}~")]
+        return pb.TimelineList(timelines=known[: request.most or None])
 
     def Migrate(self, request: pb.MigrateRequest, context: Any) -> pb.Migration:
         self.guard(context)
@@ -97,6 +99,16 @@ class Controller(control_pb2_grpc.ControlServicer):
         return (
             self.moved if request.wait else pb.Migration(request_id="mine~1-0", source="a", destination="b")
         )
+
+    def Rebalance(self, request: pb.RebalanceRequest, context: Any) -> pb.RebalanceReply:
+        self.guard(context)
+        self.asked.append(request)
+        if self.stuck:
+            return pb.RebalanceReply(reason="nobody is crowded")
+        plan = pb.Migration(
+            request_id="mine~1-0", source="decode-0", destination="decode-1", reason="1.0 blocks"
+        )
+        return pb.RebalanceReply(moves=[plan if request.dry_run else self.moved])
 
     def Cordon(self, request: pb.CordonRequest, context: Any) -> pb.Instance:
         self.guard(context)

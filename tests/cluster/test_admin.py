@@ -39,6 +39,7 @@ ACTIONS = [
     ("requests/r/migrate", {"to": "decode-1"}),
     ("apply", {"settings": {"pools.decode.max_replicas": 12}}),
     ("restart", {"what": "decode-0"}),
+    ("rebalance", {"dry_run": True}),
 ]
 
 

@@ -25,9 +25,10 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def printed(page: Path) -> list[str]:
-    """The tandem commands in the fenced blocks of a page, each on one line."""
+    """The tandem commands in the fenced blocks of a page, each on one line; `text` is what is printed."""
     text = page.read_text(encoding="utf-8").replace("\\\n", "")
-    lines = "\n".join(re.findall(r"^```\w*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)).splitlines()
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    lines = "\n".join(block for kind, block in blocks if kind != "text").splitlines()
     bare = (line.strip().removeprefix("$ ") for line in lines)
     return [line for line in bare if line.startswith("tandem ")]
 
@@ -65,9 +66,9 @@ def test_a_printed_command_has_the_verbs_and_flags_of_the_command_line(line: str
         takewhile(lambda word: word not in ("|", ">", "&", "&&", "||"), shlex.split(line, comments=True))
     )[1:]
     verb: Any = get_command(build())
-    of_all = {flag for parameter in verb.params for flag in parameter.opts}
+    of_all = {flag: parameter for parameter in verb.params for flag in parameter.opts}
     while words[0] in of_all:
-        words = words[2:]
+        words = words[1 if of_all[words[0]].is_flag else 2 :]
     while hasattr(verb, "get_command") and words:
         verb = verb.get_command(None, words.pop(0))
     known = {flag for parameter in verb.params for flag in (*parameter.opts, *parameter.secondary_opts)}

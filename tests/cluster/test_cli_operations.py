@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
 
+from cluster import control_pb2 as pb
 from cluster.cli.failures import Exit
 from tests.cluster.cli_controller import Controller, items, run
 
@@ -118,3 +120,39 @@ def test_role_waits_for_the_change_and_says_why_there_was_none(controller: Contr
     assert told.exit_code == Exit.FAILED
     controller.instance.role = "prefill"
     assert run("role", "decode-0", "prefill", "--wait").stdout == "decode-0 is a prefill instance\n"
+
+
+def test_rebalance_shows_what_moved_or_would_move_and_why_nothing_did(controller: Controller) -> None:
+    assert "decode-0  decode-1  -         planned  1.0 blocks" in run("rebalance", "--dry-run").stdout
+    assert controller.asked[-1].dry_run
+    assert "12.3 ms   committed" in run("rebalance").stdout
+    assert not controller.asked[-1].dry_run
+    assert items(run("rebalance", "-o", "json"))[0]["outcome"] == "committed"
+    controller.stuck = True
+    assert run("rebalance").stdout == "nothing moved: nobody is crowded\n"
+    assert json.loads(run("rebalance", "-o", "json").stdout) == {
+        "apiVersion": "tandem.dev/v1",
+        "kind": "MigrationList",
+        "items": [],
+    }
+
+
+def test_trace_export_writes_a_file_or_stdout_and_knows_who_is_not_there(
+    controller: Controller, tmp_path: Path
+) -> None:
+    controller.timelines = [
+        pb.Timeline(
+            id=f"{name}~1-0", gateway="gateway-0", seconds=1, phases=[pb.Phase(name="admit", seconds=1)]
+        )
+        for name in ("mine", "yours")
+    ]
+    file = tmp_path / "t.json"
+    done = run("trace", "export", "-f", str(file))
+    assert (done.exit_code, done.stdout) == (0, "") and "2 requests: open" in done.stderr
+    written = json.loads(file.read_text())
+    assert [one["name"] for one in written["traceEvents"] if one["ph"] == "X"] == ["request", "admit"] * 2
+    one = json.loads(run("trace", "export", "mine").stdout)
+    assert [each["ph"] for each in one["traceEvents"]].count("X") == 2
+    assert run("trace", "export", "--most", "1").stdout == run("trace", "export", "mine").stdout
+    assert run("trace", "export", "nobody").exit_code == Exit.NOT_FOUND
+    assert run("trace", "export", "-f", str(tmp_path / "none" / "t.json")).exit_code == Exit.USAGE

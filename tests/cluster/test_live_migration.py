@@ -7,14 +7,18 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 
 import pytest
 
 from cluster.stream_order import Piece
 from engine.request import Request, Sampling
 from migration.moved import Moved
+from model.grammar import of_schema
 from tests.cluster.pools import Pools, pools
 from tests.model.identity import answers
+
+WORDS = of_schema({"type": "array", "items": {"type": "string", "maxLength": 9}, "minItems": 40})
 
 
 class Moves:
@@ -79,6 +83,8 @@ def requests(rng: random.Random, count: int, tokens: int) -> list[Request]:
             min_tokens=(0, 8)[number % 2],
             ignore_eos=number % 4 == 0,
         )
+        if number % 5 == 4:
+            sampling = replace(sampling, grammar=WORDS, min_tokens=0, ignore_eos=False)
         made.append(Request(f"{number}", chosen[number % len(chosen)].prompt, sampling))
     return made
 

@@ -322,3 +322,53 @@ def test_a_crowded_instance_gives_one_request_to_a_roomy_one_and_says_why() -> N
             assert len(fleet["decode-1"].running) == 1
 
     run(test())
+
+
+def crowded(controller: Controller, fleet: Fleet) -> None:
+    """decode-0 has two requests and almost no blocks, decode-1 has all of its own."""
+    full = fleet["decode-0"]
+    full.status_message.blocks_used, full.status_message.blocks_free = 98, 2
+    full.run("a~1-0", "b~1-0")
+
+
+SELDOM = CONFIG.model_copy(
+    update={"scheduler": CONFIG.scheduler.model_copy(update={"rebalance_period": 60.0})}
+)
+
+
+def test_a_round_that_is_asked_for_moves_what_its_dry_run_named() -> None:
+    async def test() -> None:
+        fleet = Fleet()
+        async with controlling(fleet, SELDOM) as controller:
+            await seen(controller, "ready", 3)
+            assert "fewer than 3 free blocks" in (await controller.operations.rebalance()).reason
+            crowded(controller, fleet)
+            await until(lambda: any(load.running == 2 for load in controller.scheduler.view.loads(0.0)))
+            for _ in range(2):  # looking changes nothing
+                (plan,) = (await controller.operations.rebalance(dry_run=True)).moves
+            assert (plan.source, plan.destination, plan.outcome) == ("decode-0", "decode-1", "")
+            assert "1.0 blocks per request" in plan.reason
+            assert not controller.mover.migrations.listed() and not fleet["decode-1"].running
+            (moved,) = (await controller.operations.rebalance()).moves
+            assert (moved.request_id, moved.outcome, moved.cause) == (
+                plan.request_id,
+                "committed",
+                "rebalance",
+            )
+            assert list(fleet["decode-1"].running) == [plan.request_id]
+
+    run(test())
+
+
+def test_a_round_says_why_a_crowded_instance_gives_nothing() -> None:
+    async def test() -> None:
+        fleet = Fleet()
+        async with controlling(fleet, SELDOM) as controller:
+            await seen(controller, "ready", 3)
+            crowded(controller, fleet)
+            fleet["decode-0"].run("a~1-0", "b~1-0", phase="prefill")
+            await until(lambda: any(load.running == 2 for load in controller.scheduler.view.loads(0.0)))
+            reply = await controller.operations.rebalance()
+            assert not reply.moves and reply.reason.startswith("nothing on decode-0 may move")
+
+    run(test())

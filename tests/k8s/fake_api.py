@@ -180,6 +180,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(lambda where, _: self._write(where, self._patched(where)))
 
     def do_DELETE(self) -> None:
+        # kubectl sends options, which would be read as the connection's next request.
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self._answer(lambda where, _: self.store.delete(where["collection"], where["name"]))
 
     def _answer(self, act: Any) -> None:

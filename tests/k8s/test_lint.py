@@ -329,6 +329,27 @@ def test_the_crd_of_kuberay_s_chart_serves_as_a_schema(tmp_path: Path) -> None:
     ]
 
 
+def test_an_older_version_of_a_kind_is_held_to_its_own_schema_only(tmp_path: Path) -> None:
+    def version(name: str, *fields: str) -> dict[str, object]:
+        spec = {"type": "object", "properties": {field: {"type": "integer"} for field in fields}}
+        schema = {"type": "object", "properties": {"spec": spec}}
+        return {"name": name, "schema": {"openAPIV3Schema": schema}}
+
+    def found(api: str, folder: Path) -> tuple[list[str], tuple[str, ...]]:
+        text = f"apiVersion: ray.io/{api}\nkind: RayCluster\nmetadata: {{name: a}}\nspec: {{old: 1}}\n"
+        report = check(text, Kinds(folder, "1.34"))
+        return [".".join(problem.path) for problem in report.problems], report.unchecked
+
+    both, new = tmp_path / "both", tmp_path / "new"
+    for folder, versions in {both: [version("v1", "new"), version("v1alpha1", "old")], new: []}.items():
+        folder.mkdir()
+        crd = {"spec": {"names": {"kind": "RayCluster"}, "versions": versions or [version("v1", "new")]}}
+        (folder / "ray.io_rayclusters.yaml").write_text(json.dumps(crd))
+    assert found("v1", both) == (["spec.old"], ())
+    assert found("v1alpha1", both) == ([], ())
+    assert found("v1alpha1", new) == ([], ("ray.io/v1alpha1 RayCluster",))
+
+
 class TestCommand:
     """The verb itself."""
 
