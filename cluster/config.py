@@ -217,9 +217,9 @@ class ControlConfig(Section):
         5.0, gt=0, description="How long a call between two parts of the cluster may take."
     )
     silence_timeout: Duration = Field(
-        1.5,
+        1.4,
         gt=0,
-        description="How long an instance's beats may stay away before it is killed and replaced. Time "
+        description="How long after its last beat an instance is killed and replaced. Time "
         "that one beside the controller waited for CPU or disk is not counted, up to ten times as long.",
     )
     step_factor: float = Field(

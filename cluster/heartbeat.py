@@ -12,7 +12,6 @@ tells at once; this is for those that neither live nor die.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -24,12 +23,16 @@ STARVED = 10
 """Times silence_timeout after which it makes no difference that a silent process was starved."""
 
 
+CLOSE = 1e-3
+"""Seconds that are not waited for less than: a clock may not tell them apart."""
+
+
 class Beating(Protocol):
     async def beat(self) -> bytes: ...
 
 
 class Told:
-    """An instance's beats: the one that its last status brought, or one that it is asked for.
+    """An instance's beats: those that its statuses bring, or one that it is asked for.
 
     `age` is how old the last one was when it was given, in seconds.
     """
@@ -38,46 +41,87 @@ class Told:
         self._instance = instance
         self._beat: pb.Beat | None = None
         self._at = 0.0
+        self._come = asyncio.Event()
         self.age = 0.0
 
     def tell(self, beat: pb.Beat) -> None:
         """A status has brought this."""
-        self._beat, self._at = beat, time.monotonic()
+        self._beat, self._at = beat, asyncio.get_running_loop().time()
+        self._come.set()
+
+    @property
+    def told(self) -> bool:
+        """Whether a status has come since the last call of `beat`."""
+        return self._beat is not None
 
     async def beat(self) -> pb.Beat:
+        """Whichever comes first; at once if it has been told."""
+        if not self.told:
+            asked = asyncio.ensure_future(self._instance.beat())
+            told = asyncio.ensure_future(self._come.wait())
+            try:
+                await asyncio.wait([asked, told], return_when=asyncio.FIRST_COMPLETED)
+                if not told.done():
+                    self.age = 0.0
+                    return pb.Beat.FromString(asked.result())
+            finally:
+                for task in (asked, told):
+                    task.cancel()
+                await asyncio.gather(asked, told, return_exceptions=True)
         beat, self._beat = self._beat, None
-        if beat is not None:
-            self.age = time.monotonic() - self._at
-            return beat
-        beat = pb.Beat.FromString(await self._instance.beat())
-        self.age = 0.0
+        assert beat is not None
+        self._come.clear()
+        self.age = asyncio.get_running_loop().time() - self._at
         return beat
 
 
 class _Silence:
-    """Seconds without a beat, of which those that the instance was starved are no fault of its own."""
+    """Seconds without a beat, of which those that the instance was starved are no fault of its own.
 
-    def __init__(self, limit: float, starved: Callable[[float], float]) -> None:
-        self._limit = limit
+    It is waited for in spans of a beat, the last of them just as long as it takes to reach the limit.
+    """
+
+    def __init__(self, config: ControlConfig, starved: Callable[[float], float]) -> None:
+        self._limit, self._beat = config.silence_timeout, config.beat
         self._starved = starved
         self._excused = 0.0
-        self._counts = False
+        self._noticed = False
+        self._late = False
         self.seconds = 0.0
 
     def broken(self, since: float) -> None:
         """There was a beat, so many seconds ago."""
-        self.seconds, self._excused, self._counts = since, 0.0, False
+        self.seconds, self._excused, self._noticed, self._late = since, 0.0, False, False
 
-    def goes_on(self, seconds: float) -> None:
-        excused = self._starved(seconds)
-        # What it tells first is of the time since an earlier silence.
-        self._excused += excused if self._counts else 0.0
-        self._counts = True
-        self.seconds += seconds
+    def noticed(self) -> None:
+        """From here on it is asked for how long the instance was starved; its first answer is of before."""
+        if not self._noticed:
+            self._starved(0.0)
+        self._noticed = True
+
+    async def wait(self, beat: asyncio.Future[pb.Beat] | None = None) -> None:
+        """A span at most. Where this process was late itself, no more than a beat of that counts."""
+        left = self._limit - (self.seconds - self._excused)
+        span = min(self._beat, max(left, CLOSE)) if left > 0 else self._beat
+        clock = asyncio.get_running_loop().time
+        before = clock()
+        if beat is None:
+            await asyncio.sleep(span)
+        else:
+            await asyncio.wait([beat], timeout=span)
+        passed = clock() - before
+        self._late = passed > span + self._beat
+        passed = min(passed, span + self._beat)
+        self.seconds += passed
+        if self._noticed:
+            self._excused += self._starved(passed)
 
     @property
     def too_long(self) -> bool:
-        return self.seconds - self._excused >= self._limit or self.seconds >= STARVED * self._limit
+        """Who was late looks again first: an answer may lie there."""
+        if self.seconds >= STARVED * self._limit:
+            return True
+        return self.seconds - self._excused >= self._limit and not self._late
 
 
 async def hung(
@@ -85,43 +129,36 @@ async def hung(
 ) -> str:
     """Returns when the instance must be taken for dead, with the reason; not for one that has died.
 
-    `starved` tells for how many of the last seconds it could not run, as `Starvation` does. Only time in
-    which this process itself ran is counted: a controller that was stopped for a minute finds its instances
-    silent for no longer than a beat.
+    That is silence_timeout after its last beat. `starved` tells for how many of the last seconds it could not
+    run, as `Starvation` does. Only time in which this process itself ran is counted: a controller that was
+    stopped for a minute finds its instances silent for no longer than a beat.
     """
-    silence = _Silence(config.silence_timeout, starved)
+    silence = _Silence(config, starved)
     while True:
+        if not instance.told:
+            silence.noticed()
         asked = asyncio.ensure_future(instance.beat())
         try:
-            while not silence.too_long:
-                passed = await _passed(asked, config.beat)
-                if asked.done():
-                    break
-                silence.goes_on(passed)
-            if not asked.done():
-                return f"no beat for {silence.seconds:.1f} s"
+            while not asked.done():
+                await silence.wait(asked)
+                if silence.too_long and not asked.done():
+                    return f"no beat for {silence.seconds:.1f} s"
             beat = asked.result()
         except InstanceDied:
             await asyncio.Event().wait()
             raise
         except TandemError:
             # Out of reach for the moment; counts as silence.
-            await asyncio.sleep(config.beat)
-            silence.goes_on(config.beat)
+            await silence.wait()
+            if silence.too_long:
+                return f"no beat for {silence.seconds:.1f} s"
             continue
         finally:
             asked.cancel()
         silence.broken(min(instance.age, config.beat))
         if beat.limit and beat.elapsed > beat.limit:
             return _stuck(beat)
-        await asyncio.sleep(config.beat)
-
-
-async def _passed(asked: asyncio.Future[pb.Beat], span: float) -> float:
-    """Wait for a span of time at most; gives the seconds that count."""
-    before = time.monotonic()
-    await asyncio.wait([asked], timeout=span)
-    return min(time.monotonic() - before, 2 * span)
+        await silence.wait()
 
 
 def _stuck(beat: pb.Beat) -> str:

@@ -30,7 +30,7 @@ from engine.errors import Overloaded, TandemError
 from engine.request import Request
 from engine.sequence import Epoch
 from global_scheduler import journey as way
-from global_scheduler.affinity import prefix_keys
+from global_scheduler.affinity import PrefixKeys
 from global_scheduler.placement import Placement
 from migration.wire import start_message
 
@@ -173,7 +173,7 @@ class Run:
         self._placements: dict[str, pb.Placement] = {}
         self._timers: set[asyncio.Task[None]] = set()
         self._pieces: list[Piece] = []
-        self._prefix = prefix_keys(request.prompt, request.salt)
+        self._prefix = PrefixKeys(request.prompt, request.salt)
         driver.runs[request.id] = self
         now = time.monotonic()
         if before is None:
@@ -295,7 +295,7 @@ class Run:
             attempt=action.attempt,
             exclude=sorted(action.exclude),
             adapter=self.request.adapter,
-            prefix=self._prefix,
+            prefix=self._prefix.then(self._journey.furthest),
             slo_ttft=self.request.slo.ttft or 0.0,
             slo_tpot=self.request.slo.tpot or 0.0,
         )

@@ -10,10 +10,10 @@ fence (1, 0): the request was recovered ────────────▶�
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cluster import control_pb2 as pb
-from engine.sequence import Epoch
+from engine.sequence import START, Epoch
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,48 @@ class Piece:
     stop_reason: str | int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Ownership:
+    """Who may speak for a request: its epoch, who claimed it, and what the claims of this attempt took over.
+
+    `owner` is "" until somebody claims. Of each claim: its move, and (choice, tokens) of the live choices.
+    Immutable.
+    """
+
+    epoch: Epoch = START
+    owner: str = ""
+    claims: tuple[tuple[int, tuple[tuple[int, int], ...]], ...] = ()
+
+    def fenced(self, epoch: Epoch) -> Ownership:
+        """The home starts a new attempt, which nobody has claimed."""
+        return replace(self, epoch=epoch, owner="", claims=())
+
+    def claimed(self, instance: str, epoch: Epoch, lengths: Mapping[int, int]) -> Ownership | None:
+        """Compare-and-set: granted to a newer move of the present attempt, and to its owner again.
+
+        None: refused.
+        """
+        if epoch == self.epoch and instance == self.owner:
+            return self
+        if epoch.attempt != self.epoch.attempt or epoch.move <= self.epoch.move:
+            return None
+        claim = epoch.move, tuple(sorted(lengths.items()))
+        return replace(self, epoch=epoch, owner=instance, claims=(*self.claims, claim))
+
+    def bound(self, epoch: Epoch, choice: int) -> int | None:
+        """Below which index of a choice an epoch may push; None: no bound.
+
+        An older move of this attempt may fill what the next newer claim took over. A choice that this claim
+        does not name had ended before it.
+        """
+        if epoch.attempt != self.epoch.attempt or epoch > self.epoch:
+            return 0
+        for move, lengths in self.claims:
+            if move > epoch.move:
+                return dict(lengths).get(choice)
+        return None
+
+
 @dataclass(slots=True)
 class _Choice:
     next: int = 0
@@ -41,16 +83,21 @@ class TokenOrder:
     """Order and ownership of one request's pushes. Pure: the caller wakes whoever reads."""
 
     def __init__(self, n: int, max_tokens: int) -> None:
-        self.epoch = Epoch()
-        self.owner = ""
+        self.ownership = Ownership()
         self._choices = [_Choice() for _ in range(n)]
-        self._claims: list[tuple[int, dict[int, int]]] = []
-        self._bound = max_tokens
+        self._most = max_tokens
+
+    @property
+    def epoch(self) -> Epoch:
+        return self.ownership.epoch
+
+    @property
+    def owner(self) -> str:
+        return self.ownership.owner
 
     def fence(self, epoch: Epoch) -> None:
         """The home starts a new attempt: whatever waits out of order comes again from there."""
-        self.epoch, self.owner = epoch, ""
-        self._claims.clear()
+        self.ownership = self.ownership.fenced(epoch)
         for choice in self._choices:
             choice.waiting.clear()
 
@@ -62,33 +109,31 @@ class TokenOrder:
             choice.finished |= bool(piece.finish)
 
     def claim(self, instance: str, epoch: Epoch, lengths: Mapping[int, int]) -> bool:
-        """Compare-and-set: granted to a newer move of the present attempt, and to its owner again."""
-        if epoch == self.epoch and instance == self.owner:
-            return True
-        if epoch.attempt != self.epoch.attempt or epoch.move <= self.epoch.move:
+        """Whether the epoch is the instance's now."""
+        claimed = self.ownership.claimed(instance, epoch, lengths)
+        if claimed is None:
             return False
-        self.epoch, self.owner = epoch, instance
-        self._claims.append((epoch.move, dict(lengths)))
+        self.ownership = claimed
         return True
 
     def push(self, tokens: pb.Tokens) -> tuple[list[Piece], bool]:
         """The pieces that are now in order, and whether the pusher's epoch may still speak."""
-        epoch = Epoch(tokens.epoch.attempt, tokens.epoch.move)
-        if tokens.choice >= len(self._choices) or epoch.attempt != self.epoch.attempt or epoch > self.epoch:
+        if tokens.choice >= len(self._choices):
             return [], False
         choice = self._choices[tokens.choice]
-        limit = self._limit(epoch, tokens.choice)
+        bound = self.ownership.bound(Epoch(tokens.epoch.attempt, tokens.epoch.move), tokens.choice)
         allowed = True
         for piece in pieces(tokens):
-            if limit is not None and piece.index >= limit:
+            if bound is not None and piece.index >= bound:
                 allowed = False
-            elif choice.next <= piece.index <= self._bound and not choice.finished:
+            elif choice.next <= piece.index <= self._most and not choice.finished:
                 choice.waiting.setdefault(piece.index, piece)
         return self._advance(choice), allowed
 
     def gaps(self) -> bool:
         """Whether tokens wait for earlier ones, or a claim promised tokens that have not come."""
-        promised = self._claims[-1][1] if self._claims else {}
+        claims = self.ownership.claims
+        promised = dict(claims[-1][1]) if claims else {}
         for number, choice in enumerate(self._choices):
             if not choice.finished and (choice.waiting or choice.next < promised.get(number, 0)):
                 return True
@@ -97,13 +142,6 @@ class TokenOrder:
     def position(self) -> tuple[int, ...]:
         """Tokens delivered of each choice."""
         return tuple(choice.next for choice in self._choices)
-
-    def _limit(self, epoch: Epoch, choice: int) -> int | None:
-        """Below which index an epoch may push: what the next newer claim took over; None without a bound."""
-        for move, lengths in self._claims:
-            if move > epoch.move:
-                return lengths.get(choice)
-        return None
 
     def _advance(self, choice: _Choice) -> list[Piece]:
         ready: list[Piece] = []

@@ -241,15 +241,22 @@ class Journey:
                 return (*self._leave(), Finish())
         return ()
 
+    @property
+    def furthest(self) -> Sequence[int]:
+        """The longest output of a choice that goes on."""
+        return max(self._alive(), key=len, default=())
+
+    def _alive(self) -> list[list[int]]:
+        return [output for choice, output in self.outputs.items() if choice not in self.finished]
+
     def _place(self) -> tuple[Action, ...]:
         self.state = State.PLACING
-        alive = [len(output) for choice, output in self.outputs.items() if choice not in self.finished]
-        longest = max(alive)
+        longest = len(self.furthest)
         place = Place(
             attempt=self.epoch.attempt,
             prompt_tokens=len(self.request.prompt) + longest,
             max_tokens=self.request.sampling.max_tokens - longest,
-            choices=len(alive),
+            choices=len(self._alive()),
             exclude=self._excluded,
         )
         return (place,)

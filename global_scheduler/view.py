@@ -25,8 +25,8 @@ MOST_SENT = 65_536
 class Summary:
     """What placing needs to know of a request. Counts are tokens.
 
-    `prompt_tokens` includes what a recovered request has put out; `exclude` names instances that just failed
-    it. `prefix` are the `prefix_keys` of its prompt.
+    `prompt_tokens` includes what a recovered request has put out, and so do the `prefix_keys` in `prefix`;
+    `exclude` names instances that just failed it.
     """
 
     id: str

@@ -2,17 +2,22 @@
 
 The first token is drawn where the prompt is read: a handoff costs what its copies take from the chunks that
 are computed meanwhile. The second token comes from the destination.
+
+    handed, stays │ stays, handed │ handed, stays │ …      pairs
+
+What disturbs the machine for longer than a request disturbs both of a pair alike, and neither way comes first
+more often. CPU time is counted beside the clock: other processes on the machine hardly change that.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from statistics import median
+from dataclasses import dataclass
 
 from cluster.bench.ends import PATIENCE, End, Stopwatch
 from cluster.bench.load import Advance
-from cluster.bench.statistics import Spread, Value
+from cluster.bench.statistics import Estimate, Spread, Value
 from engine.core import EngineCore
 from engine.request import Request
 from engine.sequence import START
@@ -36,19 +41,39 @@ class Span(Value):
 class Handoff(Value):
     """TTFT of prompts of so many tokens, read where they decode and handed over; seconds.
 
-    `cost` is the median over pairs of what the handoff adds to TTFT, as a share of it; `second` the time from
-    the first token to the second, with and without. `beside` is the share of all sending and receiving that
-    went on while the source computed the prompt, in the request that the `timeline` is of.
+    Of each pair: `cost` is what the handoff adds to TTFT, as a share of it, `work` what it adds to the CPU
+    time of this process, both engines, until the first token. `copying` is how long sending and receiving
+    took until then; `second` the time from the first token to the second. `beside` is the share of all
+    sending and receiving that went on while the source computed the prompt, in the request that the
+    `timeline` is of.
     """
 
     prompt: int
     colocated: Spread
     handed: Spread
-    cost: float
+    cost: Estimate
+    work: Estimate
+    copying: Spread
     second_colocated: Spread
     second_handed: Spread
     beside: float
     timeline: tuple[Span, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Round:
+    """One request: seconds to its first token, CPU seconds until then, seconds from there to its second."""
+
+    first: float
+    work: float
+    second: float
+    spans: tuple[Span, ...]
+
+    @property
+    def copying(self) -> float:
+        """Seconds of sending and receiving before the first token."""
+        copies = [span for span in self.spans if not span.what.endswith("computes")]
+        return sum(max(0.0, min(span.end, self.first) - span.begin) for span in copies)
 
 
 def hand_over(
@@ -58,55 +83,66 @@ def hand_over(
     address: Address,
     watch: Stopwatch,
     ask: Callable[[], Request],
-    repetitions: int,
+    pairs: int,
     advance: Advance,
 ) -> Handoff:
-    """Requests of `ask` in turn, one that stays at the source and one that is handed over to `address`."""
-    stayed: list[tuple[float, float]] = []
-    went: list[tuple[float, float]] = []
-    timeline: list[Span] = []
-    for repetition in range(repetitions):
-        # Each is the first of a pair as often as the second.
-        for elsewhere in (False, True) if repetition % 2 else (True, False):
-            for end in (source, destination):
-                end.diary.on, end.diary.notes = True, []
-            request = ask()
-            begun = time.monotonic()
-            first, second = _run(request, source, destination if elsewhere else None, sender, address, watch)
-            (went if elsewhere else stayed).append((first - begun, second - first))
-            if elsewhere:
-                notes = sorted(source.diary.notes + destination.diary.notes, key=lambda note: note[1])
-                timeline = [Span(what=w, begin=b - begun, end=e - begun, size=n) for w, b, e, n in notes]
-        advance(repetition + 1, repetitions)
-    pairs = zip(stayed, went, strict=True)
+    """Pairs of requests of `ask`, one that stays at the source and one that is handed over to `address`."""
+
+    def one(elsewhere: bool) -> _Round:
+        for end in (source, destination):
+            end.diary.on, end.diary.notes = True, []
+        return _run(ask(), source, destination, sender, address if elsewhere else None, watch)
+
+    # Whatever is done for the first time takes longer.
+    prompt = len(ask().prompt)
+    for elsewhere in (False, True):
+        one(elsewhere)
+    stayed: list[_Round] = []
+    went: list[_Round] = []
+    for pair in range(pairs):
+        for elsewhere in (False, True) if pair % 2 else (True, False):
+            (went if elsewhere else stayed).append(one(elsewhere))
+        advance(pair + 1, pairs)
+    both = list(zip(stayed, went, strict=True))
     return Handoff(
-        prompt=len(request.prompt),
-        colocated=Spread.of([first for first, _ in stayed]),
-        handed=Spread.of([first for first, _ in went]),
-        cost=median(there[0] / here[0] - 1 for here, there in pairs),
-        second_colocated=Spread.of([second for _, second in stayed]),
-        second_handed=Spread.of([second for _, second in went]),
-        beside=beside(timeline, source.name),
-        timeline=tuple(timeline),
+        prompt=prompt,
+        colocated=Spread.of([here.first for here in stayed]),
+        handed=Spread.of([there.first for there in went]),
+        cost=Estimate.of([there.first / here.first - 1 for here, there in both]),
+        work=Estimate.of([there.work / here.work - 1 for here, there in both]),
+        copying=Spread.of([there.copying for there in went]),
+        second_colocated=Spread.of([here.second for here in stayed]),
+        second_handed=Spread.of([there.second for there in went]),
+        beside=beside(went[-1].spans, source.name),
+        timeline=went[-1].spans,
     )
 
 
 def _run(
-    request: Request, source: End, destination: End | None, sender: Sender, address: Address, watch: Stopwatch
-) -> tuple[float, float]:
-    """When its first and its second token came. Returns when it has ended."""
+    request: Request,
+    source: End,
+    destination: End,
+    sender: Sender,
+    address: Address | None,
+    watch: Stopwatch,
+) -> _Round:
+    """Returns when it has ended."""
 
     def enter(core: EngineCore) -> None:
-        core.submit(request, handoff=destination is not None)
-        if destination is not None:
+        core.submit(request, handoff=address is not None)
+        if address is not None:
             sender.hand_off(request, address, epoch=START, home="")
 
+    begun, work = time.monotonic(), time.process_time()
     source.loop.call(enter).result(PATIENCE)
     watch.wait(request.id, source.name, 1)
-    where = source if destination is None else destination
-    watch.wait(request.id, where.name, HANDED if destination is None else HANDED - 1)
-    heard = watch.tokens.pop(request.id)
-    return heard[0][0], heard[1][0]
+    work = time.process_time() - work
+    where = source if address is None else destination
+    watch.wait(request.id, where.name, HANDED if address is None else HANDED - 1)
+    (first, _, _), (second, _, _) = watch.tokens.pop(request.id)[:2]
+    notes = sorted(source.diary.notes + destination.diary.notes, key=lambda note: note[1])
+    spans = tuple(Span(what=w, begin=b - begun, end=e - begun, size=n) for w, b, e, n in notes)
+    return _Round(first - begun, work, second - first, spans)
 
 
 def beside(timeline: Sequence[Span], computing: str) -> float:

@@ -100,7 +100,7 @@ class Bench:
         there = [at for at, name, _ in heard if name == self.destination.name]
         return there[0] - here[-1], median(b - a for a, b in pairwise(here[1:])), moved
 
-    def hand_over(self, prompt: int, repetitions: int, advance: Advance) -> Handoff:
+    def hand_over(self, prompt: int, pairs: int, advance: Advance) -> Handoff:
         """Prompts of so many tokens, read at the source and handed over, beside those that stay there."""
 
         def ask() -> Request:
@@ -110,7 +110,7 @@ class Bench:
 
         sender = self._senders[LIVE]
         return hand_over(
-            self.source, self.destination, sender, self._address, self._watch, ask, repetitions, advance
+            self.source, self.destination, sender, self._address, self._watch, ask, pairs, advance
         )
 
     def _begin(self, context: int) -> Request:
@@ -160,13 +160,14 @@ def measure(
     contexts: Sequence[int],
     repetitions: int,
     handed: int = 0,
+    pairs: int = 1,
     *,
     begin: Callable[[str], Advance],
     say: Callable[[str], None],
 ) -> MigrationReport:
     """Every way at every context, in turn, so that what disturbs the machine disturbs all alike.
 
-    A prompt of `handed` tokens is handed over, too; 0: none is.
+    So many pairs of prompts of `handed` tokens are handed over and stay, too; 0: none are.
     """
     forced = config.transfer.transport
     begin("loading the model, twice")
@@ -180,12 +181,12 @@ def measure(
             for number, (way, context) in enumerate(points):
                 found.setdefault((way, context), []).append(both.pause(way, context))
                 advance(repetition * len(points) + number + 1, repetitions * len(points))
-        handoff = both.hand_over(handed, repetitions, begin("handing over")) if handed else None
+        handoff = both.hand_over(handed, pairs, begin("handing over")) if handed else None
     pauses = tuple(_point(way, context, found[way, context]) for way, context in points)
     for one in pauses:
         say(f"{one.way} · {one.context} tokens · {one.pause.median * 1e3:.1f} ms")
     if handoff is not None:
-        say(f"handoff · {handed} tokens · {handoff.cost:+.1%} of TTFT")
+        say(f"handoff · {handed} tokens · {handoff.cost.median:+.1%} of TTFT")
     return MigrationReport(
         command="migration",
         machine=Machine.here(),

@@ -6,6 +6,8 @@ from cluster.bench.handoff import Handoff
 from cluster.bench.migration import WAYS, MigrationReport
 from cluster.bench.page import Section
 from cluster.bench.serve_sections import spread_text
+from cluster.bench.statistics import Estimate
+from cluster.units import counted
 
 
 def migration_sections(report: MigrationReport) -> list[Section]:
@@ -41,7 +43,12 @@ def _handoff(found: Handoff) -> list[Section]:
         ],
         ["handed over", spread_text(found.handed, 1e3), spread_text(found.second_handed, 1e3)],
     ]
-    cost = f"The handoff adds {found.cost:+.1%} to TTFT: the median over pairs."
+    pairs = len(found.cost.values)
+    cost = (
+        f"The handoff adds {_estimate(found.cost)} to TTFT and {_estimate(found.work)} to the CPU time until "
+        f"the first token: medians over {counted(pairs, 'pair')}, 95 % of the bootstrap's within the "
+        f"brackets. Sending and receiving took {spread_text(found.copying, 1e3)} ms until then."
+    )
     times = [
         [span.what, f"{span.begin * 1e3:.1f}", f"{span.end * 1e3:.1f}", str(span.size)]
         for span in found.timeline
@@ -51,6 +58,10 @@ def _handoff(found: Handoff) -> list[Section]:
         Section(f"A prompt of {found.prompt} tokens", ["way", "TTFT ms", "second token ms"], rows, cost),
         Section("One handoff", ["what", "from ms", "to ms", "tokens or blocks"], times, overlap),
     ]
+
+
+def _estimate(found: Estimate) -> str:
+    return f"{found.median:+.1%} [{found.low:+.1%}, {found.high:+.1%}]"
 
 
 def _growth(report: MigrationReport, way: str) -> float:

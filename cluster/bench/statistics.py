@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import statistics
 from collections.abc import Sequence
 from typing import Literal
@@ -11,6 +12,9 @@ from pydantic import BaseModel, ConfigDict
 
 MEETING = 0.9
 """The share of requests that must meet their objectives for a rate to count as served."""
+
+
+RESAMPLES = 4000
 
 
 class Value(BaseModel):
@@ -58,6 +62,28 @@ class Spread(Value):
         if not values:
             raise ValueError("a spread of nothing")
         return cls(median=statistics.median(values), low=min(values), high=max(values), values=tuple(values))
+
+
+class Estimate(Value):
+    """A median, and the interval in which that of endlessly many samples lies with a probability of 95 %.
+
+    The interval is the percentile bootstrap's, from RESAMPLES draws that are the same each time.
+    """
+
+    median: float
+    low: float
+    high: float
+    values: tuple[float, ...]
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Estimate:
+        """Raises ValueError without values."""
+        if not values:
+            raise ValueError("an estimate of nothing")
+        rng = random.Random(0)
+        medians = sorted(statistics.median(rng.choices(values, k=len(values))) for _ in range(RESAMPLES))
+        low, high = percentile(medians, 2.5), percentile(medians, 97.5)
+        return cls(median=statistics.median(values), low=low, high=high, values=tuple(values))
 
 
 class Goodput(Value):

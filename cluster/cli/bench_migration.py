@@ -31,6 +31,10 @@ def migration(
         int,
         typer.Option("--handoff", min=0, help="Tokens of a prompt that is handed over, too; 0: none is."),
     ] = 1024,
+    pairs: Annotated[
+        int,
+        typer.Option("--pairs", min=1, help="Prompts that are handed over, each beside one that stays."),
+    ] = 20,
     repeat: Repeat = 5,
     html: Html = None,
     output: Output = Format.TABLE,
@@ -54,6 +58,7 @@ def migration(
             whole(contexts, "--contexts"),
             repeat,
             handoff,
+            pairs,
             begin=watch.begin,
             say=watch.say,
         )

@@ -34,7 +34,7 @@ def test_every_way_moves_a_request_of_the_embedded_model(full: bool, tmp_path: P
         {"engine": {"prefix_cache": False, "kv_memory": "64Mi"}, "cache": {"directory": str(tmp_path)}}
     )
     report = measure(
-        config, 1, (32, 400), 1, 600, begin=lambda title: lambda done, total: None, say=lambda line: None
+        config, 1, (32, 400), 1, 600, 2, begin=lambda title: lambda done, total: None, say=lambda line: None
     )
     assert {(one.way, one.context) for one in report.pauses} == {(w, c) for w in WAYS for c in (32, 400)}
     assert all(one.pause.low > 0 for one in report.pauses)
@@ -44,6 +44,8 @@ def test_every_way_moves_a_request_of_the_embedded_model(full: bool, tmp_path: P
     what = {span.what for span in report.handoff.timeline}
     assert what >= {"source computes", "source sends", "destination receives", "destination computes"}
     assert 0 < report.handoff.beside < 1
+    assert len(report.handoff.cost.values) == len(report.handoff.work.values) == 2
+    assert 0 < report.handoff.copying.low < report.handoff.handed.low
     _, _, timeline = migration_sections(report)
     assert len(timeline.rows) == len(report.handoff.timeline)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
+from cluster.bench import statistics
 from cluster.bench.roofline import Roofs, Shape
-from cluster.bench.statistics import Distribution, Spread, goodput, percentile, ratios
+from cluster.bench.statistics import Distribution, Estimate, Spread, goodput, percentile, ratios
 
 
 def test_a_percentile_lies_between_its_neighbours_as_numpy_puts_it() -> None:
@@ -96,3 +99,24 @@ def test_bfloat16_is_computed_in_float32_where_that_is_faster() -> None:
 def test_the_better_of_two_measurements_is_the_roof() -> None:
     other = Roofs(bandwidth=2e3, bfloat16=1e5, float32=1e3, int8=2.0)
     assert ROOFS.higher(other) == Roofs(bandwidth=2e3, bfloat16=1e6, float32=1e3, int8=2.0)
+
+
+def test_an_interval_holds_the_median_of_what_was_drawn_from_nineteen_times_of_twenty(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(statistics, "RESAMPLES", 400)
+    rng = random.Random(3)
+    found = [Estimate.of([rng.gauss(0.05, 0.07) for _ in range(20)]) for _ in range(300)]
+    assert 0.90 <= sum(one.low <= 0.05 <= one.high for one in found) / len(found) <= 0.99
+    assert all(one.low <= one.median <= one.high for one in found)
+
+
+def test_an_interval_is_the_same_each_time_and_narrows_with_more_samples() -> None:
+    rng = random.Random(5)
+    values = [rng.gauss(0.0, 1.0) for _ in range(160)]
+    few, many = Estimate.of(values[:10]), Estimate.of(values)
+    assert many.high - many.low < 0.5 * (few.high - few.low)
+    assert Estimate.of(values) == many
+    assert Estimate.of([0.3] * 4) == Estimate(median=0.3, low=0.3, high=0.3, values=(0.3,) * 4)
+    with pytest.raises(ValueError, match="nothing"):
+        Estimate.of([])

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import random
+import selectors
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import pytest
 
 from cluster import control_pb2 as pb
 from cluster.config import ControlConfig
-from cluster.heartbeat import STARVED, Told, hung
+from cluster.heartbeat import CLOSE, STARVED, Told, _Silence, hung
 from engine.errors import InstanceDied, Overloaded, TandemError
 from tests.cluster.doubles import until
+from tests.engine.mutants import mutate
 
 CONFIG = ControlConfig(beat=0.01, silence_timeout=0.06)
 
@@ -151,3 +156,153 @@ def test_a_controller_that_was_stopped_itself_blames_nobody() -> None:
         watching.cancel()
 
     asyncio.run(test())
+
+
+# On a virtual clock
+
+
+class _Leaps(selectors.DefaultSelector):
+    """Waits for nothing: the time that it would take has passed at once."""
+
+    now = 0.0
+
+    def select(self, timeout: float | None = None) -> Any:
+        self.now += timeout or 0.0
+        return super().select(0)
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    def __init__(self) -> None:
+        self._leaps = _Leaps()
+        super().__init__(self._leaps)
+
+    def time(self) -> float:
+        return self._leaps.now
+
+
+def virtually(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(test())
+
+
+class Stopping:
+    """Answers each call in `rtt` seconds until `dies`, then none any more."""
+
+    def __init__(self, dies: float, rtt: float) -> None:
+        self._dies, self._rtt = dies, rtt
+
+    async def beat(self) -> bytes:
+        clock = asyncio.get_running_loop().time
+        if clock() + self._rtt > self._dies:
+            await asyncio.Event().wait()
+        await asyncio.sleep(self._rtt)
+        return pb.Beat(step=1).SerializeToString()
+
+
+async def polls(instance: Stopping, beats: Told, every: float) -> None:
+    """As a pool does."""
+    while True:
+        await asyncio.sleep(every)
+        beats.tell(pb.Beat.FromString(await instance.beat()))
+
+
+DEATHS = [round(2.0 + 0.011 * number, 3) for number in range(50)]
+CONTROL = ControlConfig()
+
+
+async def late(rtt: float, told: bool) -> float:
+    """Seconds from a death to its verdict, at most; deaths fall anywhere between two beats."""
+    loop, longest = asyncio.get_running_loop(), 0.0
+    for dies in DEATHS:
+        begun = loop.time()
+        instance = Stopping(begun + dies, rtt)
+        beats = Told(instance)
+        telling = asyncio.create_task(polls(instance, beats, CONTROL.beat)) if told else None
+        assert (await hung(beats, CONTROL)).startswith("no beat for 1.")
+        if telling is not None:
+            telling.cancel()
+        after = loop.time() - begun - dies
+        # Its last beat was given one round before it stopped, at most.
+        assert after > CONTROL.silence_timeout - CONTROL.beat - 2 * rtt - CLOSE
+        longest = max(longest, after)
+    return longest
+
+
+@pytest.mark.parametrize("rtt", [0.0, 0.003, 0.1])
+@pytest.mark.parametrize("told", [True, False], ids=["told", "asked"])
+def test_whenever_a_process_stops_it_is_noticed_within_one_and_a_half_seconds(rtt: float, told: bool) -> None:
+    async def test() -> None:
+        assert CONTROL.silence_timeout - 0.03 < await late(rtt, told) <= 1.5
+
+    virtually(test)
+
+
+def test_mutant_one_that_does_not_count_the_time_until_it_asks_is_late(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mutate(monkeypatch, _Silence, "wait", "+= passed\n", "+= passed if self._noticed else 0.0\n")
+
+    async def test() -> None:
+        assert await late(0.003, told=True) > 1.5
+
+    virtually(test)
+
+
+@pytest.mark.parametrize("pause", [0.5, 1.1])
+def test_who_pauses_for_less_than_the_bound_is_left_alone(pause: float) -> None:
+    """Each pause begins just after a beat, or just before the next one."""
+
+    class Pausing(Stopping):
+        async def beat(self) -> bytes:
+            await asyncio.sleep(pause if rng.random() < 0.3 else rng.random() * 0.2)
+            return pb.Beat(step=1).SerializeToString()
+
+    rng = random.Random(7)
+
+    async def test() -> None:
+        instance = Pausing(math.inf, 0.0)
+        beats = Told(instance)
+        telling = asyncio.create_task(polls(instance, beats, CONTROL.beat))
+        watching = asyncio.create_task(hung(beats, CONTROL))
+        await asyncio.sleep(600.0)
+        assert not watching.done()
+        watching.cancel()
+        telling.cancel()
+
+    virtually(test)
+
+
+def test_a_status_counts_while_the_answer_to_a_beat_is_awaited() -> None:
+    async def test() -> None:
+        beats = Told(Stopping(0.0, 0.0))
+        watching = asyncio.create_task(hung(beats, CONTROL))
+        for _ in range(20):
+            await asyncio.sleep(1.0)
+            beats.tell(pb.Beat(step=1))
+        assert not watching.done()
+        told = asyncio.get_running_loop().time()
+        await watching
+        assert asyncio.get_running_loop().time() - told == pytest.approx(
+            CONTROL.silence_timeout, abs=2 * CLOSE
+        )
+
+    virtually(test)
+
+
+def test_a_watcher_that_comes_late_looks_again_before_it_blames() -> None:
+    """The whole process stood still when the answer came, for as long as it takes to lose patience."""
+
+    async def test() -> None:
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[bytes] = loop.create_future()
+        beats = Told(Instance(lambda number: None))
+        beats._instance.beat = lambda: answer  # type: ignore[method-assign, assignment, return-value]
+        watching = asyncio.create_task(hung(beats, CONTROL))
+        await asyncio.sleep(1.2)
+        loop._leaps.now += 60.0  # type: ignore[attr-defined]
+        loop.call_later(0.05, answer.set_result, pb.Beat(step=1).SerializeToString())
+        await asyncio.sleep(0.2)
+        assert not watching.done()
+        watching.cancel()
+
+    virtually(test)

@@ -12,8 +12,13 @@ import pytest
 
 from cluster import control_pb2 as pb
 from cluster import control_pb2_grpc, rpc
+from cluster.status_message import summary_of
 from engine.errors import Overloaded
 from engine.sequence import Epoch
+from engine.status import InstanceStatus
+from global_scheduler.affinity import KEY_TOKENS, prefix_keys
+from global_scheduler.placement import PlacementSettings
+from global_scheduler.scheduler import Scheduler, SchedulerSettings
 from migration.wire import epoch_to_wire
 from tests.cluster.doubles import SCRIPT, ScriptedRunner, until
 from tests.cluster.local_cluster import TOKEN, LocalCluster, local_cluster
@@ -102,6 +107,47 @@ def test_a_stream_goes_on_where_its_instance_died(at: int) -> None:
             assert cluster.instances[second].started
             assert client.texts == {0: SCRIPT}
             assert client.finishes == {0: "stop"}
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("at", [3, 4, 30], ids="after {} tokens".format)
+def test_a_request_whose_instance_died_goes_where_its_prompt_and_output_are_held(at: int) -> None:
+    """With its fourth token it is one key long. Whoever has that is a little less free than another."""
+    scheduler = Scheduler(SchedulerSettings(PlacementSettings(ranking="affinity")))
+    for number, used in enumerate((0, 16, 8)):
+        status = InstanceStatus(f"instance-{number}", "decode", blocks_total=64, blocks_used=used)
+        scheduler.observe(status, 0.0)
+    places: list[pb.PlaceRequest] = []
+
+    async def place(request: pb.PlaceRequest) -> pb.Placement:
+        places.append(request)
+        found = scheduler.place(summary_of(request), 0.0)
+        return pb.Placement(prefill=found.prefill, decode=found.decode, reason=found.reason)
+
+    async def run() -> None:
+        async with local_cluster(instances=3, make_runner=Stepwise) as cluster, cluster.serve() as url:
+            cluster.place = place  # type: ignore[method-assign]
+            client = Client(url, prompt="p" * (KEY_TOKENS - 4))
+            reading = asyncio.create_task(client.read())
+            # The prompt takes all of the first step.
+            cluster.instances["instance-0"].runner.permit(at)
+            await client.until(at)
+            (request,) = [run.request for run in cluster.driver.runs.values()]
+            said = (*request.prompt, *SCRIPT.encode())
+            scheduler.placer.index.sent("instance-1", prefix_keys(said, request.salt), 64)
+            await cluster.instances["instance-0"].kill()
+            for instance in cluster.instances.values():
+                instance.runner.permit(10_000)
+            await reading
+            assert [name for name, each in cluster.instances.items() if each.started] == [
+                "instance-0",
+                "instance-1" if at >= 4 else "instance-2",
+            ]
+            first, second = places
+            assert second.prefix == list(prefix_keys(said[: len(request.prompt) + at], request.salt))
+            assert not first.prefix
+            assert client.texts == {0: SCRIPT}
 
     asyncio.run(run())
 

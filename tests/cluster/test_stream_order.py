@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from cluster import control_pb2 as pb
-from cluster.stream_order import Piece, TokenOrder
+from cluster.stream_order import Ownership, Piece, TokenOrder
 from engine.sequence import Epoch
 from migration.wire_pb2 import Epoch as WireEpoch
 
@@ -230,19 +230,29 @@ class TakesAnyEpoch(TokenOrder):
         return super().push(tokens)
 
 
-class ForgetsTheClaimsLength(TokenOrder):
-    def _limit(self, epoch: Epoch, choice: int) -> int | None:
-        return None
+class ForgetsTheClaimsLength(Ownership):
+    def bound(self, epoch: Epoch, choice: int) -> int | None:
+        return 0 if epoch.attempt != self.epoch.attempt or epoch > self.epoch else None
 
 
-class FencesTheSourceAtOnce(TokenOrder):
-    def _limit(self, epoch: Epoch, choice: int) -> int | None:
+class FencesTheSourceAtOnce(Ownership):
+    def bound(self, epoch: Epoch, choice: int) -> int | None:
         return None if epoch == self.epoch else 0
 
 
-MUTANTS = [KeepsRepeats, TakesAnyEpoch, ForgetsTheClaimsLength, FencesTheSourceAtOnce]
+def owned(mutant: type[Ownership]) -> TokenOrder:
+    order = TokenOrder(1, 64)
+    order.ownership = mutant()
+    return order
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
+@pytest.mark.parametrize("mutant", [KeepsRepeats, TakesAnyEpoch], ids=lambda mutant: mutant.__name__)
 def test_a_wrong_order_fails_some_life(mutant: type[TokenOrder]) -> None:
     assert not lives(600, lambda: mutant(1, 64))
+
+
+@pytest.mark.parametrize(
+    "mutant", [ForgetsTheClaimsLength, FencesTheSourceAtOnce], ids=lambda mutant: mutant.__name__
+)
+def test_a_wrong_ownership_fails_some_life(mutant: type[Ownership]) -> None:
+    assert not lives(600, lambda: owned(mutant))

@@ -7,7 +7,7 @@ from random import Random
 import pytest
 
 from engine.status import InstanceStatus
-from global_scheduler.affinity import KEY_TOKENS, AffinityIndex, prefix_keys
+from global_scheduler.affinity import KEY_TOKENS, MOST_KEYS, AffinityIndex, PrefixKeys, prefix_keys
 from global_scheduler.placement import PlacementSettings
 from global_scheduler.scheduler import Scheduler, SchedulerSettings
 from global_scheduler.view import Summary
@@ -38,6 +38,23 @@ def test_a_key_covers_everything_before_it(length: int) -> None:
         changed[at * KEY_TOKENS] += 1
         assert prefix_keys(changed)[:at] == keys[:at]
         assert not set(prefix_keys(changed)[at:]) & set(keys)
+
+
+@pytest.mark.parametrize("prompt", [0, 1, KEY_TOKENS - 1, KEY_TOKENS, 5 * KEY_TOKENS + 7])
+@pytest.mark.parametrize("output", [0, 1, KEY_TOKENS - 7, KEY_TOKENS, 3 * KEY_TOKENS + 1])
+def test_what_goes_on_from_a_prompt_has_the_keys_of_both_together(prompt: int, output: int) -> None:
+    said = tuple(range(prompt + output))
+    keys = PrefixKeys(said[:prompt], "salt")
+    assert keys.then(said[prompt:]) == prefix_keys(said, "salt")
+    assert keys.then((7,) * output) == prefix_keys(said[:prompt] + (7,) * output, "salt"), "of another choice"
+
+
+@pytest.mark.parametrize("over", [-KEY_TOKENS - 1, -1, 0, 1])
+def test_no_more_keys_than_that_are_made(over: int) -> None:
+    prompt = tuple(range(MOST_KEYS * KEY_TOKENS + over))
+    keys = PrefixKeys(prompt).then(range(3 * KEY_TOKENS))
+    assert keys == prefix_keys((*prompt, *range(3 * KEY_TOKENS)))
+    assert len(keys) == MOST_KEYS
 
 
 def test_another_salt_shares_nothing() -> None:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections import deque
 
-from tests.migration.model import EPOCH, Rules, Violation, World
+from tests.migration.model import Rules
+from tests.migration.world import EPOCH, Violation, World
 
 
 def check(world: World) -> None:
     """What holds in every world."""
-    taken_back = world.source_epoch.move == EPOCH.move + 2 and world.epoch >= world.source_epoch
-    if world.source_engine == "running" and world.running is not None and not (taken_back or world.over):
-        raise Violation("both ends run it, and nobody has fenced one of them")
+    taken_back = world.source_epoch.move == EPOCH.move + 2 and world.home.epoch >= world.source_epoch
+    if world.source_engine == "running" and world.running is not None:
+        if not (taken_back or world.over):
+            raise Violation("both ends run it, and nobody has fenced one of them")
+        if world.heard(world.source_epoch) and world.heard(world.running):
+            raise Violation("both ends run it, and the home listens to both")
     if world.reserved and world.running is not None:
         raise Violation("adopted and still reserved")
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from cluster.stream_order import Ownership
 from engine.sequence import Epoch
-from migration.destination import Destination, DestinationState
-from migration.events import Adopt, Dropped, Release, Resume
+from migration.destination import LEASE_ENDED, Destination, DestinationState
+from migration.events import Adopt, Dropped, Free, Release, Resume
 from migration.messages import Abort, Commit, Committed, Copy, Refused, Resend
 from migration.source import Source, SourceState
 from tests.migration.explore import ends, explore, starts
-from tests.migration.model import Rules, Violation
+from tests.migration.model import Rules
+from tests.migration.world import Violation
 
 
 class FreesBeforeTheAnswer(Source):
@@ -132,6 +135,50 @@ class TakesWhatComesAfterTheDamage(Destination):
         return super().on(event, now)
 
 
+class AdoptsAfterItsLeaseEnded(Destination):
+    """It says that the lease has ended, and takes a COMMIT until another lease has."""
+
+    def on(self, event: Any, now: float) -> Any:
+        after, actions = super().on(event, now)
+        if after.expired and self.reason != LEASE_ENDED:
+            waits = replace(self, reason=LEASE_ENDED, deadline=now + self.timeouts.lease)
+            return waits, tuple(action for action in actions if action != Free())
+        return after, actions
+
+
+class AdoptsIntoWhatItHasFreed(Destination):
+    """The same, with blocks that may be another's by then."""
+
+    def on(self, event: Any, now: float) -> Any:
+        after, actions = super().on(event, now)
+        if self.reason == LEASE_ENDED:
+            return after, tuple(action for action in actions if action != Free())
+        if after.expired:
+            return replace(self, reason=LEASE_ENDED, deadline=now + self.timeouts.lease), actions
+        return after, actions
+
+
+class GrantsEveryClaim(Ownership):
+    def claimed(self, instance: str, epoch: Epoch, lengths: Mapping[int, int]) -> Ownership:
+        return replace(self, epoch=epoch, owner=instance)
+
+
+class GrantsAnOlderMove(Ownership):
+    def claimed(self, instance: str, epoch: Epoch, lengths: Mapping[int, int]) -> Ownership | None:
+        any_move = replace(self, epoch=Epoch(self.epoch.attempt, -1))
+        return super(GrantsAnOlderMove, any_move).claimed(instance, epoch, lengths)
+
+
+class ListensToEveryEpoch(Ownership):
+    def bound(self, epoch: Epoch, choice: int) -> int | None:
+        return None
+
+
+class RefusesEveryClaim(Ownership):
+    def claimed(self, instance: str, epoch: Epoch, lengths: Mapping[int, int]) -> Ownership | None:
+        return None
+
+
 SOURCES = [
     ("handoff", FreesBeforeTheAnswer, {"lose"}),
     ("handoff", ResumesInDoubt, {"cut"}),
@@ -156,11 +203,22 @@ DESTINATIONS = [
     ("waiting", ForgetsWhatItHadReserved, {"no room"}),
     ("running", KeepsNoLease, {"lose"}),
 ]
+LATE = [
+    (AdoptsAfterItsLeaseEnded, "both ends run it, and nobody has fenced one"),
+    (AdoptsIntoWhatItHasFreed, "without a reservation"),
+]
+HOMES = [
+    (GrantsEveryClaim, "the home listens to both"),
+    (GrantsAnOlderMove, "nobody has fenced one"),
+    (ListensToEveryEpoch, "the home listens to both"),
+    (RefusesEveryClaim, "the request never ends"),
+]
+KINDS = ["handoff", "running", "waiting"]
 
 
-def found(kind: str, faults: set[str], **mutant: Any) -> None:
+def found(kind: str, faults: set[str], match: str = ".", **mutant: Any) -> None:
     rules = Rules(faults=frozenset(faults), **mutant)
-    with pytest.raises(Violation):
+    with pytest.raises(Violation, match=match):
         explore(rules, starts(rules, len(faults))[kind])
 
 
@@ -174,6 +232,20 @@ def test_a_wrong_source_is_found(kind: str, mutant: type[Source], faults: set[st
 @pytest.mark.parametrize(("kind", "mutant", "faults"), DESTINATIONS)
 def test_a_wrong_destination_is_found(kind: str, mutant: type[Destination], faults: set[str]) -> None:
     found(kind, faults, destination=mutant)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("mutant", "match"), LATE)
+def test_a_destination_that_adopts_after_its_lease_ended_is_found(
+    kind: str, mutant: type[Destination], match: str
+) -> None:
+    found(kind, set(), match, destination=mutant)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("mutant", "match"), HOMES)
+def test_a_home_that_decides_wrongly_is_found(kind: str, mutant: type[Ownership], match: str) -> None:
+    found(kind, set(), match, home=mutant)
 
 
 @pytest.mark.parametrize(
