@@ -20,7 +20,14 @@ os.environ.setdefault("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.5")
 import pytest
 from hypothesis import HealthCheck, settings
 
-OWN_CLUSTERS = ("test_security_locked", "test_serve_deploy", "test_up", "test_versions")
+OWN_CLUSTERS = (
+    "test_chaos_node",
+    "test_operating",
+    "test_security_locked",
+    "test_serve_deploy",
+    "test_up",
+    "test_versions",
+)
 """Files of tests/cluster that start clusters of their own."""
 
 SHARED_CLUSTER = ("test_bench_mirror", "test_browser", "test_conformance")

@@ -1242,6 +1242,7 @@ class ChoiceTokens(_message.Message):
     TOKENS_FIELD_NUMBER: _builtins.int
     END_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
     choice: _builtins.int
     @_builtins.property
     def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -1253,6 +1254,10 @@ class ChoiceTokens(_message.Message):
 
     @_builtins.property
     def epoch(self) -> _wire_pb2.Epoch: ...
+    @_builtins.property
+    def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Logprob]:
+        """of the last of the tokens: those that were drawn there"""
+
     def __init__(
         self,
         *,
@@ -1260,10 +1265,11 @@ class ChoiceTokens(_message.Message):
         tokens: _abc.Iterable[_builtins.int] | None = ...,
         end: Global___Tokens | None = ...,
         epoch: _wire_pb2.Epoch | None = ...,
+        logprobs: _abc.Iterable[Global___Logprob] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_end", b"_end", "end", b"end", "epoch", b"epoch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_end", b"_end", "choice", b"choice", "end", b"end", "epoch", b"epoch", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_end", b"_end", "choice", b"choice", "end", b"end", "epoch", b"epoch", "logprobs", b"logprobs", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__end: _TypeAlias = _typing.Literal["end"]  # noqa: Y015
     _WhichOneofArgType__end: _TypeAlias = _typing.Literal["_end", b"_end"]  # noqa: Y015

@@ -19,7 +19,7 @@ from cluster.openai import ChatBody, CompletionBody, DetokenizeBody, SamplingBod
 from cluster.openai_answers import ModelCard
 from cluster.openai_tools import offered
 from cluster.request_driver import RequestDriver, Run
-from cluster.resume import Reconnection, check_shape
+from cluster.resume import Reconnection, Seen, check_shape
 from cluster.stream_order import Piece, pieces
 from cluster.stream_text import ChoiceText, Detokenizer
 from cluster.structured import check
@@ -183,7 +183,10 @@ class GatewayService:
         running = self._jobs.get(request_id)
         if running is not None:
             return _attached(request_id, running, asked)
-        before = {number: self._before(request, taken.get(number)) for number, request in enumerate(requests)}
+        before = {
+            number: self._before(request, taken.get(number), asked.seen_of(number, request.sampling.n))
+            for number, request in enumerate(requests)
+        }
         afresh = [len(requests[number].prompt) for number, known in before.items() if known is None]
         limits = self.access.limits
         ticket = limits.admit(tenant, sum(afresh)) if afresh else limits.resume(tenant)
@@ -250,20 +253,24 @@ class GatewayService:
         self._jobs[name] = job
         return job
 
-    def _before(self, request: Request, taken: Taken | None) -> Before | None:
+    def _before(self, request: Request, taken: Taken | None, seen: Sequence[Seen]) -> Before | None:
         """What instances had drawn of a request that is taken over, with its text; None if it runs again.
 
-        Log-probabilities are known only where they were drawn.
+        Log-probabilities are known only where they were drawn: not of tokens before a movement, which the
+        client has to have seen.
         """
-        if taken is None or request.sampling.logprobs is not None:
+        if taken is None:
             return None
+        scored = request.sampling.logprobs is not None
         found: list[Piece] = []
         for choice in range(request.sampling.n):
             tokens, end = taken.outputs.get(choice, ()), taken.ends.get(choice)
             if not tokens and end is None:
                 return None
+            if scored and taken.scored(choice) > seen[choice].tokens:
+                return None
             text = ChoiceText(request.sampling, self.detokenizer(request))
-            found += [Piece(choice, index, token, text.token(token)) for index, token in enumerate(tokens)]
+            found += taken.pieces(choice, [text.token(token) for token in tokens])
             if text.stopped is not None and end is None:
                 return None  # it ended there, and who knew of it is gone
             found += [] if end is None else pieces(end)

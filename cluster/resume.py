@@ -42,6 +42,10 @@ class Reconnection:
     again: bool = False
     seen: tuple[Seen, ...] = ()
 
+    def seen_of(self, prompt: int, n: int) -> tuple[Seen, ...]:
+        """Of each of the n choices of a prompt."""
+        return self.seen[prompt * n : (prompt + 1) * n] or (Seen(),) * n
+
 
 def position(choices: Sequence[Choice]) -> str:
     """What the client has when it has been sent all that these choices count."""

@@ -10,6 +10,7 @@ instance that is slow for a reason (a long context, a loaded machine) gets more 
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -23,6 +24,9 @@ T = TypeVar("T")
 
 REMEMBERED = 32
 """Steps of each size whose times count."""
+
+HANG = "hang"
+"""The word of a fault that has the next step hang."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,17 +75,31 @@ class StepWatch:
         self._clock = clock
         self._times = StepTimes()
         self._steps = 0
+        self._goes_on = threading.Event()
+        self._goes_on.set()
         self._present: tuple[int, int, float, float] | None = None
 
     def run(self, plan: StepPlan) -> StepResult:
         self._steps += 1
         return self._measured(plan.tokens, lambda: self._runner.run(plan))
 
+    def take(self, fault: str) -> str:
+        """Have the next step hang, on purpose, if `hang` is among the words of a fault, and go on if it is
+        not; gives the other words. May be called in any thread.
+        """
+        words = fault.split()
+        if HANG in words:
+            self._goes_on.clear()
+        else:
+            self._goes_on.set()
+        return " ".join(word for word in words if word != HANG)
+
     def _measured(self, tokens: int, compute: Callable[[], T]) -> T:
         """What `compute` returns, which is all of a step of so many tokens, or a part of it."""
         begun = self._clock()
         self._present = self._steps, tokens, begun, self.limit(tokens)
         try:
+            self._goes_on.wait()
             result = compute()
         finally:
             self._present = None

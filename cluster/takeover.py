@@ -12,12 +12,13 @@ from __future__ import annotations
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from cluster import control_pb2 as pb
 from cluster.stream_order import Piece
 from engine.core import EngineCore
+from engine.plan import Drawn
 from engine.sequence import Epoch
 from migration.wire import epoch_to_wire
 
@@ -64,14 +65,19 @@ class Endings:
         self._kept: OrderedDict[_Key, tuple[float, int, pb.ChoiceTokens]] = OrderedDict()
         self._asked: dict[tuple[str, str], dict[_Key, None]] = {}
 
-    def keep(self, end: pb.Tokens, output: Sequence[int]) -> None:
-        """Note a message if it ends a choice; `output` has the choice's tokens, its last may be missing."""
+    def keep(self, end: pb.Tokens, output: Sequence[int], scores: Sequence[Drawn] = ()) -> None:
+        """Note a message if it ends a choice; `output` has the choice's tokens, its last may be missing, and
+        `scores` belong to the last of them."""
         if end.finish_reason in UNKEPT:
             return
         key = end.request_id, end.choice
         self._drop(key)
-        choice = pb.ChoiceTokens(choice=end.choice, tokens=output[: end.index], end=end, epoch=end.epoch)
-        words = CHOICE_WORDS + end.index + end.ByteSize() // 4
+        known = _logprobs(scores[: max(0, end.index - (len(output) - len(scores)))])
+        choice = pb.ChoiceTokens(
+            choice=end.choice, tokens=output[: end.index], end=end, epoch=end.epoch, logprobs=known
+        )
+        told = end.ByteSize() + sum(one.ByteSize() for one in known)
+        words = CHOICE_WORDS + end.index + told // 4
         self._kept[key] = self._clock() + self._lease, words, choice
         self._asked.setdefault(_question(end.request_id), {})[key] = None
         self._words += words
@@ -117,9 +123,22 @@ def running(core: EngineCore, name: str, digest: str, tell: Tell) -> dict[str, l
             choices = core.sequences(one.request_id)
             tell(one.request_id, choices[0].home, choices[0].epoch)
             found[one.request_id] = [
-                pb.ChoiceTokens(choice=each.choice, tokens=each.output, epoch=epoch_to_wire(each.epoch))
+                pb.ChoiceTokens(
+                    choice=each.choice,
+                    tokens=each.output,
+                    epoch=epoch_to_wire(each.epoch),
+                    logprobs=_logprobs(each.scores),
+                )
                 for each in choices
             ]
+    return found
+
+
+def _logprobs(scores: Sequence[Drawn]) -> list[pb.Logprob]:
+    found = []
+    for one in scores:
+        top = [pb.TopLogprob(token=token, logprob=logprob) for token, logprob in one.top]
+        found.append(pb.Logprob(logprob=one.logprob or 0.0, top=top))
     return found
 
 
@@ -140,12 +159,29 @@ def taken_message(
 class Taken:
     """What there is of a request: tokens by choice, without those of its end where a choice has `ends`.
 
-    `instance` has what runs of it.
+    `instance` has what runs of it. `logprobs` are those of the last of a choice's tokens.
     """
 
     instance: str
     outputs: Mapping[int, tuple[int, ...]]
     ends: Mapping[int, pb.Tokens]
+    logprobs: Mapping[int, tuple[pb.Logprob, ...]] = field(default_factory=dict)
+
+    def pieces(self, choice: int, texts: Iterable[str]) -> Iterator[Piece]:
+        """The tokens of a choice with these texts, and what is known of their log-probabilities."""
+        tokens, known = self.outputs.get(choice, ()), self.logprobs.get(choice, ())
+        first = len(tokens) - len(known)
+        for index, (token, text) in enumerate(zip(tokens, texts, strict=True)):
+            if index < first:
+                yield Piece(choice, index, token, text)
+                continue
+            found = known[index - first]
+            top = tuple((one.token, one.logprob) for one in found.top)
+            yield Piece(choice, index, token, text, found.logprob, top)
+
+    def scored(self, choice: int) -> int:
+        """From which of a choice's tokens on their log-probabilities are known."""
+        return len(self.outputs.get(choice, ())) - len(self.logprobs.get(choice, ()))
 
     @property
     def length(self) -> int:
@@ -191,6 +227,7 @@ def _together(parts: Sequence[pb.TakenRequest]) -> Taken:
         max(alive)[1] if alive else parts[0].instance,
         {choice: tuple(each.tokens) for choice, (_, _, each) in best.items()},
         {choice: each.end for choice, (_, _, each) in best.items() if each.HasField("end")},
+        {choice: tuple(each.logprobs) for choice, (_, _, each) in best.items()},
     )
 
 
@@ -202,9 +239,10 @@ def _one_of(lives: Sequence[Taken]) -> Taken:
     first, *others = sorted(
         lives, key=lambda one: (len(one.outputs) > len(one.ends), one.length), reverse=True
     )
-    outputs, ends = dict(first.outputs), dict(first.ends)
+    outputs, ends, logprobs = dict(first.outputs), dict(first.ends), dict(first.logprobs)
     for other in others:
         for choice, end in other.ends.items():
             if choice not in outputs:
                 outputs[choice], ends[choice] = other.outputs[choice], end
-    return Taken(first.instance, outputs, ends)
+                logprobs[choice] = other.logprobs.get(choice, ())
+    return Taken(first.instance, outputs, ends, logprobs)

@@ -113,7 +113,7 @@ class TokenPusher:
                 chunks = self.chunks.take(one.key.request_id, prompt, one.cached, drawn)
                 message.chunks.extend(pb.Chunk(tokens=tokens, age=age) for tokens, age in chunks)
             if message is not None:
-                self.endings.keep(message, one.sequence.output)
+                self.endings.keep(message, one.sequence.output, one.sequence.scores)
                 homes.setdefault(one.home, []).append(message)
         for home, messages in homes.items():
             self._send(home, messages)

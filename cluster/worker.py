@@ -185,7 +185,7 @@ class Worker:
 
     async def afflict(self, fault: str) -> None:
         """Have what this instance sends to others fail: see migration/faulty.py. `clock=+3600s` among it has
-        its wall clock jump. Raises InvalidParameter."""
+        its wall clock jump, `hang` its next step hang. Raises InvalidParameter."""
         self._serving().afflict(wall_clock.take(fault))
 
     async def cordon(self, on: bool, generation: int | None = None) -> None:

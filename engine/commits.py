@@ -73,6 +73,8 @@ class Commits:
             live.undrawn = ()
         for member, token in zip(members, drawn, strict=True):
             member.output.append(token.token)
+            if token.logprob is not None:
+                member.scores.append(token)
             finish, stop_token = live.ending(member)
             emitted.append(
                 Emitted(

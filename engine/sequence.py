@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
+from engine.plan import Drawn
 from engine.request import Request
 
 
@@ -73,7 +74,8 @@ class Sequence:
     """Mutable state of one choice. `home` is the address of the gateway that its tokens go to.
 
     `level` and `served` are where a queue with levels has it: the level, None before it has one, and the
-    seconds that it has had of that level's quantum.
+    seconds that it has had of that level's quantum. `scores` are what was reported of the tokens that were
+    drawn here, the last ones of `output`; none where no log-probabilities are asked for.
     """
 
     request: Request
@@ -89,6 +91,7 @@ class Sequence:
     preemptions: int = 0
     level: int | None = None
     served: float = 0.0
+    scores: list[Drawn] = field(default_factory=list)
 
     @property
     def key(self) -> SequenceKey:

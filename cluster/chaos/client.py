@@ -6,7 +6,7 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,10 +25,30 @@ class Ask:
     body: dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token as it is spelled, its log-probability and those of the likeliest ones in its place."""
+
+    text: str
+    logprob: float
+    top: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Likeness:
+    """Of a whole answer and the undisturbed one: `changed` says what differs, "" if nothing does. `tokens` of
+    it had log-probabilities to be compared, which were at most `apart`."""
+
+    changed: str = ""
+    tokens: int = 0
+    apart: float = 0.0
+
+
 @dataclass(slots=True)
 class Answer:
     """What came of a request. Times are seconds on the monotonic clock, one for each event with text.
 
+    `logs` has the tokens of each choice, if log-probabilities were asked for, until `likeness` is known.
     `status` is what a gateway refused it with for good, 0 if none did.
     """
 
@@ -43,6 +63,8 @@ class Answer:
     error: str = ""
     status: int = 0
     done: bool = False
+    logs: dict[int, list[Token]] = field(default_factory=dict)
+    likeness: Likeness | None = None
 
     @property
     def whole(self) -> bool:
@@ -148,10 +170,21 @@ def _event(answer: Answer, body: dict[str, Any], event_id: str, last: str) -> st
         if index in answer.ends or _counts(event_id) < _counts(last):
             answer.repeated += 1
         answer.texts[index] = answer.texts.get(index, "") + choice["text"]
+        if "logprobs" in answer.ask.body:
+            _log(answer, index, choice.get("logprobs"))
         if choice["finish_reason"]:
             answer.ends[index] = choice["finish_reason"]
         answer.times.append(time.monotonic())
     return event_id
+
+
+def _log(answer: Answer, index: int, logs: dict[str, Any] | None) -> None:
+    """Take the log-probabilities of an event in, which must be there."""
+    if logs is None:
+        answer.error = "it was asked for log-probabilities and has none"
+        return
+    columns = logs["tokens"], logs["token_logprobs"], logs["top_logprobs"]
+    answer.logs.setdefault(index, []).extend(Token(*row) for row in zip(*columns, strict=True))
 
 
 def _counts(event_id: str) -> int:

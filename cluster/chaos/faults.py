@@ -19,6 +19,7 @@ from cluster.chaos.changes import CHANGES, change
 from cluster.chaos.scenario import Fault
 from cluster.chaos.victims import CONTROLLER, GATEWAY, Victim
 from cluster.control_client import ControlClient
+from cluster.step_watch import HANG
 from engine.errors import Conflict, InstanceDied, NotFound, TandemError, Unreachable
 
 SETTLED = 120.0
@@ -26,6 +27,8 @@ SETTLED = 120.0
 POLL = 0.1
 AIM = 30.0
 """Seconds in which a victim must be found: another fault may have hit the controller or all of a kind."""
+BUSY = 2.0
+"""Seconds in which what is to be killed must have a request; then one that has none has to do."""
 MOVABLE = 2.0
 """Seconds in which there must be a request to move: a load has just begun, or a pool is not whole."""
 
@@ -119,15 +122,17 @@ class Injector:
 
     async def _aim(self, fault: Fault) -> tuple[Victim, pb.ClusterStatus]:
         """Raises TandemError or LookupError if there is no victim for AIM seconds."""
-        end = time.monotonic() + AIM
+        begun = time.monotonic()
         while True:
             try:
                 status = await asyncio.to_thread(self._control.status)
                 if fault.kind in CHANGES:
                     return Victim(fault.target, "", 0, ""), status
-                return victims.pick(fault.target, status, self._rng), status
+                victim = victims.pick(fault.target, status, self._rng, _spared(fault))
+                if time.monotonic() > begun + BUSY or victims.worth(fault.kind, victim, status):
+                    return victim, status
             except (TandemError, LookupError):
-                if time.monotonic() > end:
+                if time.monotonic() > begun + AIM:
                     raise
             await asyncio.sleep(POLL)
 
@@ -145,6 +150,8 @@ class Injector:
                 await self._afflict(victim, fault.link, fault.lasting)
             case "clock":
                 await self._afflict(victim, f"clock=+{fault.jump:g}s", fault.lasting)
+            case "hang":
+                await self._afflict(victim, HANG, fault.lasting)
             case "disk":
                 await victims.fill_disk(victim.pid, fault.lasting)
             case "memory":
@@ -163,9 +170,9 @@ class Injector:
                 await change(self._control, fault)
 
     async def _afflict(self, victim: Victim, fault: str, seconds: float) -> None:
-        """Something is wrong with an instance's links, or its clock, for a while."""
+        """Something is wrong with an instance's links, its clock, or its next step, for a while."""
         if victim.kind in (CONTROLLER, GATEWAY):
-            raise LookupError(f"links and clocks are those of instances, not of a {victim.kind}")
+            raise LookupError(f"links, clocks and steps are those of instances, not of a {victim.kind}")
         await asyncio.to_thread(self._control.afflict, victim.name, fault)
         try:
             await asyncio.sleep(seconds)
@@ -260,6 +267,17 @@ class Injector:
                 return
             await asyncio.sleep(POLL)
         raise TimeoutError(f"{name} did not settle in {SETTLED:g} s")
+
+
+def _spared(fault: Fault) -> Callable[[Victim], bool]:
+    """Ray's head node must not be killed: with it the whole cluster would end."""
+
+    def spared(victim: Victim) -> bool:
+        with contextlib.suppress(LookupError):
+            return fault.kind == "kill_node" and victims.on_head(victim)
+        return False
+
+    return spared
 
 
 def _role(name: str, status: pb.ClusterStatus) -> str:

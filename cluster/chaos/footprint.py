@@ -1,16 +1,20 @@
 """What the cluster's processes on this machine hold while a scenario runs, and what they leave when they end.
 
 look, look, look … ─▶ memory and handles of each process ─▶ by kind: does it grow?
-end                ─▶ processes that should be gone, files in /dev/shm that nobody has open
+end                ─▶ processes that should be gone, shared memory that nobody can use any more
+
+The first look and the last are at an idle cluster, so that what is open can be compared.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import platform
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +22,7 @@ from pathlib import Path
 import psutil
 
 from cluster import control_pb2 as pb
+from cluster.chaos.handles import handles, segments, strays
 from cluster.chaos.victims import Victim, processes
 
 LOOK = 5.0
@@ -34,14 +39,18 @@ GONE = 5.0
 
 SHARED_MEMORY = Path("/dev/shm")
 
+POLL = 0.1
+
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """At `time` (monotonic seconds): bytes that are the process's alone, and open files and sockets."""
+    """At `time` (monotonic seconds): bytes that are the process's alone, open sockets, and open files, pipes
+    and the like; segments are not among them."""
 
     time: float
     memory: int
     handles: int
+    sockets: int = 0
 
 
 @dataclass(slots=True)
@@ -63,8 +72,9 @@ class Life:
 class Growth:
     """Of all processes of a kind: bytes an hour, over so many of them and so many seconds in all.
 
-    `memory` is the most that one of them held at the last look at it; `handles` by how many more open files
-    and sockets one ended than it had at first.
+    The slope is None where that is too little to say. `memory` is the most that one of them held at the last
+    look at it. `handles` and `sockets`: how many more one that lived to the end has open than it had at the
+    first look, or, if it is younger, than any of its kind had then.
     """
 
     kind: str
@@ -73,10 +83,14 @@ class Growth:
     slope: float | None
     memory: int
     handles: int
+    sockets: int = 0
 
 
-def growth(kind: str, lives: Sequence[Life]) -> Growth:
-    """Least squares with one slope for all and a height for each, so that short lives count too."""
+def growth(kind: str, lives: Sequence[Life], first: float = 0.0, last: float = math.inf) -> Growth:
+    """Least squares with one slope for all and a height for each, so that short lives count too.
+
+    `first` and `last` are the times of the first look and the last.
+    """
     above = below = seconds = 0.0
     for life in lives:
         warm = life.warm
@@ -93,8 +107,20 @@ def growth(kind: str, lives: Sequence[Life]) -> Growth:
         seconds=round(seconds, 1),
         slope=3600 * above / below if seconds >= ENOUGH else None,
         memory=max(life.seen[-1].memory for life in lives),
-        handles=max(life.seen[-1].handles - life.seen[0].handles for life in lives),
+        handles=_more(lives, first, last, lambda held: held.handles),
+        sockets=_more(lives, first, last, lambda held: held.sockets),
     )
+
+
+def _more(lives: Sequence[Life], first: float, last: float, count: Callable[[Held], int]) -> int:
+    """By how much the count of one that lived to the end has grown, at most."""
+    at_first = [count(life.seen[0]) for life in lives if life.seen[0].time <= first]
+    grown = []
+    for life in lives:
+        if life.seen[-1].time >= last:
+            before = life.seen[0].time <= first or not at_first
+            grown.append(count(life.seen[-1]) - (count(life.seen[0]) if before else max(at_first)))
+    return max(grown, default=0)
 
 
 class Footprint:
@@ -103,6 +129,8 @@ class Footprint:
     def __init__(self) -> None:
         self._lives: dict[int, Life] = {}
         self._shared = set(_shared())
+        self._times: list[float] = []
+        self._strays: set[int] = set()
 
     async def watch(self, victims: Callable[[], Sequence[Victim]]) -> None:
         """Look again and again; `victims` gives those of now."""
@@ -110,7 +138,14 @@ class Footprint:
             await asyncio.to_thread(self.look, victims())
             await asyncio.sleep(LOOK)
 
+    def begin(self, victims: Sequence[Victim]) -> None:
+        """The first look, at an idle cluster. What nobody can use any more then is not this run's doing."""
+        self.look(victims)
+        self._strays = set(strays(self._segments()))
+
     def look(self, victims: Sequence[Victim]) -> None:
+        now = time.monotonic()
+        self._times.append(now)
         for victim in victims:
             if victim.node == platform.node():
                 self._add(victim.pid, victim.name, victim.kind)
@@ -120,8 +155,8 @@ class Footprint:
         for life in self._lives.values():
             with contextlib.suppress(psutil.Error, OSError):
                 if life.process.is_running():
-                    held = Held(time.monotonic(), life.process.memory_full_info().uss, life.process.num_fds())
-                    life.seen.append(held)
+                    opened, memory = handles(life.process.pid), life.process.memory_full_info().uss
+                    life.seen.append(Held(now, memory, opened.files, opened.sockets))
 
     def growths(self) -> list[Growth]:
         """By kind."""
@@ -129,10 +164,11 @@ class Footprint:
         for life in self._lives.values():
             if life.seen:
                 kinds.setdefault(life.kind, []).append(life)
-        return [growth(kind, kinds[kind]) for kind in sorted(kinds)]
+        ends = self._times[:1] + self._times[-1:]
+        return [growth(kind, kinds[kind], *ends) for kind in sorted(kinds)]
 
     async def left(self, status: pb.ClusterStatus, within: float = GONE) -> list[str]:
-        """What should be gone: processes of ours that the controller does not know, orphaned shared files."""
+        """What should be gone: unknown processes of ours, and orphaned shared memory."""
         return await asyncio.to_thread(self._left, {one.pid for one in processes(status)}, within)
 
     def _left(self, wanted: set[int], within: float) -> list[str]:
@@ -144,7 +180,23 @@ class Footprint:
         _, alive = psutil.wait_procs(list(ours), within)
         files = _orphans(set(_shared()) - self._shared)
         names = [ours[process] for process in alive if _alive(process)]
-        return [f"the process of {name}" for name in names] + [f"{SHARED_MEMORY}/{name}" for name in files]
+        found = [f"the process of {name}" for name in names] + [f"{SHARED_MEMORY}/{name}" for name in files]
+        return found + self._stray_segments(within)
+
+    def _stray_segments(self, within: float) -> list[str]:
+        """One end of a connection may notice later than the other that it is over."""
+        end = time.monotonic() + within
+        while wrong := {
+            inode: why for inode, why in strays(self._segments()).items() if inode not in self._strays
+        }:
+            if time.monotonic() > end:
+                return sorted(wrong.values())
+            time.sleep(POLL)
+        return []
+
+    def _segments(self) -> dict[int, Counter[int]]:
+        """Those of the cluster's processes on this machine, whatever they are."""
+        return segments(_family([life.process for life in self._lives.values()]))
 
     def _add(self, pid: int, name: str, kind: str) -> None:
         life = self._lives.get(pid)
@@ -171,6 +223,17 @@ def _ray_around(pids: set[int]) -> list[psutil.Process]:
                     near = [parent, *parent.children(), *psutil.Process(parent.ppid()).children()]
                     found |= {one.pid: one for one in near if one.pid not in pids and _lasting(one)}
     return list(found.values())
+
+
+def _family(processes: Sequence[psutil.Process]) -> set[int]:
+    """These, if they live, and all that Ray's daemons among them have started."""
+    found: set[int] = set()
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            if process.is_running():
+                below = process.children(recursive=True) if process.name() == "raylet" else []
+                found |= {process.pid, *(one.pid for one in below)}
+    return found
 
 
 def _lasting(process: psutil.Process) -> bool:

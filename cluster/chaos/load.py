@@ -44,6 +44,12 @@ WORDS = [
     "music",
     "harbor",
 ]
+STOPS = ["e", "\n\n"]
+"""One that comes sooner or later in most texts, and one of which a part is held back at times."""
+
+ALTERNATIVES = 3
+PENALTIES = {"presence_penalty": 0.5, "frequency_penalty": 0.3}
+
 PATIENCE = 120.0
 """Seconds that one request may take in all."""
 
@@ -69,22 +75,36 @@ class Access:
 def requests(load: Load, model: str, prefix: str) -> list[Ask]:
     """The same requests for the same seed; `prefix` names them."""
     rng = random.Random(load.seed)
+    some = {name: _some(load, name, rng) for name in ("sampled", "stops", "logprobs", "penalties")}
     asks = []
     for number in range(load.requests):
         words = rng.choices(WORDS, k=rng.randint(*load.prompt_words))
+        length = rng.randint(*load.max_tokens)
         body = {
             "model": model,
             "prompt": f"{number}: {' '.join(words)}",
-            "max_tokens": rng.randint(*load.max_tokens),
+            "max_tokens": length,
             "n": rng.randint(*load.choices),
-            "temperature": 1.0 if rng.random() < load.sampled else 0.0,
+            "temperature": 1.0 if number in some["sampled"] else 0.0,
             "seed": rng.getrandbits(32),
             "ignore_eos": True,
             "stream": True,
             "stream_options": {"include_usage": True},
         }
+        if number in some["stops"]:
+            body |= {"stop": STOPS, "min_tokens": length // 2}
+        if number in some["logprobs"]:
+            body |= {"logprobs": ALTERNATIVES}
+        if number in some["penalties"]:
+            body |= PENALTIES
         asks.append(Ask(number, f"{prefix}-{number}", body))
     return asks
+
+
+def _some(load: Load, name: str, rng: random.Random) -> frozenset[int]:
+    """As many of the requests as the share of that name says, and at least one if it is not 0."""
+    share: float = getattr(load, name)
+    return frozenset(rng.sample(range(load.requests), math.ceil(share * load.requests)))
 
 
 async def drive(

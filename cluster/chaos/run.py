@@ -12,11 +12,13 @@ from cluster import control_pb2 as pb
 from cluster.chaos.client import Answer
 from cluster.chaos.faults import Injector
 from cluster.chaos.footprint import Footprint
+from cluster.chaos.likeness import bound_of, settle
 from cluster.chaos.load import Access, drive
 from cluster.chaos.scenario import Scenario
 from cluster.chaos.verdict import Aftermath, Verdict, judge, ledger, moves
 from cluster.chaos.victims import processes
 from cluster.control_client import ControlClient
+from cluster.settings_change import flat
 from engine.errors import InvalidKey, TandemError, Unreachable
 
 LOOK = 0.5
@@ -69,8 +71,12 @@ async def run(
         load, model, lambda: sight.gateways, f"{stamp}-calm", access=access, reach=REACH, all_whole=True
     )
     _require(undisturbed)
+    bound = await asyncio.to_thread(_bound, control, status)
+    _, status = await _quiet(control)
+    await asyncio.to_thread(footprint.begin, processes(status))
 
     def told(answer: Answer) -> None:
+        settle([answer], undisturbed, bound)
         if not answer.whole:
             say(f"{answer.ask.name}: {answer.error or 'cut off'}")
 
@@ -102,7 +108,12 @@ async def run(
             task.cancel()
         await asyncio.gather(*watching, harm, return_exceptions=True)
     aftermath = Aftermath(books, tuple(left), tuple(footprint.growths()), moves(status, after))
-    return judge(scenario, undisturbed, answers, injector.done, aftermath)
+    return judge(scenario, undisturbed, answers, injector.done, aftermath, bound)
+
+
+def _bound(control: ControlClient, status: pb.ClusterStatus) -> float | None:
+    """What log-probabilities may differ by here."""
+    return bound_of(status.model.dtype, exact=bool(flat(control.config())["engine.exact"]))
 
 
 def _require(answers: Sequence[Answer]) -> None:

@@ -39,7 +39,12 @@ class Load(Section):
     sampled: Share = Field(
         0.5, description="The share that is sampled at temperature 1; the others are greedy."
     )
-    choices: Range = Field((1, 1), description="Choices of a request, from and to.")
+    stops: Share = Field(
+        0.25, description="The share with stop strings, which count from the middle of an answer on."
+    )
+    logprobs: Share = Field(0.25, description="The share with log-probabilities, which are compared too.")
+    penalties: Share = Field(0.25, description="The share with presence and frequency penalties.")
+    choices: Range = Field((1, 2), description="Choices of a request, from and to.")
     seed: int = Field(1, description="Draws prompts, lengths and victims.")
 
 
@@ -47,7 +52,7 @@ class Fault(Section):
     """One thing that is done to the cluster, or that is done again and again."""
 
     kind: Literal[
-        "kill", "kill_node", "stop", "terminate", "link", "clock", "disk", "memory",
+        "kill", "kill_node", "stop", "terminate", "hang", "link", "clock", "disk", "memory",
         "migrate", "drain", "role", "rolling_restart", "restart", "scale", "apply",
     ]  # fmt: skip
     target: str = Field(
@@ -63,7 +68,7 @@ class Fault(Section):
         False, description="Wait each time until both pools are whole and all gateways are there."
     )
     lasting: Duration = Field(
-        2.0, ge=0, description="When a stop, a bad link, a wrong clock or a full disk ends."
+        2.0, ge=0, description="When a stop, a hung step, a bad link, a wrong clock or a full disk ends."
     )
     jump: Duration = Field(
         3600.0, ge=0, description="How far a wall clock jumps: ahead, and back at the end."
@@ -86,6 +91,12 @@ class Fault(Section):
 class Expect(Section):
     """What makes the verdict a pass."""
 
+    hit: int | None = Field(
+        None,
+        ge=0,
+        description="The least number of streams that what ends processes must have hit; left out: 1 where "
+        "a fault is of that kind.",
+    )
     lost: int = Field(0, ge=0, description="Requests without a whole answer.")
     duplicated: int = Field(0, ge=0, description="Requests that were sent tokens twice.")
     changed: int = Field(0, ge=0, description="Requests with other tokens than undisturbed.")
@@ -103,7 +114,12 @@ class Expect(Section):
         description="Bytes an hour by which the memory of processes of one kind may grow; 0: not looked at.",
     )
     handles: int = Field(
-        64, ge=0, description="By how many open files and sockets a process may end with more than it began."
+        4,
+        ge=0,
+        description="By how many more open files, pipes and the like a process may end than one began with.",
+    )
+    sockets: int = Field(
+        12, ge=0, description="By how many more open sockets a process may end than one began with."
     )
 
 

@@ -12,9 +12,11 @@ from cluster import control_pb2 as pb
 from cluster.chaos.client import Answer
 from cluster.chaos.faults import Done
 from cluster.chaos.footprint import Growth
+from cluster.chaos.likeness import settle
 from cluster.chaos.scenario import Expect, Fault, Scenario
+from cluster.chaos.victims import CONTROLLER, KILLING
 
-ENDING = ("kill", "kill_node", "stop", "terminate")
+ENDING = (*KILLING, "stop", "terminate")
 
 LATER = 15.0
 """Seconds after a fault in which the longest pause of a stream that it hit is taken for its resume time."""
@@ -46,7 +48,9 @@ class Resume:
 class Verdict:
     """Figures of one run. Times in seconds; `failures` says why it did not pass, () if it did.
 
-    `resumes` and `injected` are by fault: "kill decode" and so on.
+    `resumes` and `injected` are by fault: "kill decode" and so on. `hit` counts the streams that went on
+    elsewhere after what ended processes, and those that were under way when a controller was. `compared`
+    tokens had log-probabilities, `apart` at most; `bound` is what they may be, None: they were not compared.
     """
 
     scenario: str
@@ -56,6 +60,11 @@ class Verdict:
     duplicated: int
     changed: int
     exact: int
+    unlike: Mapping[str, int]
+    compared: int
+    apart: float
+    bound: float | None
+    hit: int
     recovered: int
     reconnected: int
     faults: int
@@ -85,22 +94,28 @@ def judge(
     answers: Sequence[Answer],
     faults: Sequence[Done],
     aftermath: Aftermath = Aftermath(),
+    bound: float | None = 0.0,
 ) -> Verdict:
-    """Compare each answer with the undisturbed one of its request."""
-    expected = {answer.ask.number: answer for answer in undisturbed}
-    whole = [answer for answer in answers if answer.whole]
-    exact = [answer for answer in whole if _same(answer, expected[answer.ask.number])]
+    """Compare each answer with the undisturbed one of its request; `bound` is as in `likeness`."""
+    settle(answers, undisturbed, bound)
+    found = [answer.likeness for answer in answers if answer.likeness is not None]
+    unlike = Counter(one.changed for one in found if one.changed)
     carried_out = [fault for fault in faults if fault.carried_out]
     hits = resume_times(answers, carried_out)
     resumes = sorted(seconds for _, seconds in hits)
     told = Verdict(
         scenario=scenario.name,
         sent=len(answers),
-        finished=len(whole),
-        lost=len(answers) - len(whole),
+        finished=len(found),
+        lost=len(answers) - len(found),
         duplicated=sum(answer.repeated > 0 for answer in answers),
-        changed=len(whole) - len(exact),
-        exact=len(exact),
+        changed=unlike.total(),
+        exact=len(found) - unlike.total(),
+        unlike=dict(unlike),
+        compared=sum(one.tokens for one in found),
+        apart=max((one.apart for one in found), default=0.0),
+        bound=bound,
+        hit=_hit(answers, carried_out, hits),
         recovered=sum(answer.recoveries > 0 for answer in answers),
         reconnected=sum(answer.connections > 1 for answer in answers),
         faults=len(carried_out),
@@ -118,16 +133,20 @@ def judge(
         moves=dict(aftermath.moves),
         growth=aftermath.growth,
     )
-    return replace(
-        told, failures=(*_failures(scenario.expect, told, undisturbed), *_undone(scenario.faults, faults))
+    failures = (
+        *_failures(scenario.expect, told, undisturbed),
+        *_undone(scenario.faults, faults),
+        *_unseen(scenario, told, carried_out),
     )
+    return replace(told, failures=failures)
 
 
 def _failures(expect: Expect, told: Verdict, undisturbed: Sequence[Answer]) -> Iterator[str]:
     for name in ("lost", "duplicated", "changed"):
         count, most = getattr(told, name), getattr(expect, name)
         if count > most:
-            yield f"{name}: {count}, and not more than {most} were expected"
+            why = f" ({_counted(told.unlike)})" if name == "changed" else ""
+            yield f"{name}: {count}{why}, and not more than {most} were expected"
     if expect.resume and (told.resume_max or 0) > expect.resume:
         yield f"a stream that was hit stood still for {told.resume_max:.2f} s, more than {expect.resume:g} s"
     if expect.pause and told.longest_pause > expect.pause:
@@ -137,10 +156,14 @@ def _failures(expect: Expect, told: Verdict, undisturbed: Sequence[Answer]) -> I
     if told.left:
         yield f"left behind: {', '.join(told.left)}"
     for one in told.growth:
-        if expect.growth and (one.slope or 0) > expect.growth:
-            yield f"{one.kind} grows by {one.slope / 2**20:.0f} MiB an hour"  # type: ignore[operator]
-        if one.handles > expect.handles:
-            yield f"{one.kind} has {one.handles} more open files and sockets than at first"
+        if expect.growth and one.slope is None:
+            yield f"the growth of {one.kind} was not measured: it was watched for {one.seconds:g} s"
+        if expect.growth and one.slope is not None and one.slope > expect.growth:
+            yield f"{one.kind} grows by {one.slope / 2**20:.0f} MiB an hour"
+        for name, what in (("handles", "files"), ("sockets", "sockets")):
+            count, most = getattr(one, name), getattr(expect, name)
+            if count > most:
+                yield f"{one.kind} has {count} more open {what} than at first, and {most} were expected"
     broken = [answer for answer in undisturbed if not answer.whole]
     if broken:
         yield f"{len(broken)} requests failed undisturbed: {broken[0].error}"
@@ -157,6 +180,33 @@ def _undone(asked: Sequence[Fault], faults: Sequence[Done]) -> Iterator[str]:
         elif not any(one.carried_out for one in begun):
             why = begun[0].missed if begun else "the load ended before"
             yield f"{kind} {target}: not carried out even once: {why}"
+
+
+def _unseen(scenario: Scenario, told: Verdict, carried_out: Sequence[Done]) -> Iterator[str]:
+    """What a run proves nothing about, although its faults were carried out."""
+    least = scenario.expect.hit
+    if least is None:
+        least = int(any(fault.kind in KILLING for fault in carried_out))
+    if told.hit < least:
+        what = f"only {told.hit} streams were hit" if told.hit else "nothing was hit"
+        yield f"{what}: it had to be {least} streams at least"
+    if scenario.load.logprobs and told.bound is not None and told.finished and not told.compared:
+        yield "no log-probabilities were compared"
+
+
+def _hit(answers: Sequence[Answer], faults: Sequence[Done], hits: Sequence[tuple[str, float]]) -> int:
+    """Streams that went on elsewhere. A controller has none: those that were under way when it died count."""
+    ending = {_named(fault) for fault in faults if fault.kind in ENDING}
+    times = [fault.time for fault in faults if fault.kind in KILLING and fault.role == CONTROLLER]
+    under_way = [
+        answer for answer in answers
+        if answer.times and any(answer.times[0] <= time <= answer.times[-1] for time in times)
+    ]  # fmt: skip
+    return sum(name in ending for name, _ in hits) + len(under_way)
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items())
 
 
 def resume_times(answers: Sequence[Answer], faults: Sequence[Done]) -> list[tuple[str, float]]:
@@ -216,10 +266,6 @@ def ledger(status: pb.ClusterStatus) -> str:
             known = f"{blocks.blocks_free} free + {blocks.blocks_cached} cached"
             return f"{one.name} has {known} of {blocks.blocks_total} blocks"
     return ""
-
-
-def _same(answer: Answer, expected: Answer) -> bool:
-    return (answer.texts, answer.ends, answer.tokens) == (expected.texts, expected.ends, expected.tokens)
 
 
 def _p99(answers: Sequence[Answer]) -> float:

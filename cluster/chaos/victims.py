@@ -11,6 +11,7 @@ import os
 import platform
 import random
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import psutil
@@ -18,6 +19,9 @@ import psutil
 from cluster import control_pb2 as pb
 
 CONTROLLER, GATEWAY = "controller", "gateway"
+
+KILLING = ("kill", "kill_node", "hang")
+"""Faults after which the victim is gone, whatever it was at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +42,14 @@ def processes(status: pb.ClusterStatus) -> list[Victim]:
     return found
 
 
-def pick(target: str, status: pb.ClusterStatus, rng: random.Random) -> Victim:
-    """One of those that `target` means: a kind, `instance`, or a name.
+def pick(
+    target: str,
+    status: pb.ClusterStatus,
+    rng: random.Random,
+    spared: Callable[[Victim], bool] = lambda victim: False,
+) -> Victim:
+    """One of those that `target` means: a kind, `instance`, or a name; one that is spared only for want of
+    others.
 
     Raises LookupError if there is none, or it is on another machine.
     """
@@ -56,10 +66,17 @@ def pick(target: str, status: pb.ClusterStatus, rng: random.Random) -> Victim:
     found = [one for one in found if one.node != platform.node() or psutil.pid_exists(one.pid)]
     if not found:
         raise LookupError(f"there is no {target} that could be hit")
-    victim = rng.choice(found)
+    victim = rng.choice([one for one in found if not spared(one)] or found)
     if victim.node != platform.node():
         raise LookupError(f"{victim.name} is on {victim.node}: run the scenario there")
     return victim
+
+
+def worth(kind: str, victim: Victim, status: pb.ClusterStatus) -> bool:
+    """Whether there is something to be seen when this is done to that victim: to kill an instance that has no
+    request shows nothing."""
+    running = {one.name: one.status.running + one.status.waiting for one in status.instances}
+    return kind not in KILLING or running.get(victim.name, 1) > 0
 
 
 async def stop(pid: int, seconds: float) -> None:
@@ -101,13 +118,20 @@ def kill_node(victim: Victim, status: pb.ClusterStatus) -> None:
 
     Raises LookupError if that node is the head, or there is no such daemon.
     """
-    daemon = _daemon(victim.pid)
-    if any(child.name() == "gcs_server" for child in psutil.Process(daemon.ppid()).children()):
+    if on_head(victim):
         raise LookupError(f"{victim.name} is on Ray's head node, with which the whole cluster would end")
-    daemon.kill()
+    daemon(victim.pid).kill()
 
 
-def _daemon(pid: int) -> psutil.Process:
+def on_head(victim: Victim) -> bool:
+    """Whether it runs on Ray's head node; False also where it does not run. Raises LookupError."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        beside = psutil.Process(daemon(victim.pid).ppid()).children()
+        return any(child.name() == "gcs_server" for child in beside)
+    return False
+
+
+def daemon(pid: int) -> psutil.Process:
     """The raylet above a process."""
     for parent in psutil.Process(pid).parents():
         if parent.name() == "raylet":

@@ -66,7 +66,9 @@ def _show(verdict: Verdict) -> None:
         "tokens": f"{verdict.exact} exact, {verdict.changed} changed, {verdict.duplicated} duplicated",
         "faults": f"{verdict.faults} carried out, {verdict.faults_failed} failed, "
         f"{verdict.faults_missed} found nothing to do",
-        "hit": f"{verdict.recovered} recovered elsewhere, {verdict.reconnected} came back to a gateway",
+        "log-probs": _log_probabilities(verdict),
+        "hit": f"{verdict.hit} by what ended processes; {verdict.recovered} recovered elsewhere, "
+        f"{verdict.reconnected} came back to a gateway",
         "resume": _seconds(verdict.resume_p50, "p50") + ", " + _seconds(verdict.resume_max, "max"),
         "pause": f"{verdict.longest_pause:.2f} s was the longest of any stream",
         "ITL p99": f"{1000 * verdict.itl_p99:.1f} ms ({1000 * verdict.itl_p99_undisturbed:.1f} undisturbed)",
@@ -75,21 +77,28 @@ def _show(verdict: Verdict) -> None:
         "left": ", ".join(verdict.left) or "nothing",
     }
     for key, value in lines.items():
-        out().print(f"{key + ':':<10}{value}", markup=False)
+        out().print(f"{key + ':':<11}{value}", markup=False)
     for one in verdict.resumes:
         spread = f"p50 {one.p50:.2f} s, p90 {one.p90:.2f} s, max {one.max:.2f} s"
         out().print(f"          {one.fault}: {one.streams} streams, {spread}", markup=False)
     for kind in verdict.growth:
-        slope = "-" if kind.slope is None else f"{kind.slope / 2**20:+.1f} MiB an hour"
+        slope = "not measured" if kind.slope is None else f"{kind.slope / 2**20:+.1f} MiB an hour"
         out().print(
             f"memory:   {kind.kind}: {slope}, {kind.memory / 2**20:.0f} MiB at most; "
-            f"{kind.processes} processes, {kind.seconds:.0f} s in all, {kind.handles:+d} handles",
+            f"{kind.processes} processes, {kind.seconds:.0f} s in all, {kind.handles:+d} files, "
+            f"{kind.sockets:+d} sockets",
             markup=False,
         )
     for failure in verdict.failures:
         out().print(f"FAILED: {failure}", markup=False)
     if verdict.passed:
         out().print("passed")
+
+
+def _log_probabilities(verdict: Verdict) -> str:
+    if verdict.bound is None:
+        return "not compared: nothing is promised of them but in float32 and with engine.exact"
+    return f"of {verdict.compared} tokens, {verdict.apart:.1e} apart at most ({verdict.bound:g} may be)"
 
 
 def _seconds(value: float | None, name: str) -> str:

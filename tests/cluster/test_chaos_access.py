@@ -26,7 +26,7 @@ from cluster.local_state import LocalState, write_state
 KEY = "sk-test"
 SCENARIO = """
 name: made-up
-load: {requests: 8, concurrency: 4}
+load: {requests: 8, concurrency: 4, choices: [1, 1], logprobs: 0}
 faults:
   - {kind: kill_node, target: decode, at: 0s}
 """
@@ -105,6 +105,9 @@ class Controller:
 
     def status(self) -> pb.ClusterStatus:
         return self._status
+
+    def config(self) -> dict[str, object]:
+        return {"engine": {"exact": False}}
 
 
 Command = Callable[..., Result]

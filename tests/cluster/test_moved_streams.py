@@ -18,6 +18,7 @@ from cluster.stream_order import Piece
 from engine.request import Request, Sampling
 from migration.blocks import BlockList
 from migration.moved import Moved
+from model.grammar import of_schema
 from tests.cluster.itinerary import ANYWHERE, BOUND, EDGE, ENDED, FIRST, LAST, NOT_THERE, Itinerary, Move
 from tests.cluster.pools import Pools, pools
 from tests.engine.mutants import mutate
@@ -30,6 +31,9 @@ MOST_SWAPS = 3
 
 TOGETHER = 24
 """Requests at a time."""
+
+WORDS = of_schema({"type": "array", "items": {"type": "string", "maxLength": 9}, "minItems": 40})
+"""An answer that goes on for as long as it may."""
 
 DAMAGED = "delay=1ms damage=0.03 cut=0.001"
 
@@ -73,6 +77,8 @@ def requests(rng: random.Random, count: int) -> list[Request]:
             min_tokens=rng.choice([0, 24]),
             ignore_eos=number % 4 == 0,
         )
+        if number % 7 == 3:
+            sampling = replace(sampling, grammar=WORDS, min_tokens=0, ignore_eos=False)
         made.append(Request(f"{number}", prompt, sampling))
     return made
 

@@ -35,6 +35,7 @@ class Stream:
         self.usage: dict[str, int] | None = None
         self.error: dict[str, Any] | None = None
         self.calls: list[dict[str, Any]] = []
+        self.logprobs: dict[int, list[Any]] = {}
 
     def line(self, line: str) -> None:
         if line.startswith("id: "):
@@ -47,6 +48,9 @@ class Stream:
         for choice in body.get("choices", ()):
             delta = choice.get("delta", {})
             self.roles += "role" in delta
+            self.logprobs.setdefault(choice["index"], []).extend(
+                (choice["logprobs"] or {}).get("content", ())
+            )
             self.calls += delta.get("tool_calls", ())
             index = choice["index"]
             text = delta.get("content") or choice.get("text") or ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -80,6 +81,38 @@ def test_a_step_that_fails_is_not_measured_and_is_over() -> None:
         slow.watch.run(plan(8))
     assert slow.watch.present().limit == 0
     assert slow.watch.limit(8) == 30.0
+
+
+def stepping(slow: Slow) -> threading.Thread:
+    """A step that is under way in a thread of its own, held up before it computes."""
+    thread = threading.Thread(target=slow.watch.run, args=(plan(8),))
+    thread.start()
+    while not slow.watch.present().limit:
+        assert thread.is_alive()
+    return thread
+
+
+def test_a_step_that_hangs_on_purpose_is_told_as_it_goes_beyond_its_limit_and_ends_when_it_may() -> None:
+    slow = Slow()
+    slow.watch.run(plan(8))
+    assert slow.watch.take("delay=5ms hang") == "delay=5ms"
+    thread = stepping(slow)
+    assert slow.watch.present() == Present(2, 8, 0.0, 3.0)
+    slow.now += 3.5
+    present = slow.watch.present()
+    assert present.elapsed > present.limit
+    assert len(slow.seen) == 1
+    assert slow.watch.take("") == ""
+    thread.join(10)
+    assert len(slow.seen) == 2
+    assert slow.watch.present() == Present(2)
+
+
+def test_without_the_word_no_step_hangs() -> None:
+    slow = Slow()
+    assert slow.watch.take("delay=5ms") == "delay=5ms"
+    slow.watch.run(plan(8))
+    assert len(slow.seen) == 1
 
 
 class Device(Slow):

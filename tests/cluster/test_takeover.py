@@ -58,6 +58,63 @@ def test_what_has_ended_is_not_computed_again(n: int) -> None:
     with_http(test, blocks=256)
 
 
+@pytest.mark.parametrize("length", [4, 60])
+@pytest.mark.parametrize("ended", [False, True])
+def test_log_probabilities_come_along(length: int, ended: bool) -> None:
+    async def test(cluster: LocalCluster, client: httpx.AsyncClient) -> None:
+        body = BODY | {"n": 2, "logprobs": True, "top_logprobs": 2}
+        whole, stream = Stream(), Stream()
+        async with opened(client, body, STAYS | {"x-request-id": "whole"}) as response:
+            await whole.read(response)
+        runner_of(cluster).permits = permits = threading.Semaphore(length + 20)
+        async with local_gateway(cluster) as second:
+            async with opened(client, body, STAYS) as response:
+                await stream.read(response, lambda seen: len(seen.texts.get(0, "")) >= length)
+            permits.release(1000)
+            if ended:
+                await until(lambda: not cluster.driver.runs)
+            async with (
+                second.client() as other,
+                opened(other, body, STAYS | {"last-event-id": stream.last}) as response,
+            ):
+                await stream.read(response)
+        assert stream.texts == whole.texts == {0: SCRIPT, 1: SCRIPT[1:]}
+        assert stream.logprobs == whole.logprobs
+        assert {number: len(found) for number, found in whole.logprobs.items()} == {
+            number: len(SCRIPT[number:].encode()) + 1 for number in range(2)
+        }
+        assert len(cluster.instances["instance-0"].started) == 2 or not ended
+        assert runner_of(cluster).steps < 3 * len(SCRIPT.encode()), "nothing was drawn again"
+
+    with_http(test, blocks=256)
+
+
+def test_who_has_not_seen_what_was_drawn_elsewhere_is_given_it_anew() -> None:
+    """Log-probabilities don't move with a request: an instance knows those of the last tokens only."""
+
+    async def test(cluster: LocalCluster, client: httpx.AsyncClient) -> None:
+        body = BODY | {"logprobs": True}
+        known = pb.Logprob(logprob=-7.0)
+        half = pb.ChoiceTokens(tokens=SCRIPT[:12].encode(), logprobs=[known] * 4)
+
+        async def take(name: str, digest: bytes, instances: object) -> dict[int, Taken]:
+            return gathered([taken_message("instance-0", {f"{name}~1-0": [half]}, {})])
+
+        cluster.driver.take = take  # type: ignore[method-assign, assignment]
+        for seen, of_another in ((7, 0), (8, 4), (10, 2)):
+            stream = Stream()
+            headers = STAYS | {"x-request-id": f"mine-{seen}"}
+            last = f"chatcmpl-mine-{seen}:{seen}"
+            async with opened(client, body, headers | {"last-event-id": last}) as response:
+                await stream.read(response)
+            assert stream.texts == {0: SCRIPT[seen:]}
+            values = [one["logprob"] for one in stream.logprobs[0]]
+            assert values == [-7.0] * of_another + [-0.25] * (len(values) - of_another)
+            assert len(values) == len(SCRIPT[seen:].encode()) + 1
+
+    with_http(test)
+
+
 def test_of_two_choices_the_one_that_had_not_ended_goes_on() -> None:
     async def test(cluster: LocalCluster, client: httpx.AsyncClient) -> None:
         body = BODY | {"n": 2}
@@ -146,7 +203,7 @@ def test_a_place_of_another_shape_is_refused_and_leaves_nothing_behind() -> None
 
 
 def test_what_is_computed_again_is_charged_and_what_is_kept_is_not() -> None:
-    """Log-probabilities are not kept: each repeat is a request of its own, and the third is one too many."""
+    """Where nothing was kept each repeat is a request of its own, and the third is one too many."""
 
     async def test(cluster: LocalCluster, client: httpx.AsyncClient) -> None:
         limits = cluster.service.access.limits
@@ -164,7 +221,12 @@ def test_what_is_computed_again_is_charged_and_what_is_kept_is_not() -> None:
         # In the meantime the bucket fills.
         assert int(limits.headers("")["x-ratelimit-remaining-tokens"]) >= left
         assert cluster.service.metrics.objectives.lately().requests == 1, "a replay says nothing of how fast"
-        again = [await asked("again", {"logprobs": True}) for _ in range(3)]
+
+        async def forgotten(name: str, digest: bytes, instances: object) -> dict[int, Taken]:
+            return {}
+
+        cluster.driver.take = forgotten  # type: ignore[method-assign, assignment]
+        again = [await asked("again", {}) for _ in range(3)]
         assert again == [200, 200, 429]
 
     with_http(test, tenants=TenantLimits(requests={"*": 3}, tokens={"*": 10_000}))
