@@ -244,14 +244,21 @@ def _by_fault(hits: Sequence[tuple[str, float]]) -> tuple[Resume, ...]:
 
 
 def moves(before: pb.ClusterStatus, after: pb.ClusterStatus) -> dict[str, int]:
-    """Moves between two looks, by outcome; all since the controller began if it began in between."""
+    """Moves between two looks, by outcome; all since the controller began if it began in between.
+
+    It has if it is younger, or has counted less: it may be older than the one before it became.
+    """
+    earlier, later = _by_outcome(before), _by_outcome(after)
+    anew = after.uptime < before.uptime or any(later[outcome] < count for outcome, count in earlier.items())
+    found = later if anew else later - earlier
+    return {outcome: count for outcome, count in found.items() if count}
+
+
+def _by_outcome(status: pb.ClusterStatus) -> Counter[str]:
     counts: Counter[str] = Counter()
-    for one in after.migrations.counts:
+    for one in status.migrations.counts:
         counts[one.outcome] += one.count
-    if after.uptime > before.uptime:
-        for one in before.migrations.counts:
-            counts[one.outcome] -= one.count
-    return {outcome: count for outcome, count in counts.items() if count}
+    return counts
 
 
 def ledger(status: pb.ClusterStatus) -> str:

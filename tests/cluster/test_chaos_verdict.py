@@ -169,6 +169,7 @@ def test_moves_are_those_of_the_run() -> None:
 
     assert moves(status(5, 3), status(9, 7)) == {"committed": 4}
     assert moves(status(5, 3), status(2, 7)) == {"committed": 7}
+    assert moves(status(5, 9), status(9, 7)) == {"committed": 7}
 
 
 def test_growth_that_was_not_measured_fails_a_run_that_has_a_bound_on_it_and_no_other() -> None:
