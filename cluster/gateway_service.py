@@ -17,6 +17,7 @@ from cluster.limits import Ticket
 from cluster.metrics import Metrics
 from cluster.openai import ChatBody, CompletionBody, DetokenizeBody, SamplingBody, TokenizeBody
 from cluster.openai_answers import ModelCard
+from cluster.openai_fields import is_text
 from cluster.openai_tools import offered
 from cluster.request_driver import RequestDriver, Run
 from cluster.resume import Reconnection, Seen, check_shape
@@ -34,6 +35,7 @@ from engine.errors import (
     UnsupportedParameter,
 )
 from engine.request import Request, Sampling
+from model.grammar_matcher import Matchers, Vocabulary
 
 LONG_TEXT = 4096
 """Characters from which a text is tokenised in a thread: below, the change of threads costs more."""
@@ -65,20 +67,13 @@ class Template(Protocol):
     ) -> str: ...
 
 
-class Tokenizer(Protocol):
+class Tokenizer(Vocabulary, Protocol):
     """What the gateway asks of the model's tokenizer; may be called in threads."""
-
-    @property
-    def vocab_size(self) -> int: ...
 
     @property
     def chat_template(self) -> Template | None: ...
 
-    def encode(self, text: str, *, add_bos: bool = True) -> list[int]: ...
-
     def decode(self, tokens: Sequence[int]) -> str: ...
-
-    def token_bytes(self, token: int) -> bytes: ...
 
 
 class GatewayService:
@@ -106,6 +101,7 @@ class GatewayService:
         self.config = config
         self.version = version
         self.access = access or Access(config)
+        self._matchers = Matchers(tokenizer)
         self.draining = False
         self._jobs: dict[str, Job] = {}
 
@@ -152,7 +148,7 @@ class GatewayService:
             raise InvalidParameter(f"at most {MOST_CHOICES} choices in all prompts together", param="n")
         shape = body.shape()
         if shape is not None:
-            await asyncio.to_thread(check, shape)
+            await asyncio.to_thread(check, shape, self._matchers)
         prompts = await self._prompts(body)
         echo = ["" for _ in prompts]
         if isinstance(body, CompletionBody) and body.echo:
@@ -355,7 +351,10 @@ class GatewayService:
             raise UnsupportedParameter(
                 f"the model '{self.model.name}' has no chat template; use /v1/completions", param="messages"
             )
-        return await self._encode(template.render(messages, tools=tools or None), add_bos=False)
+        prompt = template.render(messages, tools=tools or None)
+        if not is_text(prompt):
+            raise InvalidParameter("the messages or tools hold a lone surrogate", param="messages")
+        return await self._encode(prompt, add_bos=False)
 
     async def _encode(self, text: str, *, add_bos: bool = True) -> list[int]:
         if len(text) < LONG_TEXT:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncGenerator, Coroutine
 from dataclasses import dataclass
 from typing import Any
@@ -127,8 +128,10 @@ async def _events(
 ) -> AsyncGenerator[bytes]:
     """The stream, from its first update on."""
     try:
+        told = time.monotonic()
         while update is None or update:
-            if update is None:
+            if update is None or time.monotonic() - told >= keepalive:
+                told = time.monotonic()
                 yield sse.PING
             cut = [(index, part) for index, pieces in update or () for part in answer.parts(pieces)]
             for index, pieces in cut:
@@ -136,6 +139,7 @@ async def _events(
                 bodies = answer.chunk_bodies(index, reader.choices[index], pieces, first=first)
                 reader.given(index, pieces)
                 for number, body in enumerate(bodies, 1):
+                    told = time.monotonic()
                     if options.usage:
                         body["usage"] = reader.job.usage().body() if options.running_usage else None
                     # Only the last event of these tokens says that the client has them.

@@ -184,7 +184,8 @@ class EngineInstance:
     def afflict(self, fault: str) -> None:
         """What goes out to other instances fails as told, or the next step hangs, until "" is told. Raises
         InvalidParameter."""
-        self._faults.set(self._watch.take(fault))
+        self._faults.set(self._watch.others(fault))
+        self._watch.take(fault)
 
     def change_role(self, role: str) -> None:
         """Go on in another role, which takes new requests; model, KV cache and loop stay as they are."""

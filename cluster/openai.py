@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from cluster.openai_extras import check_extras
 from cluster.openai_fields import LogitBias, Prompts, Stop, Text, TokenId
 from cluster.openai_messages import Message
-from cluster.openai_tools import ToolChoice, Tools, demanded, offered
+from cluster.openai_tools import ChosenTool, ToolChoice, Tools, demanded, offered
 from cluster.structured import ResponseFormat, Shape, StructuredOutputs, only
 from engine.errors import InvalidParameter, UnsupportedMediaType, UnsupportedParameter
 from engine.request import Sampling
@@ -171,7 +171,8 @@ class ChatBody(SamplingBody):
         functions = demanded(self.tools, self.tool_choice)
         if not functions:
             return super().shapes()
-        calls = grammar.of_calls(functions, many=self.parallel_tool_calls is not False)
+        many = self.parallel_tool_calls is not False and not isinstance(self.tool_choice, ChosenTool)
+        calls = grammar.of_calls(functions, many=many)
         return [*super().shapes(), Shape(calls, "tool_choice")]
 
     def offered(self) -> list[dict[str, Any]]:
@@ -255,10 +256,16 @@ def _refusal(error: ValidationError) -> InvalidParameter:
     # Of a union's members the one that came furthest speaks.
     first = max(error.errors(include_url=False, include_context=False), key=lambda found: len(found["loc"]))
     # Members of unions stand in the location as type names.
-    param = ".".join(str(step) for step in first["loc"] if not str(step).endswith("]"))
+    param = ".".join(
+        str(step) for step in first["loc"] if not str(step).endswith("]") and step not in _MEMBERS
+    )
     if first["type"] == "missing":
         return InvalidParameter(f"missing required parameter '{param}'", param=param)
     return InvalidParameter(f"invalid '{param}': {first['msg']}", param=param)
+
+
+_MEMBERS = frozenset({"ChosenTool"})
+"""Classes in unions."""
 
 
 def _integer(digits: str) -> int | float:

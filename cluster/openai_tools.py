@@ -63,7 +63,7 @@ def demanded(tools: Sequence[Tool] | None, choice: ToolChoice | None) -> dict[st
 
     Raises InvalidParameter for a choice that there is not.
     """
-    known = {tool.function.name: tool.function.parameters or _NOTHING for tool in tools or ()}
+    known = {tool.function.name: _schema(tool.function.parameters) for tool in tools or ()}
     if choice is None or choice in ("none", "auto"):
         return {}
     if not known:
@@ -77,6 +77,11 @@ def demanded(tools: Sequence[Tool] | None, choice: ToolChoice | None) -> dict[st
             param="tool_choice.function.name",
         )
     return {name: known[name]}
+
+
+def _schema(parameters: dict[str, Any] | None) -> dict[str, Any]:
+    """Arguments are an object, also where a schema forgets to say so."""
+    return {"type": "object", **parameters} if parameters else _NOTHING
 
 
 _NOTHING: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}

@@ -83,16 +83,18 @@ class StepWatch:
         self._steps += 1
         return self._measured(plan.tokens, lambda: self._runner.run(plan))
 
-    def take(self, fault: str) -> str:
+    def take(self, fault: str) -> None:
         """Have the next step hang, on purpose, if `hang` is among the words of a fault, and go on if it is
-        not; gives the other words. May be called in any thread.
-        """
-        words = fault.split()
-        if HANG in words:
+        not. May be called in any thread."""
+        if HANG in fault.split():
             self._goes_on.clear()
         else:
             self._goes_on.set()
-        return " ".join(word for word in words if word != HANG)
+
+    @staticmethod
+    def others(fault: str) -> str:
+        """The words of a fault that are meant for somebody else."""
+        return " ".join(word for word in fault.split() if word != HANG)
 
     def _measured(self, tokens: int, compute: Callable[[], T]) -> T:
         """What `compute` returns, which is all of a step of so many tokens, or a part of it."""

@@ -10,8 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from cluster.openai_fields import Text
 from engine.errors import InvalidParameter
 from model import grammar
+from model.grammar_matcher import Matchers
 
 MOST_CHOICES = 1024
+LONGEST_GRAMMAR = 8192
+"""Characters of a client's own grammar: llguidance reads rule within rule, on a stack that ends."""
+
 _ANY_OBJECT = {"type": "object"}
 
 
@@ -48,14 +52,14 @@ class ResponseFormat(BaseModel):
 
 
 class StructuredOutputs(BaseModel):
-    """One of these."""
+    """One of these; a field that is not known would change the answer, and is refused."""
 
-    model_config = ConfigDict(extra="allow", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     definition: dict[str, Any] | None = Field(default=None, alias="json")
     regex: Text | None = None
     choice: Annotated[list[Text], Field(min_length=1, max_length=MOST_CHOICES)] | None = None
-    grammar: Text | None = None
+    grammar: Annotated[Text, Field(max_length=LONGEST_GRAMMAR)] | None = None
     json_object: bool | None = None
 
     def shapes(self) -> Iterator[Shape]:
@@ -79,9 +83,12 @@ def only(shapes: list[Shape]) -> Shape | None:
     return shapes[0] if shapes else None
 
 
-def check(shape: Shape) -> None:
+def check(shape: Shape, matchers: Matchers) -> None:
     """Raises InvalidParameter if the grammar cannot be followed; may take a moment."""
-    fault = grammar.fault(shape.grammar)
+    if len(shape.grammar) > grammar.LONGEST:
+        fault = f"it has {len(shape.grammar)} characters as a grammar; the most are {grammar.LONGEST}"
+    else:
+        fault = matchers.fault(shape.grammar)
     if fault:
         raise InvalidParameter(f"'{shape.param}' cannot be followed: {fault}", param=shape.param)
 

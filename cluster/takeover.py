@@ -25,6 +25,9 @@ from migration.wire import epoch_to_wire
 MOST_WORDS = 2_000_000
 """Four bytes each, as a token has, that an instance keeps of ended choices; the oldest go first."""
 
+SCORE_WORDS = 20
+"""What a token with its log-probability takes, roughly."""
+
 CHOICE_WORDS = 64
 """What a choice takes beside its tokens, roughly."""
 
@@ -62,23 +65,21 @@ class Endings:
         self._most = most
         self._clock = clock
         self._words = 0
-        self._kept: OrderedDict[_Key, tuple[float, int, pb.ChoiceTokens]] = OrderedDict()
+        self._kept: OrderedDict[_Key, tuple[float, int, pb.ChoiceTokens, tuple[Drawn, ...]]] = OrderedDict()
         self._asked: dict[tuple[str, str], dict[_Key, None]] = {}
 
-    def keep(self, end: pb.Tokens, output: Sequence[int], scores: Sequence[Drawn] = ()) -> None:
+    def keep(self, end: pb.Tokens, output: Sequence[int], scores: Iterable[tuple[int, Drawn]] = ()) -> None:
         """Note a message if it ends a choice; `output` has the choice's tokens, its last may be missing, and
-        `scores` belong to the last of them."""
+        `scores` what was reported of the last of them, by index."""
         if end.finish_reason in UNKEPT:
             return
         key = end.request_id, end.choice
         self._drop(key)
-        known = _logprobs(scores[: max(0, end.index - (len(output) - len(scores)))])
-        choice = pb.ChoiceTokens(
-            choice=end.choice, tokens=output[: end.index], end=end, epoch=end.epoch, logprobs=known
-        )
-        told = end.ByteSize() + sum(one.ByteSize() for one in known)
-        words = CHOICE_WORDS + end.index + told // 4
-        self._kept[key] = self._clock() + self._lease, words, choice
+        known = tuple(one for index, one in list(scores) if index < end.index)
+        choice = pb.ChoiceTokens(choice=end.choice, tokens=output[: end.index], end=end, epoch=end.epoch)
+        words = CHOICE_WORDS + end.index + end.ByteSize() // 4
+        words += sum(SCORE_WORDS * (1 + len(one.top)) for one in known)
+        self._kept[key] = self._clock() + self._lease, words, choice, known
         self._asked.setdefault(_question(end.request_id), {})[key] = None
         self._words += words
         self._forget()
@@ -88,13 +89,16 @@ class Endings:
         self._forget()
         found: dict[str, list[pb.ChoiceTokens]] = {}
         for key in self._asked.get((name, digest[:16]), ()):
-            found.setdefault(key[0], []).append(self._kept[key][2])
+            _, _, kept, known = self._kept[key]
+            choice = pb.ChoiceTokens(logprobs=_logprobs(known))
+            choice.MergeFrom(kept)
+            found.setdefault(key[0], []).append(choice)
         return found
 
     def _forget(self) -> None:
         now = self._clock()
         while self._kept:
-            key, (until, _, _) = next(iter(self._kept.items()))
+            key, (until, *_) = next(iter(self._kept.items()))
             if until > now and self._words <= self._most:
                 break
             self._drop(key)
@@ -127,7 +131,7 @@ def running(core: EngineCore, name: str, digest: str, tell: Tell) -> dict[str, l
                     choice=each.choice,
                     tokens=each.output,
                     epoch=epoch_to_wire(each.epoch),
-                    logprobs=_logprobs(each.scores),
+                    logprobs=_logprobs([one for _, one in each.scores]),
                 )
                 for each in choices
             ]

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, NamedTuple
 
+from cluster.openai_fields import is_text
 from model.grammar import CALL_BEGINS, CALL_ENDS
 
 
@@ -100,21 +101,39 @@ class CallReader:
 
     def _numbered(self, name: str, arguments: str) -> Call:
         number, self.count = self.count, self.count + 1
-        digest = sha256(f"{self._name}/{number}".encode()).hexdigest()
+        said = f"{self._name}/{number}/{name}/{arguments}".encode("utf-8", "surrogatepass")
+        digest = sha256(said).hexdigest()
         return Call(number, f"call_{digest[:24]}", name, arguments)
 
 
 def _read(text: str) -> list[tuple[str, str]] | None:
     """Names and arguments of one call, or of a list of them; None if it is neither."""
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
+        value = _parsed(text)
+        calls = value if isinstance(value, list) else [value]
+        return [(_name(call["name"]), _arguments(call.get("arguments"))) for call in calls] or None
+    except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
         return None
-    calls = value if isinstance(value, list) else [value]
-    if not calls or not all(isinstance(call, dict) and isinstance(call.get("name"), str) for call in calls):
-        return None
-    return [(call["name"], _json(call.get("arguments") or {})) for call in calls]
 
 
-def _json(arguments: Any) -> str:
-    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+def _name(value: Any) -> str:
+    if not is_text(value):
+        raise ValueError("a name is text")
+    return str(value)
+
+
+def _arguments(value: Any) -> str:
+    """As JSON, of an object or of the text of one. Raises ValueError for anything else."""
+    found = _parsed(value) if isinstance(value, str) else {} if value is None else value
+    if not isinstance(found, dict):
+        raise ValueError("arguments have names")
+    text = json.dumps(found, ensure_ascii=False, allow_nan=False)
+    return text if is_text(text) else json.dumps(found)
+
+
+def _parsed(text: str) -> Any:
+    return json.loads(text, parse_constant=_refused)
+
+
+def _refused(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")

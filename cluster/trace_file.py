@@ -32,7 +32,8 @@ def trace_file(timelines: Sequence[pb.Timeline], events: Iterable[pb.Event]) -> 
         found.append(_named("thread_name", process, thread, timeline.id))
         found += _request(timeline, {"pid": process, "tid": thread})
     begins = min((one.began for one in timelines), default=0.0)
-    found += [_instant(event) for event in events if event.time >= begins]
+    ends = max((one.began + one.seconds for one in timelines), default=0.0)
+    found += [_instant(event) for event in events if begins <= event.time <= ends]
     return {"displayTimeUnit": "ms", "traceEvents": found}
 
 
@@ -64,7 +65,7 @@ def _phases(timeline: pb.Timeline, began: int) -> Iterator[tuple[str, Event, int
         start, over = at, phase.start + phase.seconds
         at = max(at, began + _microseconds(over))
         told = {"instance": phase.instance, "reason": phase.reason, "tokens": phase.tokens}
-        yield SPANS[phase.name], told, start, at
+        yield SPANS.get(phase.name, phase.name), told, start, at
         for chunk in phase.chunks:
             done = min(at, max(start, began + _microseconds(over - chunk.age)))
             yield CHUNK, {"tokens": chunk.tokens}, start, done

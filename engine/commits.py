@@ -74,7 +74,7 @@ class Commits:
         for member, token in zip(members, drawn, strict=True):
             member.output.append(token.token)
             if token.logprob is not None:
-                member.scores.append(token)
+                member.scores.append((len(member.output) - 1, token))
             finish, stop_token = live.ending(member)
             emitted.append(
                 Emitted(

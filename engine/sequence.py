@@ -11,12 +11,16 @@ A preempted sequence goes back to WAITING with its output; `computed` is then wh
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
 from engine.plan import Drawn
 from engine.request import Request
+
+MOST_SCORES = 512
+"""Tokens of a choice whose log-probabilities are kept."""
 
 
 class Phase(Enum):
@@ -74,8 +78,8 @@ class Sequence:
     """Mutable state of one choice. `home` is the address of the gateway that its tokens go to.
 
     `level` and `served` are where a queue with levels has it: the level, None before it has one, and the
-    seconds that it has had of that level's quantum. `scores` are what was reported of the tokens that were
-    drawn here, the last ones of `output`; none where no log-probabilities are asked for.
+    seconds that it has had of that level's quantum. `scores` is what was reported of the last of the tokens
+    that were drawn here, by index in `output`; nothing where no log-probabilities are asked for.
     """
 
     request: Request
@@ -91,7 +95,7 @@ class Sequence:
     preemptions: int = 0
     level: int | None = None
     served: float = 0.0
-    scores: list[Drawn] = field(default_factory=list)
+    scores: deque[tuple[int, Drawn]] = field(default_factory=lambda: deque(maxlen=MOST_SCORES))
 
     @property
     def key(self) -> SequenceKey:

@@ -12,6 +12,15 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from engine.errors import InvalidParameter, ModelFileError
 from model.grammar import CALL_BEGINS, CALL_ENDS
 
+_REFUSALS = (
+    TemplateError,
+    TypeError,
+    ValueError,
+    KeyError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)
 _TOOLS = """These functions can be called, one per line:
 <tools>
 {tools}
@@ -62,7 +71,7 @@ class ChatTemplate:
         values = {**extra, **self._special, "messages": messages, "tools": tools}
         try:
             return self._template.render(**values, add_generation_prompt=add_generation_prompt)
-        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+        except _REFUSALS as error:
             raise InvalidParameter(
                 f"the model's chat template refuses these messages: {error}", param="messages"
             ) from error
@@ -94,9 +103,17 @@ def _with_calls(turn: Mapping[str, Any]) -> Mapping[str, Any]:
     return {"role": turn["role"], "content": "\n".join(filter(None, (turn["content"], *written)))}
 
 
-def _to_json(value: Any, indent: int | None = None) -> str:
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
     """As text, not as HTML: Jinja's own filter escapes <, > and &."""
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def _refuse(message: str) -> NoReturn:

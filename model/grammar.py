@@ -1,7 +1,7 @@
 """What an output may be, as a grammar: of a JSON schema, of a pattern, of choices, of calls of functions.
 
 A grammar is one text, so that it travels with its request like any other setting. It is written here and read
-by llguidance alone, here to check it and in allowed_tokens.py to follow it. JSON is written on one line, with
+by llguidance alone, in grammar_matcher.py. JSON is written on one line, with
 a space after each comma and colon, as models mostly write it themselves.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
 from llguidance import LLMatcher
@@ -17,7 +16,6 @@ from llguidance import LLMatcher
 LONGEST = 1 << 16
 """Characters of a grammar."""
 
-LONGEST_FAULT = 300
 MOST_CALLS = 16
 """Calls of one answer: a small model does not always know when it has called enough."""
 
@@ -59,18 +57,9 @@ def of_calls(functions: Mapping[str, Mapping[str, Any]], *, many: bool) -> str:
     return "\n".join(rules)
 
 
-@lru_cache(64)
-def fault(grammar: str) -> str:
-    """Why a grammar cannot be followed, "" if it can."""
-    if len(grammar) > LONGEST:
-        return f"it has {len(grammar)} characters as a grammar; the most are {LONGEST}"
-    wrong, messages = LLMatcher.validate_grammar_with_warnings(grammar)
-    return " ".join(str(messages[0]).split())[:LONGEST_FAULT] if wrong else ""
-
-
 def _json(schema: Mapping[str, Any]) -> str:
     return f"%json {json.dumps({**schema, 'x-guidance': _JSON})}"
 
 
 def _literal(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -294,6 +294,8 @@ def test_log_probabilities_of_an_echo_are_refused() -> None:
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema.schema"),
         ({"response_format": {"type": "xml"}}, "response_format.type"),
         ({"structured_outputs": {"choice": []}}, "structured_outputs.choice"),
+        ({"structured_outputs": {"structural_tag": "x"}}, "structured_outputs.structural_tag"),
+        ({"structured_outputs": {"grammar": "x" * 8193}}, "structured_outputs.grammar"),
     ],
 )
 def test_fields_that_contradict_each_other_are_refused(fields: dict[str, Any], param: str) -> None:
@@ -422,6 +424,7 @@ NAMED = {"type": "function", "function": {"name": "look"}}
         ({"tools": [tool("other")], "tool_choice": NAMED}, "tool_choice.function.name"),
         ({"tools": [tool()], "tool_choice": "required", "response_format": OBJECT}, "tool_choice"),
         ({"tools": [tool()], "tool_choice": "required", "ignore_eos": True}, "ignore_eos"),
+        ({"tool_choice": {"type": "allowed_tools"}}, "tool_choice.type"),
     ],
 )
 def test_what_is_wrong_with_tools_is_named(fields: dict[str, Any], param: str) -> None:
@@ -439,8 +442,17 @@ def test_only_a_call_that_has_to_be_made_binds_the_answer() -> None:
     assert "look" in named.sampling(9, 0).grammar and '"go' not in named.sampling(9, 0).grammar
     assert [one["function"]["name"] for one in named.offered()] == ["look", "go"]
     assert chat(tools=tools, tool_choice="none").offered() == []
-    once = chat(tools=tools, tool_choice=NAMED, parallel_tool_calls=False)
-    assert once.sampling(9, 0).grammar != named.sampling(9, 0).grammar
+    once = chat(tools=tools[:1], tool_choice="required", parallel_tool_calls=False)
+    assert once.sampling(9, 0).grammar == named.sampling(9, 0).grammar, "what is named is called once"
+    often = chat(tools=tools[:1], tool_choice="required")
+    assert often.sampling(9, 0).grammar != once.sampling(9, 0).grammar
+    with pytest.raises(UnsupportedParameter, match="tools"):
+        completion(tools=tools)
+
+
+def test_arguments_are_an_object_where_the_schema_does_not_say_so() -> None:
+    bound = chat(tools=[tool(parameters={"properties": {"a": {}}})], tool_choice=NAMED)
+    assert '"type": "object"' in bound.sampling(9, 0).grammar
 
 
 def test_earlier_calls_and_their_results_go_into_the_prompt() -> None:

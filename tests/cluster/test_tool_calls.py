@@ -24,6 +24,12 @@ def summary(calls: list[Call]) -> list[tuple[int, str, object]]:
     return [(one.number, one.name, json.loads(one.arguments)) for one in calls]
 
 
+WRONG = [
+    '{"name": "a", "arguments": "no JSON"}',
+    '{"name": "a", "arguments": {"x": NaN}}',
+    '{"name": "a", "arguments": [1]}',
+    '{"name": "\\ud800", "arguments": {}}',
+]
 TEXTS: list[tuple[str, str, list[tuple[int, str, object]]]] = [
     ("", "", []),
     ("plain < text <tool <tool_calls>", "plain < text <tool <tool_calls>", []),
@@ -42,6 +48,11 @@ TEXTS: list[tuple[str, str, list[tuple[int, str, object]]]] = [
     ("<tool_call>[]</tool_call>", "<tool_call>[]</tool_call>", []),
     ('so <tool_call>\n{"name": "a", "argum', 'so <tool_call>\n{"name": "a", "argum', []),
     ("ends <tool_ca", "ends <tool_ca", []),
+    (f"<tool_call>{WRONG[0]}</tool_call>", f"<tool_call>{WRONG[0]}</tool_call>", []),
+    (f"<tool_call>{WRONG[1]}</tool_call>", f"<tool_call>{WRONG[1]}</tool_call>", []),
+    (f"<tool_call>{WRONG[2]}</tool_call>", f"<tool_call>{WRONG[2]}</tool_call>", []),
+    (f"<tool_call>{WRONG[3]}</tool_call>", f"<tool_call>{WRONG[3]}</tool_call>", []),
+    (r'<tool_call>{"name": "a", "arguments": {"x": "\ud83d"}}</tool_call>', "", [(0, "a", {"x": "\ud83d"})]),
 ]
 
 
@@ -74,6 +85,9 @@ def test_ids_are_the_same_for_who_reads_again_and_differ_otherwise() -> None:
     assert first.id != second.id
     other = CallReader("mine/1").push(text).calls
     assert {first.id, second.id}.isdisjoint(one.id for one in other)
+    assert CallReader("mine/0").push(call(turn=2)).calls[0].id != first.id, "of another turn with that name"
+    for one in CallReader("mine/0").push(TEXTS[-1][0]).calls:
+        one.arguments.encode()
 
 
 def test_a_long_call_costs_what_it_is_long() -> None:

@@ -191,6 +191,8 @@ def test_one_that_does_not_is_told_in_a_system_message() -> None:
         "{{ messages.__class__.__mro__[1].__subclasses__() }}",
         "{{ messages.append(1) }}",
         "{{ 'a' + 1 }}",
+        "{{ 1 / 0 }}",
+        "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
     ],
 )
 def test_a_template_that_refuses_is_the_caller_s_error(text: str) -> None:
