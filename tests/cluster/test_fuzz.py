@@ -144,6 +144,6 @@ def test_tokens_that_never_fit_are_not_kept() -> None:
 
 
 def test_a_home_that_keeps_what_never_fits_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    mutate(monkeypatch, TokenOrder, "push", "choice.next <= piece.index <= self._bound", "True")
+    mutate(monkeypatch, TokenOrder, "push", "choice.next <= piece.index <= self._most", "True")
     with pytest.raises(AssertionError):
         test_tokens_that_never_fit_are_not_kept()
