@@ -59,7 +59,7 @@ class Peers:
                 link, outgoing = self._links.get(to.instance) or self._open(to)
                 if link.post(partial(outgoing.add, movement)):
                     return link, outgoing
-                self._links.pop(to.instance, None)
+                self._forget(to.instance, link)
         return None
 
     def way(self, instance: str) -> str:
@@ -117,8 +117,13 @@ class Peers:
 
     def _ended(self, instance: str, link: Link) -> None:
         with self._door:
-            if instance in self._links and self._links[instance][0] is link:
-                del self._links[instance]
-            taken = self._taken.pop(instance, None)
-            if taken is not None and not self._closed:
-                self._avoid(instance, taken)
+            self._forget(instance, link)
+
+    def _forget(self, instance: str, link: Link) -> None:
+        """A link that takes no more: whoever notices first, the next one has to know it."""
+        if self._links.get(instance, (None,))[0] is not link:
+            return
+        del self._links[instance]
+        taken = self._taken.pop(instance, None)
+        if taken is not None and not self._closed:
+            self._avoid(instance, taken)
