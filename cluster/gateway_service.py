@@ -146,9 +146,8 @@ class GatewayService:
         self._check_tokens(body)
         if isinstance(body, CompletionBody) and len(body.prompt) * (body.n or 1) > MOST_CHOICES:
             raise InvalidParameter(f"at most {MOST_CHOICES} choices in all prompts together", param="n")
-        shape = body.shape()
-        if shape is not None:
-            await asyncio.to_thread(check, shape, self._matchers)
+        if body.shape is not None:
+            await asyncio.to_thread(check, body.shape, self._matchers)
         prompts = await self._prompts(body)
         echo = ["" for _ in prompts]
         if isinstance(body, CompletionBody) and body.echo:

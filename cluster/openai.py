@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import cached_property
 from typing import Annotated, Any, ClassVar, Protocol, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -75,13 +76,14 @@ class SamplingBody(BaseModel):
         asked = (self.response_format, self.structured_outputs)
         return [shape for one in asked if one is not None for shape in one.shapes()]
 
+    @cached_property
     def shape(self) -> Shape | None:
         """What the answer has to be, None for any text. Raises InvalidParameter for several at once."""
         return only(self.shapes())
 
     def sampling(self, max_tokens: int, seed: int) -> Sampling:
         """`seed` is used where the body has none."""
-        shape = self.shape()
+        shape = self.shape
         return Sampling(
             max_tokens=max_tokens,
             temperature=_or(self.temperature, 1.0),
@@ -114,7 +116,7 @@ class SamplingBody(BaseModel):
             raise InvalidParameter(
                 f"'min_tokens' is above the limit of {self.limit} tokens", param="min_tokens"
             )
-        shape = self.shape()
+        shape = self.shape
         if shape is not None and (self.ignore_eos or self.min_tokens):
             param = "ignore_eos" if self.ignore_eos else "min_tokens"
             raise InvalidParameter(

@@ -1,8 +1,8 @@
 """What an output may be, as a grammar: of a JSON schema, of a pattern, of choices, of calls of functions.
 
 A grammar is one text, so that it travels with its request like any other setting. It is written here and read
-by llguidance alone, in grammar_matcher.py. JSON is written on one line, with
-a space after each comma and colon, as models mostly write it themselves.
+by llguidance alone, in grammar_matcher.py. JSON is written on one line, with a space after each comma and
+colon, as models mostly write it themselves.
 """
 
 from __future__ import annotations
