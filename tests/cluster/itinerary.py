@@ -8,7 +8,7 @@
     anywhere  another one; the request runs on until it is frozen
 
 For a move of the first three kinds the engine stands still until the session asks it to freeze the request,
-so that it is frozen just there (one that is copied in stages only begins there).
+so that it is frozen just there; when the session only wants to look, it does that and stands still again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from random import Random
 from typing import Any
@@ -46,7 +46,8 @@ NOT_THERE = "aborted: it does not live here"
 
 @dataclass(frozen=True)
 class Move:
-    """`drawn`: output tokens of choice 0 when it was asked for; `stood`: whether the engine stood still."""
+    """`drawn`: output tokens of choice 0 when it was asked for; `stood`: whether the engine stood still until
+    the session was done with it."""
 
     request: Request
     kind: str
@@ -66,8 +67,11 @@ class Itinerary:
         self._requests: dict[str, tuple[Request, int]] = {}
         self._stops: dict[str, list[int]] = {}
         self._moves: dict[str, list[Move]] = {}
+        self._latch = threading.Lock()
         self._awaited: dict[str, threading.Event] = {}
         self._standing: set[str] = set()
+        self._drawn: dict[str, int] = {}
+        self._tired: set[tuple[str, int]] = set()
         self.planned: Counter[str] = Counter()
         for one in all_.instances:
             loop: Any = one.instance._loop
@@ -126,24 +130,37 @@ class Itinerary:
         result = here.instance.move(name, to.instance._receiver.address, "a test")
         if stands:
             self._standing.add(here.name)
-            awaited = self._awaited[name] = threading.Event()
-            result.add_done_callback(lambda _: awaited.set())
-            here.instance._loop.call(partial(self._stand, here.name, awaited))
+            self._stand(here.instance._loop.call, name, drawn)
+            result.add_done_callback(lambda _: self._over(here.name, name))
         return Move(request, kind, drawn, stands, result)
 
-    def _stand(self, name: str, awaited: threading.Event, core: EngineCore) -> None:
-        """In the engine's thread, between two steps."""
-        awaited.wait(STILL)
-        with self._door:
-            self._standing.discard(name)
+    def _stand(self, call: Callable[..., Future[Any]], name: str, drawn: int) -> None:
+        """From here on the engine waits, until the session calls it or STILL is over."""
+        awaited = threading.Event()
+
+        def wait_for_it(core: EngineCore) -> None:
+            if not awaited.wait(STILL):
+                self._tired.add((name, drawn))
+
+        self._awaited[name] = awaited
+        self._drawn[name] = drawn
+        call(wait_for_it)
+
+    def _over(self, here: str, name: str) -> None:
+        self._standing.discard(here)
+        with self._latch:
+            self._awaited.pop(name).set()
 
     def _called(self, call: Callable[..., Future[Any]], fn: Callable[[EngineCore], Any]) -> Future[Any]:
         """Somebody calls an engine: if a session wants to look or freeze, it shall not wait longer."""
         future = call(fn)
         if isinstance(fn, partial) and fn.func in (movement.freeze, movement.snapshot):
-            awaited = self._awaited.get(fn.args[0])
-            if awaited is not None:
-                awaited.set()
+            with self._latch:
+                awaited = self._awaited.get(name := fn.args[0])
+                if awaited is not None:
+                    if fn.func is movement.snapshot:
+                        self._stand(call, name, self._drawn[name])
+                    awaited.set()
         return future
 
     def _dawdle(self) -> None:
@@ -155,4 +172,12 @@ class Itinerary:
 
     def moves(self) -> list[tuple[Move, Moved]]:
         """All that were asked for, with what came of them."""
-        return [(move, move.result.result(BOUND)) for moves in self._moves.values() for move in moves]
+        return [
+            (self._as_it_was(move), move.result.result(BOUND))
+            for each in self._moves.values()
+            for move in each
+        ]
+
+    def _as_it_was(self, move: Move) -> Move:
+        tired = (move.request.id, move.drawn) in self._tired
+        return replace(move, stood=move.stood and not tired)
