@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -29,6 +28,7 @@ from cluster.local_ray import (
     wait_until,
 )
 from cluster.local_state import LocalState, read_state, remove_state, write_state
+from cluster.ports import free_port
 from cluster.prepare import Advance, Packing, Step, is_packed, weight_bytes
 from cluster.tls import cluster_tls
 from engine.errors import DeadlineExceeded, SetupError, TandemError, Unreachable
@@ -60,18 +60,18 @@ def settle(config: Config, step: Step) -> Config:
             "cache": config.cache.model_copy(update={"directory": str(cache)}),
             "control": config.control.model_copy(
                 update={
-                    "port": config.control.port or _free_port(config.control.host),
+                    "port": config.control.port or free_port(config.control.host),
                     "token": config.control.token or secrets.token_urlsafe(24),
                 }
             ),
             "admin": config.admin.model_copy(
                 update={
-                    "port": config.admin.port or _free_port(config.admin.host),
+                    "port": config.admin.port or free_port(config.admin.host),
                     "token": config.admin.token or secrets.token_urlsafe(24),
                 }
             ),
             "gateway": config.gateway.model_copy(
-                update={"port": config.gateway.port or _free_port(config.gateway.host)}
+                update={"port": config.gateway.port or free_port(config.gateway.host)}
             ),
         }
     )
@@ -84,19 +84,22 @@ def settle(config: Config, step: Step) -> Config:
     return settled
 
 
-def _free_port(host: str) -> int:
-    """A port that a restarted controller can take again."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
-
-
 def sweep(state: LocalState) -> None:
     """End what a start left that was killed; nothing after one that ended by itself."""
     end_processes(processes(state.cluster), grace=1.0)
     Scratch(state.cluster, Path(state.scratch)).remove()
     remove_state()
+
+
+def complaints() -> str:
+    """What Serve says of the deployments that did not start, a line each."""
+    from ray import serve
+
+    found: dict[str, str] = {}
+    with suppress(Exception):
+        deployments = serve.status().applications[APPLICATION].deployments
+        found = {name: one.message.strip() for name, one in deployments.items() if one.message.strip()}
+    return "\n".join(f"{name}: {message}" for name, message in found.items())
 
 
 class LocalCluster:
@@ -209,7 +212,7 @@ class LocalCluster:
         try:
             serve.run(build(self.config), name=APPLICATION, route_prefix="/")
         except RuntimeError as error:
-            raise SetupError(f"the application did not start: {error}") from error
+            raise SetupError(f"the application did not start: {error} {complaints()}".rstrip()) from error
         if self._address is not None:
             # Serve may have put the controller on another node.
             handle = serve.get_deployment_handle("Controller", APPLICATION)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from engine.sequence import Phase, Sequence, SequenceKey
 
@@ -25,8 +25,7 @@ class Limits:
     watermark: float = 0.01
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
+class Share(NamedTuple):
     """What one sequence gets of a step: at most so many tokens, at least one."""
 
     sequence: Sequence

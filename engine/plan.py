@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from engine.request import Sampling
 
 
-@dataclass(frozen=True, slots=True)
-class Draw:
+class Draw(NamedTuple):
     """Draw the next token from the logits of a work's last position.
 
     `choices` draw from the same logits, each with a random number of its own: one choice in decode,
@@ -28,8 +28,7 @@ class Draw:
     banned: frozenset[int] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
+class Work(NamedTuple):
     """n = len(tokens) positions of one sequence, the first at `start`; `blocks` covers start + n tokens.
 
     Slot of position p: blocks[p // block_size] * block_size + p % block_size. The runner writes the

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import count
 
 from engine.request import Request
 from engine.sequence import Sequence as LiveSequence
@@ -60,10 +61,14 @@ class BlockList:
             for choice, blocks in self._seen.items()
         )
 
-    def _hold(self, sequence: LiveSequence, count: int) -> None:
+    def _hold(self, sequence: LiveSequence, until: int) -> None:
         choice = sequence.choice
         seen = self._seen.setdefault(choice, [])
-        fresh = sequence.blocks[len(seen) : count]
+        fresh = sequence.blocks[len(seen) : until]
+        if len(seen) >= self._cached and self.index.keys().isdisjoint(fresh):
+            self._list_all(fresh, len(seen), choice)
+            seen += fresh
+            return
         for position, block in enumerate(fresh, len(seen)):
             if block in self.index:
                 self._holders[block][1].add(choice)
@@ -71,6 +76,12 @@ class BlockList:
                 self._list(block, position)
                 self._holders[block] = position, {choice}
         seen += fresh
+
+    def _list_all(self, fresh: Sequence[int], position: int, choice: int) -> None:
+        """Blocks behind the cached ones that nobody has named yet, as is usual."""
+        self.index.update(zip(fresh, range(len(self), len(self) + len(fresh)), strict=True))
+        self._holders.update(zip(fresh, ((place, {choice}) for place in count(position)), strict=False))
+        self._blocks += fresh
 
     def _list(self, block: int, position: int) -> None:
         if position < self._cached:

@@ -172,7 +172,7 @@ class GraphRunner:
             return plan
         drawn = self._last().drawn
         works = (
-            replace(work, tokens=[drawn[row][0].token])
+            work._replace(tokens=[drawn[row][0].token])
             for work, row in zip(plan.works, plan.fed, strict=True)
         )
         return replace(plan, works=tuple(works), fed=())

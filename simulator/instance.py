@@ -12,8 +12,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
-import numpy as np
-
 from engine.core import EngineCore
 from engine.outcome import Emitted, StepOutcome
 from engine.plan import StepPlan
@@ -112,7 +110,7 @@ class SimulatedInstance:
 
     def _leapt(self, ends: FloatArray) -> int:
         """Steps of a leap that have ended by now."""
-        return int(np.searchsorted(ends, self._clock.now(), side="right"))
+        return int(ends.searchsorted(self._clock.now(), side="right"))
 
     def catch_up(self) -> None:
         """Take the steps of a leap that have ended, for who looks at the core in the middle of it."""

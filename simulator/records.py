@@ -90,8 +90,8 @@ class Records:
             record.tokens += steps
             if record.tokens != len(sequence.output):
                 self.duplicated += 1
-        self.gaps.frombytes(np.diff(ends).tobytes())
-        self.weights.frombytes(np.full(steps - 1, len(running), dtype=np.int64).tobytes())
+        self.gaps.frombytes((ends[1:] - ends[:-1]).tobytes())
+        self.weights.extend(array("q", (len(running),)) * (steps - 1))
         if len(self.gaps) > MOST_GAPS:
             self._merge()
 

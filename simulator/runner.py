@@ -82,4 +82,7 @@ class SimulatedRunner:
         else:
             contexts_of = range(first, first + count * steps, count)
             seconds = np.array([self._cost.seconds(Batch((), count, one)) for one in contexts_of])
-        return np.cumsum(np.concatenate(([now], seconds + self._overhead)))[1:]
+        ends = np.empty(steps + 1)
+        ends[0] = now
+        np.add(seconds, self._overhead, out=ends[1:])
+        return ends.cumsum()[1:]

@@ -36,15 +36,17 @@ class Line:
         self._xs = np.asarray(xs, dtype=np.float64)
         self._ys = np.asarray(ys, dtype=np.float64)
         self._rise = np.diff(self._ys)
+        self._width = np.diff(self._xs)
 
     def __call__(self, x: FloatArray) -> FloatArray:
+        """Of ascending numbers, which mostly lie between the same two points."""
         xs, ys = self._xs, self._ys
         if len(xs) == 1:
             return np.full_like(x, ys[0])
-        right = xs[1:-1].searchsorted(x, side="right")
-        low = xs[right]
-        y = ys[right] + self._rise[right] * (x - low) / (xs[1:][right] - low)
-        return np.where(x <= xs[0], ys[0], y)
+        first, last = xs[1:-1].searchsorted(x[[0, -1]], side="right")
+        right = first if first == last else xs[1:-1].searchsorted(x, side="right")
+        y: FloatArray = ys[right] + self._rise[right] * (x - xs[right]) / self._width[right]
+        return y if x[0] > xs[0] else np.where(x <= xs[0], ys[0], y)
 
 
 class Grid:

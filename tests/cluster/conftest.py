@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import shutil
-import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -31,6 +30,8 @@ from cluster.config import (
     SchedulerConfig,
 )
 from cluster.control_client import ControlClient
+from cluster.local import complaints
+from cluster.ports import free_port
 from engine.errors import Unreachable
 from tests.cluster.cli_controller import Controller, recorded
 from tests.cluster.tiny_model import make_tiny_model
@@ -154,15 +155,18 @@ def session_cluster(
         gateway=GatewayConfig(port=0, replicas=1),
         admin=AdminConfig(token="test-admin", sample_period=0.5),
         control=ControlConfig(
-            token="test", port=_free_port(), beat=0.1, drain_timeout=20.0, silence_timeout=3.0
+            token="test", port=free_port(), beat=0.1, drain_timeout=20.0, silence_timeout=3.0
         ),
         cache=CacheConfig(directory=str(tmp_path_factory.mktemp("cache"))),
     )
     serve.start(proxy_location="Disabled")
-    serve.run(build(config), name="tandem", route_prefix="/")
+    try:
+        serve.run(build(config), name="tandem", route_prefix="/")
+    except RuntimeError as error:
+        raise RuntimeError(complaints()) from error
     control = ControlClient(f"127.0.0.1:{config.control.port}", "test", timeout=10.0)
     try:
-        yield _started(config, control)
+        yield started(config, control)
     finally:
         control._channel.close()
         serve.delete("tandem")
@@ -170,19 +174,12 @@ def session_cluster(
         serve.shutdown()
 
 
-def _free_port() -> int:
-    """A port that the controller can take again when Serve has started it anew."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _started(config: Config, control: ControlClient) -> Cluster:
-    started = Cluster(config, control)
-    started.until(
+def started(config: Config, control: ControlClient) -> Cluster:
+    cluster = Cluster(config, control)
+    cluster.until(
         lambda status: bool(status.gateways) and all(_settled(pool) for pool in status.pools), START
     )
-    return started
+    return cluster
 
 
 @pytest.fixture

@@ -51,6 +51,10 @@ class Client:
     ) -> None:
         self.close()
 
+    def reading(self) -> bool:
+        """Whether the stream has begun and not ended."""
+        return bool(self._pieces) and self._thread.is_alive()
+
     def text(self) -> str:
         self._thread.join(120)
         assert not self._thread.is_alive(), "the stream does not end"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
-from importlib import resources
 from typing import Any
 
 import jsonschema
@@ -13,39 +12,22 @@ import openai
 import pytest
 import requests
 import schemathesis
-from hypothesis import HealthCheck, Phase, given, seed, settings
-from llm_comply import result as comply
-from llm_comply import runner
-from llm_comply.config import ComplianceConfig
-from llm_comply.schema import SpecLoader
 from llm_comply.tests.openai_chat import OPENAI_CHAT_TESTS
 from pydantic import BaseModel
 from schemathesis import GenerationMode
-from schemathesis.checks import not_a_server_error
-from schemathesis.specs.openapi.checks import (
-    content_type_conformance,
-    response_schema_conformance,
-    status_code_conformance,
-)
 
+from tests.cluster.conforming import (
+    HELLO,
+    TOOLS,
+    chunks,
+    complies,
+    openai_schemas,
+    valid,
+    valid_completion,
+    withstands,
+)
 from tests.cluster.doubles import SCRIPT, HastyRunner
 from tests.cluster.local_cluster import served_in_a_thread
-
-HELLO: list[Any] = [{"role": "user", "content": "hello"}]
-TOOLS: list[Any] = [
-    {
-        "type": "function",
-        "function": {
-            "name": "look",
-            "parameters": {
-                "type": "object",
-                "properties": {"city": {"type": "string"}},
-                "required": ["city"],
-                "additionalProperties": False,
-            },
-        },
-    }
-]
 
 
 @pytest.fixture(scope="module")
@@ -56,24 +38,7 @@ def url() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def spec() -> dict[str, Any]:
-    """OpenAI's OpenAPI document."""
-    document = json.loads((resources.files("llm_comply") / "specs" / "openai_chat.json").read_text())
-    return _modern(document)
-
-
-def _modern(schema: Any) -> Any:
-    """OpenAPI 3.0's `nullable` in the words of JSON Schema."""
-    if isinstance(schema, list):
-        return [_modern(item) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    plain = {key: _modern(value) for key, value in schema.items() if key != "nullable"}
-    return {"anyOf": [plain, {"type": "null"}]} if schema.get("nullable") is True else plain
-
-
-def valid(spec: dict[str, Any], name: str, value: object) -> None:
-    schema = {"$ref": f"#/components/schemas/{name}", "components": spec["components"]}
-    jsonschema.Draft202012Validator(schema).validate(value)
+    return openai_schemas()
 
 
 def client(url: str) -> openai.AsyncOpenAI:
@@ -223,10 +188,7 @@ def test_completions_are_valid(url: str, spec: dict[str, Any], fields: dict[str,
     body = {"model": "tiny", "prompt": "hi", **fields}
     valid(spec, "CreateCompletionResponse", requests.post(f"{url}/v1/completions", json=body).json())
     for chunk in chunks(url, "completions", {**body, "stream": True}):
-        # The schema is that of whole answers; chunks before the last have no reason yet, as OpenAI's own.
-        for choice in chunk["choices"]:
-            choice["finish_reason"] = choice["finish_reason"] or "stop"
-        valid(spec, "CreateCompletionResponse", chunk)
+        valid_completion(spec, chunk)
 
 
 def test_models_and_errors_are_valid(url: str, spec: dict[str, Any]) -> None:
@@ -248,32 +210,14 @@ def test_the_schema_would_see_a_missing_field(url: str, spec: dict[str, Any]) ->
         valid(spec, "CreateChatCompletionResponse", answer)
 
 
-def chunks(url: str, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
-    lines = requests.post(f"{url}/v1/{path}", json=body).content.decode().splitlines()
-    data = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
-    assert data[-1] == "[DONE]"
-    return [json.loads(line) for line in data[:-1]]
-
-
 # llm-comply
-
-BEYOND_TEXT = {"chat-image-input": "messages.0.content.1.type"}
-"""What asks for a model that sees: one that does not is to say so, and name the part."""
 
 
 # It resolves references by a part of jsonschema that is going away.
 @pytest.mark.filterwarnings("ignore:jsonschema.RefResolver:DeprecationWarning")
 @pytest.mark.parametrize("case", OPENAI_CHAT_TESTS, ids=lambda case: case.id)
 def test_llm_comply(url: str, case: Any) -> None:
-    config = ComplianceConfig(base_url=f"{url}/v1", api_key="none", model="tiny", verbose=True)
-    spec = SpecLoader(str(resources.files("llm_comply") / "specs" / "openai_chat.json"))
-    result: comply.TestResult = runner.TestRunner(config, [case], spec).run_one(case)
-    if case.id in BEYOND_TEXT:
-        assert "HTTP 400" in result.errors[0]
-        assert result.response["error"]["param"] == BEYOND_TEXT[case.id]
-        return
-    assert result.status in (comply.TestStatus.PASSED, comply.TestStatus.SKIPPED), result.errors
-    assert not result.warnings
+    complies(url, case)
 
 
 # schemathesis
@@ -293,12 +237,6 @@ OPERATIONS = [*TAKE_A_BODY, *TAKE_A_NAME, *TAKE_NOTHING]
 MODES = [
     *((label, GenerationMode.POSITIVE) for label in OPERATIONS),
     *((label, GenerationMode.NEGATIVE) for label in TAKE_A_BODY),
-]
-CHECKS = [
-    not_a_server_error,
-    status_code_conformance,
-    content_type_conformance,
-    response_schema_conformance,
 ]
 
 
@@ -323,24 +261,4 @@ def test_schemathesis_knows_every_route(url: str) -> None:
 
 @pytest.mark.parametrize(("label", "mode"), MODES, ids=lambda value: str(getattr(value, "value", value)))
 def test_schemathesis(address: str, full: bool, label: str, mode: GenerationMode) -> None:
-    schema = schemathesis.openapi.from_url(f"{address}/openapi.json")
-    (operation,) = [found.ok() for found in schema.get_all_operations() if found.ok().label == label]
-    examples = 1 if label in TAKE_NOTHING else 400 if full else 15
-
-    @seed(20)
-    @settings(
-        max_examples=examples,
-        database=None,
-        deadline=None,
-        derandomize=False,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(case=operation.as_strategy(generation_mode=mode))
-    def run(case: schemathesis.Case) -> None:
-        if isinstance(case.body, dict) and mode is GenerationMode.POSITIVE:
-            case.body |= {"model": "tiny", "max_tokens": 2, "max_completion_tokens": None, "min_tokens": None}
-            case.body.pop("best_of", None)
-        case.call_and_validate(base_url=address, checks=CHECKS)
-
-    run()
+    withstands(address, label, mode, 1 if label in TAKE_NOTHING else 400 if full else 15)

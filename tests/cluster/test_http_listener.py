@@ -16,6 +16,7 @@ from starlette.responses import PlainTextResponse, StreamingResponse
 
 from cluster import http_listener
 from cluster.http_listener import Listener
+from cluster.ports import free_port
 from cluster.standby import Place
 from engine.errors import SetupError
 
@@ -31,12 +32,6 @@ time.sleep(60)
 
 def port_of(listener: Listener) -> int:
     return int(listener.url.rpartition(":")[2])
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 async def answered(client: httpx.AsyncClient, url: str) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cluster.local_ray import MARKER
-from tests.cluster.test_serve_deploy import free_port
+from cluster.ports import free_port
 from tests.cluster.tiny_model import make_tiny_model
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs/operating.md").read_text(encoding="utf-8")
@@ -57,7 +57,7 @@ def test_every_line_does_what_it_should(tmp_path: Path, full: bool) -> None:
         "XDG_STATE_HOME": str(tmp_path / "state"),
         "XDG_CACHE_HOME": str(tmp_path / "cache"),
         "NO_COLOR": "1",
-        "TANDEM_MODEL__PATH": str(make_tiny_model(tmp_path / "tiny")),
+        "TANDEM_MODEL__PATH": str(make_tiny_model(tmp_path / "tiny", context=16_384)),
         "TANDEM_MODEL__NAME": "SmolLM2-135M-Instruct",
         "TANDEM_ENGINE__KV_MEMORY": "16Mi",
         "TANDEM_ENGINE__THREADS": "1",
@@ -65,8 +65,8 @@ def test_every_line_does_what_it_should(tmp_path: Path, full: bool) -> None:
     }
     environment.pop(MARKER, None)
     lines = [line for line in "\n".join(blocks(PAGE)).splitlines() if line not in NOT_TYPED]
-    # A tiny model would be done before the next line looks at the request.
-    text = "\n".join(lines).replace("8000", str(port)).replace('"max_tokens": 600', '"max_tokens": 3000')
+    # A tiny model would be done before the next lines look at the request and do something about it.
+    text = "\n".join(lines).replace("8000", str(port)).replace('"max_tokens": 600', '"max_tokens": 10000')
     script = f"set -e\ntrap 'tandem down || true' EXIT\n{text}\ntrap - EXIT\n"
     done = subprocess.run(
         ["bash", "-c", script], cwd=tmp_path, env=environment,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import threading
 import time
@@ -17,6 +16,7 @@ import pytest
 import yaml
 
 from cluster.control_client import ControlClient
+from cluster.ports import free_port
 from engine.errors import TandemError
 from k8s.objects.dashboards import expressions
 from k8s.objects.monitoring import alerts
@@ -24,12 +24,6 @@ from tests.cluster.conftest import Cluster
 
 LIMIT = 90.0
 THRESHOLD = (" == ", " != ", " < ", " > ")
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -26,6 +25,7 @@ import yaml
 
 from cluster.control_client import ControlClient
 from cluster.local_ray import MARKER, end_processes, folder_name, processes
+from cluster.ports import free_port
 from engine.errors import Unreachable
 from tests.cluster.test_serve_schema import shipped
 
@@ -233,12 +233,6 @@ def test_an_external_scaler_and_a_policy_of_ours_set_the_number_of_gateways(depl
 
 def _post(url: str, body: dict[str, Any]) -> int:
     return httpx.post(url, json=body, timeout=10, trust_env=False).status_code
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _ready(deployed: Deployed, role: str) -> int:

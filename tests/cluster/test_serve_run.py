@@ -18,7 +18,8 @@ import psutil
 import pytest
 
 from cluster.local_ray import MARKER, end_processes, folder_name, processes, wait_until
-from tests.cluster.test_serve_deploy import START, free_port
+from cluster.ports import free_port
+from tests.cluster.test_serve_deploy import START
 
 BIN = Path(sys.executable).parent
 ENDED = 60.0

@@ -15,7 +15,7 @@ from cluster.cli import serve
 from cluster.cli.failures import Exit
 from cluster.cli.main import build
 from cluster.config import Config
-from tests.cluster.conftest import _free_port as free_port
+from cluster.ports import free_port
 from tests.cluster.test_up import START, TANDEM, Home, Up, home
 
 __all__ = ["home"]

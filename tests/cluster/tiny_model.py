@@ -17,7 +17,7 @@ END = "<|end|>"
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: "
 
 
-def make_tiny_model(folder: Path, seed: int = 0) -> Path:
+def make_tiny_model(folder: Path, seed: int = 0, context: int = CONTEXT) -> Path:
     """Write the model into a new folder and give the folder back."""
     folder.mkdir(parents=True)
     vocabulary = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -37,7 +37,7 @@ def make_tiny_model(folder: Path, seed: int = 0) -> Path:
         "num_key_value_heads": KV_HEADS,
         "head_dim": HIDDEN // HEADS,
         "intermediate_size": INTERMEDIATE,
-        "max_position_embeddings": CONTEXT,
+        "max_position_embeddings": context,
         "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0,
         "hidden_act": "silu",

@@ -41,7 +41,8 @@ from cluster.config import (
 )
 from cluster.control_client import ControlClient
 from cluster.instance_handle import end_all
-from tests.cluster.conftest import _free_port, _started
+from cluster.ports import free_port
+from tests.cluster.conftest import started
 
 TOKEN = "test"
 ROOM = 3
@@ -71,18 +72,23 @@ def head(folder: str) -> Iterator[str]:
         ray.shutdown()
 
 
-@contextmanager
-def worker(address: str) -> Iterator[None]:
-    """A node beside the head's, as Ray's manual has it joined."""
-    process = subprocess.Popen(
+def ray_start(*options: str, resources: dict[str, int]) -> subprocess.Popen[bytes]:
+    """A node of Ray, as its manual has them started."""
+    return subprocess.Popen(
         [
-            str(Path(sys.executable).parent / "ray"), "start", f"--address={address}", "--block",
+            str(Path(sys.executable).parent / "ray"), "start", *options, "--block",
             "--node-ip-address=127.0.0.1", "--num-cpus=2", f"--object-store-memory={96 * 2**20}",
-            f"--resources={json.dumps({'decode': AWAY})}",
-            f"--dashboard-agent-listen-port={_free_port()}", "--disable-usage-stats",
+            f"--resources={json.dumps(resources)}",
+            f"--dashboard-agent-listen-port={free_port()}", "--disable-usage-stats",
         ],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL,
     )  # fmt: skip
+
+
+@contextmanager
+def worker(address: str) -> Iterator[None]:
+    """A node beside the head's."""
+    process = ray_start(f"--address={address}", resources={"decode": AWAY})
     try:
         until(lambda: sum(node["Alive"] for node in ray.nodes()) == 2, "the worker has joined")
         yield
@@ -138,7 +144,7 @@ def settings(model: str, folder: str) -> Config:
         engine=EngineConfig(kv_memory=4 * 2**20, token_budget=64, threads=1),
         gateway=GatewayConfig(port=0, replicas=1, resources={"head": 1}),
         admin=AdminConfig(token="test-admin"),
-        control=ControlConfig(token=TOKEN, port=_free_port(), resources={"head": 1}),
+        control=ControlConfig(token=TOKEN, port=free_port(), resources={"head": 1}),
         cache=CacheConfig(directory=f"{folder}/cache"),
     )
 
@@ -154,7 +160,7 @@ def main(model: str) -> None:
             stack.callback(control._channel.close)
             with guest():
                 stack.enter_context(application(config))
-                _started(config, control)
+                started(config, control)
             sys.stdout.write(f"ready {config.control.port}\n")
             sys.stdout.flush()
             sys.stdin.read()

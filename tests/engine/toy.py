@@ -69,7 +69,7 @@ class ToyRunner:
             return plan
         assert all(work.tokens == (0,) for work in plan.works)
         works = (
-            replace(work, tokens=(self._last.drawn[row][0].token,))
+            work._replace(tokens=(self._last.drawn[row][0].token,))
             for work, row in zip(plan.works, plan.fed, strict=True)
         )
         self.ahead += 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 import ssl
 import subprocess
 import time
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster.ports import free_port
 from engine.errors import Conflict, TandemError
 from k8s.checks.kinds import ray_schemas
 from k8s.kube_api import KubeApi, connect_to
@@ -94,7 +94,7 @@ def real(binary: Path, folder: Path, *, pools: bool = True) -> Iterator[Server]:
     Without `pools` the kind Pool is left for the test to define.
     """
     with contextlib.ExitStack() as stack:
-        etcd, peer, port = (_free_port() for _ in range(3))
+        etcd, peer, port = (free_port() for _ in range(3))
         stack.enter_context(_process(folder, "etcd", _etcd(folder, etcd, peer)))
         stack.enter_context(_process(folder, str(binary), _apiserver(folder, port, etcd)))
         server = Server(
@@ -154,12 +154,6 @@ def _process(folder: Path, program: str, arguments: list[str]) -> Iterator[None]
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def _until_ready(server: Server, folder: Path) -> None:

@@ -203,7 +203,7 @@ def test_what_no_graph_computes_is_computed_by_the_eager_runner(pair: Pair) -> N
     chunk = StepPlan(
         (Work("new", 0, [5, 6, 7], 0, [batch.spare[8][0]], batch.draw(0)), *batch.plan([1]).works)
     )
-    choices = StepPlan((replace(batch.plan([2]).works[0], draw=Draw(SETTINGS[1], (0, 1, 2), 1)),))
+    choices = StepPlan((batch.plan([2]).works[0]._replace(draw=Draw(SETTINGS[1], (0, 1, 2), 1)),))
     for plan in (everybody, chunk, choices, StepPlan(())):
         assert pair.graphs.run(plan) == pair.eager.run(plan)
         pair.same_memory()
@@ -216,7 +216,7 @@ def test_blocks_are_copied_before_the_step_writes(pair: Pair) -> None:
     last = work.start // BLOCK
     target = batch.spare[0][0]
     table = [*work.blocks[:last], target]
-    plan = StepPlan((replace(work, blocks=table),), copies=((work.blocks[last], target),))
+    plan = StepPlan((work._replace(blocks=table),), copies=((work.blocks[last], target),))
     assert pair.graphs.run(plan) == pair.eager.run(plan)
     pair.same_memory()
 
