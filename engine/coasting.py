@@ -35,23 +35,25 @@ class Coasting:
         roster = self._roster
         if self._policy is None or len(roster.queue) or not roster.running:
             return 0
-        if any(one.phase is not Phase.DECODE or one.remaining != 1 for one in roster.running):
-            return 0
+        for one in roster.running:
+            if one.phase is not Phase.DECODE or one.remaining != 1:
+                return 0
         steps = min(most, self._policy.steady(roster.running, now))
         available = roster.tables.pool.available
-        while steps > 1 and self.blocks(steps) > available:
+        while steps > 0 and self.blocks(steps) > available:
             steps //= 2
-        return steps if steps > 0 and self.blocks(steps) <= available else 0
+        return max(steps, 0)
 
     def advance(self, steps: int, token: int) -> None:
         """Take `steps` steps that `steps()` allowed, each of which draws `token` for everybody."""
-        roster = self._roster
-        for sequence in roster.running:
-            live = roster.live[sequence.request.id]
-            roster.tables.grow(sequence, steps)
-            sequence.output += [token] * steps
-            roster.tables.advance(sequence, steps, live.keys[sequence.choice], live.root)
+        tables, lives, tokens = self._roster.tables, self._roster.live, [token] * steps
+        for sequence in self._roster.running:
+            live = lives[sequence.request.id]
+            tables.grow(sequence, steps)
+            sequence.output += tokens
+            tables.advance(sequence, steps, live.keys[sequence.choice], live.root)
 
     def blocks(self, steps: int) -> int:
         """Blocks that so many steps take from the pool."""
-        return sum(self._roster.tables.missing(sequence, steps) for sequence in self._roster.running)
+        missing = self._roster.tables.missing
+        return sum([missing(sequence, steps) for sequence in self._roster.running])

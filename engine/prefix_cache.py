@@ -14,6 +14,7 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from itertools import islice
 
 
 def fingerprint(*fields: str | bytes) -> bytes:
@@ -99,9 +100,13 @@ class PrefixCache:
     def retire(self, blocks: Sequence[int]) -> list[int]:
         """Nobody reads `blocks` any more. Those that stay cached are the last to be evicted, in this order;
         the others are given back."""
-        key_of = self._key
-        self._idle.update(dict.fromkeys([block for block in blocks if block in key_of]))
-        return [block for block in blocks if block not in key_of]
+        key_of, idle, unknown = self._key, self._idle, []
+        for block in blocks:
+            if block in key_of:
+                idle[block] = None
+            else:
+                unknown.append(block)
+        return unknown
 
     def revive(self, block: int) -> None:
         """`block` is read again: it may not be evicted."""
@@ -109,9 +114,11 @@ class PrefixCache:
 
     def evict(self, count: int) -> list[int]:
         """Forget the blocks that have been unread for longest and return them."""
-        blocks = [self._idle.popitem(last=False)[0] for _ in range(count)]
-        for key in map(self._key.pop, blocks):
-            del self._block[key]
+        block_of, key_of, idle = self._block, self._key, self._idle
+        blocks = list(islice(idle, count))
+        for block in blocks:
+            del idle[block]
+            del block_of[key_of.pop(block)]
         return blocks
 
     def check(self, refs: Sequence[int]) -> None:

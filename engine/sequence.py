@@ -108,7 +108,7 @@ class Sequence:
     @property
     def remaining(self) -> int:
         """Tokens known but not yet computed: ≥ 1 while the sequence runs, 1 in steady decode."""
-        return len(self) - self.computed
+        return len(self.request.prompt) + len(self.output) - self.computed
 
     def tokens(self, start: int, stop: int) -> list[int]:
         """Token ids of positions [start, stop)."""

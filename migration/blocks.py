@@ -23,7 +23,6 @@ class BlockList:
         self._cached = cached
         self._block_size = block_size
         self._blocks: list[int] = []
-        self._holders: dict[int, tuple[int, set[int]]] = {}
         self._seen: dict[int, list[int]] = {}
         self.index: dict[int, int] = {}
         self.rest = 0
@@ -44,7 +43,6 @@ class BlockList:
         alive = {sequence.choice: sequence for sequence in sequences}
         if not self._unchanged(alive):
             self._forget(alive, frozen=frozen)
-            self._seen.clear()
         written = set[int]()
         for sequence in sequences:
             full = sequence.computed // self._block_size
@@ -62,26 +60,16 @@ class BlockList:
         )
 
     def _hold(self, sequence: LiveSequence, until: int) -> None:
-        choice = sequence.choice
-        seen = self._seen.setdefault(choice, [])
+        seen = self._seen.setdefault(sequence.choice, [])
         fresh = sequence.blocks[len(seen) : until]
         if len(seen) >= self._cached and self.index.keys().isdisjoint(fresh):
-            self._list_all(fresh, len(seen), choice)
-            seen += fresh
-            return
-        for position, block in enumerate(fresh, len(seen)):
-            if block in self.index:
-                self._holders[block][1].add(choice)
-            else:
-                self._list(block, position)
-                self._holders[block] = position, {choice}
+            self.index.update(zip(fresh, count(len(self)), strict=False))
+            self._blocks += fresh
+        else:
+            for position, block in enumerate(fresh, len(seen)):
+                if block not in self.index:
+                    self._list(block, position)
         seen += fresh
-
-    def _list_all(self, fresh: Sequence[int], position: int, choice: int) -> None:
-        """Blocks behind the cached ones that nobody has named yet, as is usual."""
-        self.index.update(zip(fresh, range(len(self), len(self) + len(fresh)), strict=True))
-        self._holders.update(zip(fresh, ((place, {choice}) for place in count(position)), strict=False))
-        self._blocks += fresh
 
     def _list(self, block: int, position: int) -> None:
         if position < self._cached:
@@ -92,16 +80,15 @@ class BlockList:
 
     def _forget(self, alive: Mapping[int, LiveSequence], *, frozen: bool) -> None:
         """Only what is final is held on to: the rest may change before it is looked at again."""
-
-        def still(block: int, position: int, choice: int) -> bool:
-            sequence = alive[choice]
-            final = frozen or position < sequence.computed // self._block_size
-            return final and sequence.blocks[position : position + 1] == [block]
-
-        for block, (position, holders) in list(self._holders.items()):
-            holders &= {choice for choice in holders & alive.keys() if still(block, position, choice)}
-            if not holders:
-                del self._holders[block], self.index[block]
+        kept: set[int] = set()
+        for choice, blocks in self._seen.items():
+            sequence = alive.get(choice)
+            if sequence is not None:
+                final = len(blocks) if frozen else sequence.computed // self._block_size
+                both = zip(blocks[:final], sequence.blocks, strict=False)
+                kept |= {block for block, now in both if block == now}
+        self.index = {block: place for block, place in self.index.items() if block in kept}
+        self._seen.clear()
 
 
 def most(request: Request, lengths: Sequence[int], block_size: int) -> int:

@@ -70,12 +70,12 @@ class SimulatedRunner:
     def left(self, running: Sequence[LiveSequence]) -> int:
         """Steps that everybody who runs has before him until the first of them ends."""
         lengths = self._lengths
-        return min(lengths[one.request.id] - len(one.output) for one in running) - 1
+        return min([lengths[one.request.id] - len(one.output) for one in running]) - 1
 
     def ends(self, running: Sequence[LiveSequence], steps: int, now: float) -> FloatArray:
         """When each of so many steps of pure decode ends, if the first begins `now`."""
         count = len(running)
-        first = sum(len(one) for one in running)
+        first = sum(map(len, running))
         if self._decodes is not None:
             contexts = np.arange(first, first + count * steps, count, dtype=np.float64)
             seconds = self._decodes(count, contexts)

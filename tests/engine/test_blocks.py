@@ -181,7 +181,12 @@ MUTANTS = {
     "source of a copy kept": (BlockTables, "grow", "self.pool.release((source,))", "pass"),
     "freed block still referenced": (BlockPool, "release", "refs[block] == 0", "True"),
     "referenced block evicted": (PrefixCache, "revive", "del self._idle[block]", "pass"),
-    "evicted block still known": (PrefixCache, "evict", "del self._block[key]", "pass"),
+    "evicted block still known": (
+        PrefixCache,
+        "evict",
+        "del block_of[key_of.pop(block)]",
+        "key_of.pop(block)",
+    ),
     "last block of a table not freed": (
         BlockTables,
         "close",
