@@ -110,6 +110,7 @@ class Instance(_message.Message):
     BEAT_FIELD_NUMBER: _builtins.int
     LEASE_EXPIRATIONS_FIELD_NUMBER: _builtins.int
     TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    SLICES_FIELD_NUMBER: _builtins.int
     FREENESS_FIELD_NUMBER: _builtins.int
     VIRTUAL_USAGE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
@@ -151,6 +152,10 @@ class Instance(_message.Message):
     def beat(self) -> Global___Beat:
         """what the engine was at when it told this"""
 
+    @_builtins.property
+    def slices(self) -> Global___Slices:
+        """unset where batches are not served in slices"""
+
     def __init__(
         self,
         *,
@@ -172,18 +177,46 @@ class Instance(_message.Message):
         beat: Global___Beat | None = ...,
         lease_expirations: _builtins.int = ...,
         tokens_per_second: _builtins.float | None = ...,
+        slices: Global___Slices | None = ...,
         freeness: _builtins.float = ...,
         virtual_usage: _builtins.float = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_tokens_per_second", b"_tokens_per_second", "address", b"address", "beat", b"beat", "model", b"model", "status", b"status", "tokens_per_second", b"tokens_per_second"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_tokens_per_second", b"_tokens_per_second", "address", b"address", "beat", b"beat", "model", b"model", "slices", b"slices", "status", b"status", "tokens_per_second", b"tokens_per_second"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_tokens_per_second", b"_tokens_per_second", "address", b"address", "beat", b"beat", "cordoned", b"cordoned", "device", b"device", "freeness", b"freeness", "lease_expirations", b"lease_expirations", "model", b"model", "name", b"name", "node", b"node", "outdated", b"outdated", "pid", b"pid", "role", b"role", "settings", b"settings", "started", b"started", "state", b"state", "status", b"status", "tokens_per_second", b"tokens_per_second", "transfers", b"transfers", "version", b"version", "virtual_usage", b"virtual_usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_tokens_per_second", b"_tokens_per_second", "address", b"address", "beat", b"beat", "cordoned", b"cordoned", "device", b"device", "freeness", b"freeness", "lease_expirations", b"lease_expirations", "model", b"model", "name", b"name", "node", b"node", "outdated", b"outdated", "pid", b"pid", "role", b"role", "settings", b"settings", "slices", b"slices", "started", b"started", "state", b"state", "status", b"status", "tokens_per_second", b"tokens_per_second", "transfers", b"transfers", "version", b"version", "virtual_usage", b"virtual_usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__tokens_per_second: _TypeAlias = _typing.Literal["tokens_per_second"]  # noqa: Y015
     _WhichOneofArgType__tokens_per_second: _TypeAlias = _typing.Literal["_tokens_per_second", b"_tokens_per_second"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__tokens_per_second) -> _WhichOneofReturnType__tokens_per_second | None: ...
 
 Global___Instance: _TypeAlias = Instance  # noqa: Y015
+
+@_typing.final
+class Slices(_message.Message):
+    """The slices that an instance has served whole, how many seconds they took and were predicted to take."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVED_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    PREDICTED_FIELD_NUMBER: _builtins.int
+    served: _builtins.int
+    seconds: _builtins.float
+    predicted: _builtins.float
+    def __init__(
+        self,
+        *,
+        served: _builtins.int = ...,
+        seconds: _builtins.float = ...,
+        predicted: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["predicted", b"predicted", "seconds", b"seconds", "served", b"served"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Slices: _TypeAlias = Slices  # noqa: Y015
 
 @_typing.final
 class InstanceStatus(_message.Message):

@@ -24,6 +24,7 @@ from cluster.config import Config, TransferConfig
 from cluster.home_claims import HomeClaims
 from cluster.logs import configure, of_request
 from cluster.policies import arrange, role_policy, tier_settings
+from cluster.role_policy import slices_message
 from cluster.rpc import channel, reachable
 from cluster.status_message import transfer_messages
 from cluster.step_watch import Present, watch
@@ -121,6 +122,7 @@ class EngineInstance:
             ),
             transfers=transfer_messages(self._sender.transfers),
             lease_expirations=self._receiver.lease_expirations,
+            slices=slices_message(self._policy),
         )
 
     @property

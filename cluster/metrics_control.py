@@ -34,7 +34,9 @@ class ControlCollector(Collector):
         yield from self._attainment()
         yield from _sizes(status)
         yield from _placing(status, self._most)
-        yield from _transfers(list(status.instances)[: self._most])
+        instances = list(status.instances)[: self._most]
+        yield from _transfers(instances)
+        yield from _slices(instances)
 
     def _attainment(self) -> Iterator[Metric]:
         """Of this gateway's requests; without any there is nothing to be a share of."""
@@ -83,6 +85,21 @@ def _placing(status: pb.ClusterStatus, most: int) -> Iterator[Metric]:
         free.add_metric([each.name], each.freeness)
         usage.add_metric([each.name], each.virtual_usage)
     yield from (decisions, free, usage)
+
+
+def _slices(instances: list[pb.Instance]) -> Iterator[Metric]:
+    """Of instances that serve batches in slices: how good the estimator is."""
+    served = CounterMetricFamily("tandem_slice_served", "Slices served whole.", labels=["instance"])
+    seconds = CounterMetricFamily("tandem_slice_seconds", "Time that they took.", labels=["instance"])
+    predicted = CounterMetricFamily(
+        "tandem_slice_predicted_seconds", "Time that was predicted for them.", labels=["instance"]
+    )
+    for each in instances:
+        if each.HasField("slices"):
+            served.add_metric([each.name], each.slices.served)
+            seconds.add_metric([each.name], each.slices.seconds)
+            predicted.add_metric([each.name], each.slices.predicted)
+    yield from (served, seconds, predicted)
 
 
 def _transfers(instances: list[pb.Instance]) -> Iterator[Metric]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from cluster import control_pb2 as pb
+from decode_pool.slice_batches import SliceBatches
 from engine.batch import BatchPolicy, Share
 from engine.coasting import Steady
 from engine.sequence import Sequence as LiveSequence
@@ -25,3 +27,15 @@ class RolePolicy:
         """As long as the policy of the present role."""
         policy = self.policies[self.role]
         return policy.steady(running, now) if isinstance(policy, Steady) else 0
+
+
+def slices_message(policy: RolePolicy) -> pb.Slices | None:
+    """What was served in slices, in either role; None where the config has none."""
+    every = [one.served for one in policy.policies.values() if isinstance(one, SliceBatches)]
+    if not every:
+        return None
+    return pb.Slices(
+        served=sum(one.served for one in every),
+        seconds=sum(one.seconds for one in every),
+        predicted=sum(one.predicted for one in every),
+    )

@@ -13,6 +13,7 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as SequenceOf
+from typing import NamedTuple
 
 from decode_pool.continuous_batching import ContinuousBatching
 from decode_pool.slices import Job, SliceTime, batches, fit, interval
@@ -29,12 +30,20 @@ def slice_time(cost: CostModel) -> SliceTime:
     return fit(prefills, decodes)
 
 
+class Slices(NamedTuple):
+    """Those that were served whole: how many, the seconds that they took, and those predicted for them."""
+
+    served: int = 0
+    seconds: float = 0.0
+    predicted: float = 0.0
+
+
 class SliceBatches:
     """A BatchPolicy. `steps` are those of a slice, `slots` the tokens of KV of which a batch may take `fill`.
 
     `budget` bounds the tokens of a step while prompts are read. Batches are formed again after `interval` of
     what is planned, at least `least` seconds, or when there are none left; those formed before go first, so
-    everybody has a slice before anybody has two more.
+    everybody has a slice before anybody has two more. `served` may be read in any thread.
     """
 
     def __init__(
@@ -58,6 +67,8 @@ class SliceBatches:
         self._queue: deque[tuple[float, list[SequenceKey]]] = deque()
         self._current: dict[SequenceKey, int] = {}
         self._again = 0.0
+        self._began = self._predicted = 0.0
+        self.served = Slices()
 
     def share(self, running: SequenceOf[Sequence], waiting: Iterable[Sequence], now: float) -> list[Share]:
         here = {one.key: one for one in running}
@@ -89,10 +100,14 @@ class SliceBatches:
         self._current = {key: start for key, start in self._current.items() if key in here}
         if any(len(here[key].output) - start >= self.steps for key, start in self._current.items()):
             self._current = {}
+            before = self.served
+            seconds, predicted = before.seconds + now - self._began, before.predicted + self._predicted
+            self.served = Slices(before.served + 1, seconds, predicted)
         if now >= self._again or not (self._queue or self._current):
             self._form(here, now)
         while self._queue and not self._current:
-            _, keys = self._queue.popleft()
+            self._predicted, keys = self._queue.popleft()
+            self._began = now
             self._current = {key: len(here[key].output) for key in keys if key in here}
             if not self._current and not self._queue:
                 self._form(here, now)

@@ -10,8 +10,16 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from cluster.config import ObserveConfig
+from cluster import control_pb2 as pb
+from cluster.config import EngineConfig, ObserveConfig
+from cluster.config_engine import StepCostConfig
+from cluster.metrics_control import ControlCollector
+from cluster.objectives import Objectives
+from cluster.policies import role_policy
+from cluster.role_policy import slices_message
+from decode_pool.slice_batches import SliceBatches, Slices
 from engine.errors import Overloaded
+from global_scheduler.placement import DECODE
 from tests.cluster.doubles import ScriptedRunner, until
 from tests.cluster.local_cluster import LocalCluster, local_cluster
 
@@ -167,6 +175,26 @@ def test_blocks_add_up() -> None:
     samples = after_requests({"max_tokens": 5})
     states = [s.value for s in samples if s.name == "tandem_kv_blocks"]
     assert (len(states), sum(states)) == (4, 64)
+
+
+def test_slices_are_counted_where_batches_are_served_in_them() -> None:
+    engine = EngineConfig(batch="slices", step_cost=StepCostConfig(per_token=0.1))
+    policy = role_policy(engine, DECODE)
+    (slices,) = (one for one in policy.policies.values() if isinstance(one, SliceBatches))
+    slices.served = Slices(3, 1.5, 1.25)
+    status = pb.ClusterStatus(
+        instances=[
+            pb.Instance(name="decode-0", slices=slices_message(policy)),
+            pb.Instance(name="decode-1", slices=slices_message(role_policy(EngineConfig(), DECODE))),
+        ]
+    )
+    collector = ControlCollector(lambda: status, 8, Objectives(ObserveConfig()))
+    found = [sample for family in collector.collect() for sample in family.samples if "slice" in sample.name]
+    assert [(sample.name, sample.labels, sample.value) for sample in found] == [
+        ("tandem_slice_served_total", {"instance": "decode-0"}, 3),
+        ("tandem_slice_seconds_total", {"instance": "decode-0"}, 1.5),
+        ("tandem_slice_predicted_seconds_total", {"instance": "decode-0"}, 1.25),
+    ]
 
 
 def test_tenants_beyond_the_cap_share_a_label() -> None:

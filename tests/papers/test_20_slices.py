@@ -204,6 +204,16 @@ def test_an_answer_that_ends_within_a_slice_leaves_at_once() -> None:
     assert bench.core.sequences("long")[0].phase is Phase.DECODE
 
 
+def test_what_slices_took_is_counted_beside_what_was_predicted() -> None:
+    """Steps take a second each; the last slice is not served whole."""
+    policy = SliceBatches(TIME, 200, steps=5)
+    bench = Bench(policy=policy)
+    bench.core.submit(request("one", prompt(4), 21))
+    bench.drain()
+    predicted = sum(TIME.seconds(1, 4 + 5 * number, 5, int(number == 0)) for number in range(4))
+    assert policy.served == (4, 20.0, pytest.approx(predicted))
+
+
 def test_slices_beat_what_the_paper_compares_with(full: bool) -> None:
     """And not what it doesn't: iteration-level batches on blocks waste nothing that slices could save."""
     requests, instances = (2000, 8) if full else (100, 1)
