@@ -83,7 +83,10 @@ class Rebalancer:
         reason = ""
         if moves and not made:
             givers = ", ".join(move.source for move in moves)
-            reason = f"nothing on {givers} may move: it came lately, is in prefill or moves already"
+            reason = (
+                f"nothing on {givers} may move: it came lately, is in prefill or moves already, "
+                "or the instance did not answer"
+            )
         elif not moves:
             reason = (
                 f"no instance with two requests has fewer than {low:g} free blocks for each "
