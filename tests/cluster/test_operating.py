@@ -10,7 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
+from cluster.chaos.scenario import SHIPPED
 from cluster.local_ray import MARKER
 from cluster.ports import free_port
 from tests.cluster.tiny_model import make_tiny_model
@@ -18,6 +20,8 @@ from tests.cluster.tiny_model import make_tiny_model
 PAGE = (Path(__file__).resolve().parents[2] / "docs/operating.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))
 LIMIT = 900.0
+TOKENS = 10_000
+"""A tiny model would have written 600 before the next lines look at the request and do something about it."""
 NOT_TYPED = {
     "make install": "it is installed where tests run",
     ". .venv/bin/activate": "the tests' own environment is",
@@ -30,6 +34,15 @@ NOT_TYPED = {
 def blocks(text: str) -> list[str]:
     """What is to be typed."""
     return re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def patient(folder: Path) -> Path:
+    """The scenario kill-decode without bounds on time."""
+    scenario = yaml.safe_load((SHIPPED / "kill-decode.yaml").read_text(encoding="utf-8"))
+    scenario["expect"] = {**scenario.get("expect", {}), "resume": "0s", "pause": "0s"}
+    path = folder / "patient.yaml"
+    path.write_text(yaml.safe_dump(scenario), encoding="utf-8")
+    return path
 
 
 def test_the_day_has_its_hours_in_order() -> None:
@@ -65,8 +78,9 @@ def test_every_line_does_what_it_should(tmp_path: Path, full: bool) -> None:
     }
     environment.pop(MARKER, None)
     lines = [line for line in "\n".join(blocks(PAGE)).splitlines() if line not in NOT_TYPED]
-    # A tiny model would be done before the next lines look at the request and do something about it.
-    text = "\n".join(lines).replace("8000", str(port)).replace('"max_tokens": 600', '"max_tokens": 10000')
+    text = "\n".join(lines).replace("8000", str(port)).replace('"max_tokens": 600', f'"max_tokens": {TOKENS}')
+    # How long streams stand still is for the command to measure: here many things share the machine.
+    text = text.replace("chaos -f kill-decode", f"chaos -f {patient(tmp_path)}")
     script = f"set -e\ntrap 'tandem down || true' EXIT\n{text}\ntrap - EXIT\n"
     done = subprocess.run(
         ["bash", "-c", script], cwd=tmp_path, env=environment,
@@ -79,5 +93,5 @@ def test_every_line_does_what_it_should(tmp_path: Path, full: bool) -> None:
         assert '"finish_reason":"length"' in stream and stream.rstrip().endswith("data: [DONE]"), name
     written = [line for line in done.stdout.splitlines() if line.startswith("tokens: ")]
     # Of tale and epic in `describe`, of saga in the line that is looked for; chaos prints one of its own.
-    assert sum("3000 written" in line for line in written) == 3, written
+    assert sum(f"{TOKENS} written" in line for line in written) == 3, written
     assert " died " in done.stdout and " committed" in done.stdout
