@@ -20,7 +20,7 @@ from cluster.chaos.scenario import Fault
 from cluster.chaos.victims import CONTROLLER, GATEWAY, Victim
 from cluster.control_client import ControlClient
 from cluster.step_watch import HANG
-from engine.errors import Conflict, InstanceDied, NotFound, TandemError, Unreachable
+from engine.errors import Conflict, InstanceDied, NotFound, RefusedError, TandemError, Unreachable
 
 SETTLED = 120.0
 """Seconds that one step of a rolling restart may take."""
@@ -189,7 +189,7 @@ class Injector:
         while True:
             try:
                 return await asyncio.to_thread(self._move_one, victim)
-            except (NotFound, Conflict, Unreachable, LookupError) as error:
+            except (NotFound, Conflict, RefusedError, Unreachable, LookupError) as error:
                 if time.monotonic() > end:
                     raise Missed(str(error)) from error
             await asyncio.sleep(POLL)

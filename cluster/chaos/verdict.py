@@ -48,9 +48,10 @@ class Resume:
 class Verdict:
     """Figures of one run. Times in seconds; `failures` says why it did not pass, () if it did.
 
-    `resumes` and `injected` are by fault: "kill decode" and so on. `hit` counts the streams that went on
-    elsewhere after what ended processes, and those that were under way when a controller was. `compared`
-    tokens had log-probabilities, `apart` at most; `bound` is what they may be, None: they were not compared.
+    `reasons` says why requests were lost. `resumes` and `injected` are by fault: "kill decode" and so on.
+    `hit` counts the streams that went on elsewhere after what ended processes, and those that were under way
+    when a controller was. `compared` tokens had log-probabilities, `apart` at most; `bound` is what they may
+    be, None: they were not compared.
     """
 
     scenario: str
@@ -61,6 +62,7 @@ class Verdict:
     changed: int
     exact: int
     unlike: Mapping[str, int]
+    reasons: Mapping[str, int]
     compared: int
     apart: float
     bound: float | None
@@ -112,6 +114,7 @@ def judge(
         changed=unlike.total(),
         exact=len(found) - unlike.total(),
         unlike=dict(unlike),
+        reasons=dict(Counter(one.error or "cut off" for one in answers if one.likeness is None)),
         compared=sum(one.tokens for one in found),
         apart=max((one.apart for one in found), default=0.0),
         bound=bound,
@@ -145,7 +148,8 @@ def _failures(expect: Expect, told: Verdict, undisturbed: Sequence[Answer]) -> I
     for name in ("lost", "duplicated", "changed"):
         count, most = getattr(told, name), getattr(expect, name)
         if count > most:
-            why = f" ({_counted(told.unlike)})" if name == "changed" else ""
+            known = {"changed": told.unlike, "lost": told.reasons}.get(name)
+            why = f" ({_counted(known)})" if known else ""
             yield f"{name}: {count}{why}, and not more than {most} were expected"
     if expect.resume and (told.resume_max or 0) > expect.resume:
         yield f"a stream that was hit stood still for {told.resume_max:.2f} s, more than {expect.resume:g} s"

@@ -44,7 +44,7 @@ def passes(cluster: Cluster, scenario: Scenario, **expect: object) -> Verdict:
     patient = {"resume": 0.0, "pause": 0.0} | expect
     scenario = scenario.model_copy(update={"expect": scenario.expect.model_copy(update=patient)})
     verdict = asyncio.run(run(scenario, cluster.control, lambda text: None))
-    assert verdict.failures == ()
+    assert verdict.failures == (), verdict
     assert verdict.faults > 0
     assert verdict.exact == verdict.sent
     assert bool(verdict.compared) == bool(scenario.load.logprobs)

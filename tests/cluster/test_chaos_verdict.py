@@ -67,6 +67,11 @@ def test_mutant_every_bad_answer_fails_the_run(bad: Answer, figure: str) -> None
     assert figure in told.failures[0]
 
 
+def test_why_requests_were_lost_is_said() -> None:
+    told = verdict([answer(1), answer(error="no room"), answer(error="no room"), answer(done=False)])
+    assert told.failures[0] == "lost: 3 (2 no room, 1 cut off), and not more than 0 were expected"
+
+
 def test_a_stream_that_stands_still_too_long_fails_the_run() -> None:
     told = verdict([answer(times=[1.0, 1.1, 3.5])])
     assert told.longest_pause == pytest.approx(2.4)
