@@ -69,7 +69,7 @@ NEVER_ASKED = {"chat-reasoning-summary", "chat-error-handling", *BEYOND_TEXT}
 PROBES = [case for case in OPENAI_CHAT_TESTS if case.id not in NEVER_ASKED]
 
 
-ALWAYS = {"log-probabilities", "call", "chat-streaming-response", "POST /v1/chat/completions"}
+ALWAYS = {"call"}
 """What is asked without --full too."""
 
 

@@ -61,9 +61,14 @@ class Rig:
         self.loop = EngineLoop(self.core, self.runner, self.heard, Ticks(), name="test")
         self.loop.observe(lambda outcome: self.events.append(("heard", len(outcome.emitted))))
 
-    def submit(self, name: str, length: int = 5, max_tokens: int = 9) -> None:
-        one = request(name, prompt(length), max_tokens)
-        self.loop.call(lambda core: core.submit(one)).result(SOON)
+    def submit(self, *names: str, length: int = 5, max_tokens: int = 9) -> None:
+        """All between the same two steps."""
+
+        def enter(core: EngineCore) -> None:
+            for name in names:
+                core.submit(request(name, prompt(length), max_tokens))
+
+        self.loop.call(enter).result(SOON)
 
     def tokens(self, name: str) -> list[int]:
         emitted = self.heard.emitted
@@ -113,8 +118,7 @@ def test_calls_run_while_a_step_is_in_flight_and_blocks_are_free_when_it_is_over
         cancelled.append(core.cancel("a"))
 
     rig.loop.observe(lambda _: rig.loop.call(cancel) if rig.runner.landed == 10 else None)
-    for name in "ab":
-        rig.submit(name, 5, 60)
+    rig.submit("a", "b", max_tokens=60)
     rig.heard.ends(1)
     assert cancelled == [True]
     assert rig.tokens("a") == alone(request("a", prompt(5), 60))[: len(rig.tokens("a"))]
