@@ -53,6 +53,10 @@ class Cluster:
         """That of the gateway, which may have been started again elsewhere; the last one known."""
         with contextlib.suppress(Unreachable):
             self.known[:] = [gateway.url for gateway in self.status().gateways] or self.known
+        if not self.known:
+            self.known[:] = [
+                gateway.url for gateway in self.until(lambda status: bool(status.gateways)).gateways
+            ]
         return self.known[-1]
 
     def status(self) -> pb.ClusterStatus:
