@@ -92,7 +92,7 @@ def sweep(state: LocalState) -> None:
 
 
 def complaints() -> str:
-    """What Serve says of the deployments that did not start, a line each."""
+    """What Serve says of the deployments that did not start, a line each; "" where it cannot be asked."""
     from ray import serve
 
     found: dict[str, str] = {}
