@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from cluster.chaos.run import run
 from cluster.chaos.scenario import load
 from cluster.chaos.victims import daemon
 from cluster.control_client import ControlClient
+from tests.cluster.scripts import script
 from tests.cluster.two_nodes import AWAY, ROOM, TOKEN
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -26,25 +21,11 @@ def control(tiny_model: Path, full: bool) -> Iterator[ControlClient]:
     """Of a cluster that has most of its decode instances on the second node."""
     if not full:
         pytest.skip("a cluster of its own of two nodes: only with --full")
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_ADDRESS")}
-    with subprocess.Popen(
-        [sys.executable, "-m", "tests.cluster.two_nodes", str(tiny_model)],
-        cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    ) as process:  # fmt: skip
-        assert process.stdin is not None
-        assert process.stdout is not None
-        below: list[psutil.Process] = []
-        try:
-            word, _, port = process.stdout.readline().strip().partition(" ")
-            assert word == "ready"
-            below = psutil.Process(process.pid).children(recursive=True)
-            client = ControlClient(f"127.0.0.1:{port}", TOKEN, timeout=10.0)
-            yield client
-            client._channel.close()
-        finally:
-            process.stdin.close()
-            process.wait(120)
-    assert not [one for one in below if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+    with (
+        script("tests.cluster.two_nodes", str(tiny_model)) as (_, port),
+        ControlClient(f"127.0.0.1:{port}", TOKEN, timeout=10.0) as client,
+    ):
+        yield client
 
 
 def by_node(control: ControlClient) -> dict[int, list[str]]:

@@ -6,13 +6,11 @@ from __future__ import annotations
 import logging
 import os
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from cluster.config import Config, ControlConfig
@@ -20,11 +18,11 @@ from cluster.control_client import ControlClient
 from engine.errors import Unreachable
 from tests.cluster.conftest import Cluster
 from tests.cluster.mortal_head import ABSENCE
+from tests.cluster.scripts import script
 from tests.cluster.streams import Client, reference
 from tests.cluster.two_nodes import TOKEN
 
 logger = logging.getLogger("tandem.tests")
-ROOT = Path(__file__).parents[2]
 TOKENS = 3000
 CLIENTS = 6
 
@@ -48,25 +46,10 @@ def world(tiny_model: Path) -> Iterator[tuple[Cluster, MortalHead]]:
     redis = os.environ.get("TANDEM_REDIS_SERVER")
     if redis is None:
         pytest.skip("needs a redis-server: name it in TANDEM_REDIS_SERVER")
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    with subprocess.Popen(
-        [sys.executable, "-m", "tests.cluster.mortal_head", str(tiny_model), redis],
-        cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    ) as process:  # fmt: skip
-        assert process.stdin is not None
-        assert process.stdout is not None
-        below: list[psutil.Process] = []
-        try:
-            word, _, port = process.stdout.readline().strip().partition(" ")
-            assert word == "ready"
-            below = psutil.Process(process.pid).children(recursive=True)
-            config = Config(control=ControlConfig(token=TOKEN, port=int(port)))
-            with ControlClient(f"127.0.0.1:{port}", TOKEN, timeout=5.0) as control:
-                yield Cluster(config, control), MortalHead(process)
-        finally:
-            process.stdin.close()
-            process.wait(120)
-    assert not [one for one in below if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+    with script("tests.cluster.mortal_head", str(tiny_model), redis) as (process, port):
+        config = Config(control=ControlConfig(token=TOKEN, port=port))
+        with ControlClient(f"127.0.0.1:{port}", TOKEN, timeout=5.0) as control:
+            yield Cluster(config, control), MortalHead(process)
 
 
 def test_streams_go_on_and_new_requests_wait(world: tuple[Cluster, MortalHead]) -> None:
