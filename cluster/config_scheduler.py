@@ -43,7 +43,10 @@ class SchedulerConfig(Section):
     headroom_blocks: int = Field(
         0, ge=0, description="KV blocks that an instance with requests of high priority keeps clear for them."
     )
-    place_timeout: Duration = Field(10.0, gt=0, description="How long a request waits for an instance.")
+    place_timeout: Duration = Field(10.0, gt=0, description="How long a new request waits for an instance.")
+    recovery_timeout: Duration = Field(
+        60.0, gt=0, description="How long a request whose instance was lost waits for another."
+    )
     rebalance_period: Duration = Field(
         1.0, gt=0, description="How often running requests may be moved from crowded to roomy instances."
     )

@@ -31,6 +31,7 @@ from cluster.installation import installed_version
 from cluster.instance_handle import InstanceHandle, address_of
 from cluster.metrics import Metrics
 from cluster.openai_answers import ModelCard
+from cluster.policies import patience
 from cluster.ray_metrics import PERIOD, RayMetrics
 from cluster.request_driver import RequestDriver
 from cluster.rpc import reachable
@@ -42,7 +43,6 @@ from cluster.token_stream import HomeService
 from cluster.token_streams import TokenStreams
 from cluster.tracing import exporting
 from engine.errors import SetupError
-from global_scheduler.journey import Patience
 from model.assets import load_assets
 from model.tokenizer import Detokenizer, Tokenizer
 
@@ -88,7 +88,6 @@ class Gateway:
             node=platform.node(),
         )
         timelines.gateway = self._itself.name
-        patience = Patience(attempts=settings.retries + 1, place_timeout=self._config.scheduler.place_timeout)
         timeout = self._config.control.call_timeout
         self._scheduler = SchedulerClient(lambda: address_of(controller), token, timeout=timeout, tls=inside)
         self._driver = RequestDriver(
@@ -96,7 +95,7 @@ class Gateway:
             streams,
             self._scheduler,
             lambda name: InstanceHandle(name, timeout=timeout),
-            patience,
+            patience(self._config),
             timelines,
         )
         facts = ClusterFacts(lambda: self._scheduler.join(self._present()))

@@ -25,6 +25,7 @@ from engine.service import Cost, MovingAverage, linear, profiled
 from engine.shared_service import SharedCounters
 from engine.tiers import TierSettings
 from global_scheduler.autoscaling import AutoscalingSettings
+from global_scheduler.journey import Patience
 from global_scheduler.placement import DECODE, PREFILL, PlacementSettings
 from global_scheduler.prediction import Predictor
 from global_scheduler.rescheduling import ReschedulingSettings
@@ -114,6 +115,11 @@ def step_cost(engine: EngineConfig) -> LinearCost:
     return LinearCost(
         cost.base / 1e3, cost.floor / 1e3, cost.per_token / 1e3, cost.per_context / 1e3, cost.tile
     )
+
+
+def patience(config: Config) -> Patience:
+    scheduler = config.scheduler
+    return Patience(config.gateway.retries + 1, scheduler.place_timeout, scheduler.recovery_timeout)
 
 
 def scheduler_settings(config: Config) -> SchedulerSettings:

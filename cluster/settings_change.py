@@ -39,6 +39,7 @@ RULES: tuple[tuple[str, str, str], ...] = (
     ("pools.*.resources*", INSTANCES, "instances ask for it when they start"),
     ("pools.*", CONTROLLER, "the controller sizes pools by it"),
     ("scheduler.place_timeout", RESTART, "gateways read it when they start"),
+    ("scheduler.recovery_timeout", RESTART, "gateways read it when they start"),
     ("scheduler.*", CONTROLLER, "the controller decides by it"),
     ("engine.*", INSTANCES, "engines are built with it"),
     ("transfer.*", INSTANCES, "both ends of every movement are built with it"),

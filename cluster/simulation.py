@@ -9,6 +9,7 @@ from cluster.policies import (
     arrange,
     autoscaling_settings,
     batch_policy,
+    patience,
     rescheduling_settings,
     scheduler_settings,
     tenant_counters,
@@ -18,7 +19,6 @@ from engine.batch import BatchPolicy, WaitingQueue
 from engine.cost_model import CostModel
 from engine.queues.fair import FairQueue
 from global_scheduler.autoscaling import AutoscalingSettings
-from global_scheduler.journey import Patience
 from global_scheduler.placement import DECODE, PREFILL
 from simulator.network import LinkSettings
 from simulator.setup import PoolSetup, Setup
@@ -71,7 +71,7 @@ def setup_of(config: Config, hardware: Hardware) -> Setup:
         kv_bytes=hardware.kv_bytes,
         max_length=config.model.max_length or 1 << 20,
         scheduler=scheduler_settings(config),
-        patience=Patience(attempts=config.gateway.retries + 1, place_timeout=scheduler.place_timeout),
+        patience=patience(config),
         beat=config.control.beat,
         rescheduling=rescheduling_settings(config),
         reschedule_every=scheduler.rebalance_period,

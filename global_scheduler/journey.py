@@ -165,13 +165,14 @@ Action = Fence | Cancel | Place | Start | Wait | Finish | Fail
 class Patience:
     """How long one request is tried.
 
-    `attempts` counts starts in a row that brought no token: a request that gets on is never given up, one
-    that kills its instances is. `place_timeout` bounds, in seconds, the time from a request's arrival or loss
-    to its start.
+    `attempts` counts instances lost in a row without a token from them: a request that gets on is never given
+    up, one that kills its instances is. Times are in seconds: `place_timeout` from a request's arrival to its
+    start, `recovery_timeout` from the loss of its instance to the next start.
     """
 
     attempts: int = 4
     place_timeout: float = 10.0
+    recovery_timeout: float = 60.0
     first_pause: float = 0.05
     longest_pause: float = 1.0
 
@@ -274,8 +275,8 @@ class Journey:
                 return ()
             if isinstance(error, RequestError | SetupError):
                 return self._fail(error)
-            pause = isinstance(error, CapacityError) and not isinstance(error, Draining)
-            return self._again(error, pause=pause, now=now)
+            full = isinstance(error, CapacityError)
+            return self._again(error, now, died=not full, pause=full and not isinstance(error, Draining))
         if self.state is not State.PLACING:
             return ()
         if not isinstance(error, CapacityError):
@@ -285,22 +286,27 @@ class Journey:
     def _lost(self, reason: str, now: float) -> tuple[Action, ...]:
         self.recoveries += 1
         error = Overloaded(f"instance {self.holder} was lost ({reason}) on attempt {self.epoch.attempt + 1}")
-        return self._again(error, pause=False, now=now)
+        return self._again(error, now, died=True)
 
-    def _again(self, error: TandemError, *, pause: bool, now: float) -> tuple[Action, ...]:
+    def _again(
+        self, error: TandemError, now: float, *, died: bool, pause: bool = False
+    ) -> tuple[Action, ...]:
         """A new attempt without the instance that held the last one, which may still be running it unseen."""
-        self._fruitless += 1
-        if self._fruitless >= self.patience.attempts:
-            return self._fail(error)
         if self.state is State.RUNNING:
             self._excluded = frozenset()
-            self._place_by, self._tries = now + self.patience.place_timeout, 0
+            self._place_by, self._tries = now + self.patience.recovery_timeout, 0
+        # The scheduler may not know yet of a death, and have no other instance: that is no second death.
+        again = self.holder in self._excluded
+        if died and not again:
+            self._fruitless += 1
+            if self._fruitless >= self.patience.attempts:
+                return self._fail(error)
         left = self._leave()
         self._excluded |= {self.holder}
         self.holder = ""
         self.epoch = Epoch(self.epoch.attempt + 1, 0)
         # The time for placing runs on: a full cluster must not hold a request for attempts × place_timeout.
-        after = self._pause(error, now) if pause else self._place()
+        after = self._pause(error, now) if pause or again else self._place()
         return (Fence(self.epoch), *left, *after)
 
     def _pause(self, error: TandemError, now: float) -> tuple[Action, ...]:

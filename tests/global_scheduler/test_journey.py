@@ -44,7 +44,7 @@ from global_scheduler.journey import (
 )
 from global_scheduler.placement import Placement
 
-PATIENCE = Patience(attempts=3, place_timeout=10.0)
+PATIENCE = Patience(attempts=3, place_timeout=10.0, recovery_timeout=30.0)
 P0D0 = Placement("p0", "d0", "test")
 P1D1 = Placement("p1", "d1", "test")
 
@@ -172,11 +172,57 @@ def test_a_refused_placement_is_asked_for_again_until_its_time_is_up() -> None:
     assert max(waits) <= 1.25
 
 
-def test_a_loss_late_in_its_life_gets_the_full_time_to_be_placed() -> None:
+def test_a_request_that_was_lost_has_the_time_of_a_recovery_to_be_placed() -> None:
     journey = running()
     journey.step(Progress(0, [7]), 1.0)
     journey.step(Lost("p0", "killed"), 1000.0)
-    assert isinstance(journey.step(Refused(NoPrefillInstance("none")), 1000.0)[-1], Wait)
+    error = NoPrefillInstance("none")
+    assert isinstance(journey.step(Refused(error), 1028.0)[-1], Wait)
+    journey.step(Waited(), 1029.0)
+    assert journey.step(Refused(error), 1030.0)[-1] == Fail(error)
+
+
+@pytest.mark.parametrize("answer", [Refused(InstanceDied("gone"), "p0"), Lost("p0", "gone")])
+def test_a_death_that_the_scheduler_does_not_know_yet_is_met_again_and_counts_once(answer: Event) -> None:
+    journey = running()
+    now = 0.0
+    action = journey.step(Lost("p0", "killed"), now)[-1]
+    for _ in range(3 * PATIENCE.attempts):
+        if isinstance(action, Wait):
+            now += action.seconds
+            (action,) = journey.step(Waited(), now)
+        assert isinstance(action, Place)
+        journey.step(Placed(P0D0), now)
+        action = journey.step(answer, now)[-1]
+    assert isinstance(action, Wait), "and is not met again at once"
+    journey.step(Waited(), now)
+    assert isinstance(journey.step(Placed(P1D1), now)[-1], Start)
+
+
+def test_each_other_instance_that_dies_before_it_takes_the_request_counts() -> None:
+    journey = begun()
+    for number in range(PATIENCE.attempts):
+        journey.step(Placed(Placement(f"p{number}", "d", "test")), 0.0)
+        actions = journey.step(Lost(f"p{number}", "killed"), 0.0)
+    assert isinstance(actions[-1], Fail)
+
+
+@pytest.mark.parametrize("error", [Overloaded("full"), Draining("going")])
+def test_instances_that_are_full_or_go_bound_a_request_by_time_alone(error: TandemError) -> None:
+    journey = running()
+    action = journey.step(Lost("p0", "killed"), 0.0)[-1]
+    now, refusals = 0.0, 0
+    while not isinstance(action, Fail):
+        if isinstance(action, Wait):
+            now += action.seconds
+            (action,) = journey.step(Waited(), now)
+            continue
+        refusals += 1
+        there = f"p{refusals}" if refusals < 6 else "p1"
+        journey.step(Placed(Placement(there, "d", "test")), now)
+        action = journey.step(Refused(error, there), now)[-1]
+    assert refusals > PATIENCE.attempts + 6
+    assert 28.0 <= now <= 30.0
 
 
 def test_a_request_that_brings_no_token_is_given_up_after_its_attempts() -> None:
