@@ -36,6 +36,9 @@ from engine.errors import Unreachable
 from tests.cluster.cli_controller import Controller, recorded
 from tests.cluster.tiny_model import make_tiny_model
 
+# As `tandem up` sets it: at Ray's 15, tests that compute themselves take the cores from the instances.
+os.environ.setdefault("RAY_worker_niceness", "0")
+
 START = 120.0
 """Seconds that a whole cluster may take to start on a busy machine."""
 

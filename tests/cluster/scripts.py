@@ -22,6 +22,7 @@ def script(module: str, *arguments: str) -> Iterator[tuple[subprocess.Popen[str]
     Nothing that it had at the end is left afterwards.
     """
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    environment |= {"RAY_worker_niceness": "0"}
     with subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
         cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
