@@ -35,8 +35,9 @@ class ModelConfig(Section):
         None, description="The name that clients use. Null takes that of the file or folder."
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Numbers to compute with. `auto` is float32 on a CPU and bfloat16 on a GPU; "
-        "float16 is for GPUs."
+        "auto",
+        description="Numbers to compute with. `auto` is float32 on a CPU and bfloat16 on a GPU; "
+        "float16 is for GPUs.",
     )
     weights: Literal["auto", "dense"] = Field(
         "auto",
@@ -182,7 +183,9 @@ class GatewayConfig(Section):
         "an instance keeps what has ended there.",
     )
     keepalive: Duration = Field(15.0, gt=0, description="How often a silent stream sends a comment.")
-    retries: int = Field(3, ge=0, le=10, description="How often a request of a dead instance is retried.")
+    retries: int = Field(
+        3, ge=0, le=10, description="How many instances in a row a request may lose without a further token."
+    )
 
 
 class ControlConfig(Section):
