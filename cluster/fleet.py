@@ -28,10 +28,11 @@ class RayFleet:
 
     def spawn(self, name: str, role: str, generation: int, memo: bytes, instances: int) -> InstanceHandle:
         """Start a worker; `instances` is how many there will be in all. Raises TandemError."""
+        beside = math.ceil(instances / sum(node["Alive"] for node in ray.nodes()))
         return spawn(
             Worker,
             name,
-            *(assemble, self._json, name, role, memo, generation, instances),
+            *(assemble, self._json, name, role, memo, generation, beside),
             resources=self._resources(role, instances),
             timeout=self._config.control.call_timeout,
         )

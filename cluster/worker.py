@@ -21,6 +21,7 @@ from typing import Any, Protocol
 from cluster import control_pb2 as pb
 from cluster import wall_clock
 from cluster.config import Config
+from cluster.cores import threads_of
 from cluster.installation import installed_version
 from cluster.settings_change import fingerprint
 from cluster.status_message import charges_message, migration_message, request_list, status_message
@@ -106,7 +107,7 @@ class Worker:
         self._assemble = assemble
         self._memo = memo
         self._generation = generation
-        self._threads = self._config.engine.threads or max(1, (os.cpu_count() or 1) // instances)
+        self._threads = threads_of(self._config, instances)
         # Before torch is imported, which reads it then.
         os.environ["OMP_NUM_THREADS"] = str(self._threads)
         self._started = time.time()

@@ -5,7 +5,6 @@ Every figure stands beside what the machine could do at best, measured in the sa
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -73,11 +72,6 @@ class Grid:
     contexts: tuple[int, ...] = (128, 512, 1024, 2048, 4096, 8192)
     lengths: tuple[int, ...] = (32, 128, 512, 1024, 2048)
     repetitions: int = 3
-
-
-def threads_of(config: Config, instances: int) -> int:
-    """CPU threads that an instance gets where `instances` share the machine."""
-    return config.engine.threads or max(1, (os.cpu_count() or 1) // instances)
 
 
 def shape_of(runner: ModelRunner) -> Shape:

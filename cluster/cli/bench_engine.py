@@ -72,8 +72,9 @@ def engine(
     config = settle(config_of(file, model, dtype, settings, {"gateway.port": 0}), steps.step)
     pack(config, steps.step)
     # They bring torch, which takes seconds to import.
-    from cluster.bench.engine import Grid, measure, threads_of
+    from cluster.bench.engine import Grid, measure
     from cluster.bench.engine_sections import engine_sections
+    from cluster.cores import threads_of
 
     batch, context_length = whole(batches, "--batches"), whole(contexts, "--contexts")
     grid = Grid(batch, context_length, whole(lengths, "--lengths"), repeat)
@@ -140,9 +141,10 @@ def _compare(
     watch: Watch,
 ) -> OverheadReport:
     # They bring torch, which reads the number of its threads from what the start has just settled.
-    from cluster.bench.engine import NAME, bare_engine, threads_of
+    from cluster.bench.engine import NAME, bare_engine
     from cluster.bench.load import Loaded
     from cluster.bench.overhead import report
+    from cluster.cores import threads_of
     from cluster.instance import load_runner
 
     machine = Machine.here()

@@ -46,9 +46,9 @@ def migration(
     config = settle(config_of(file, model, dtype, settings, forced), steps.step)
     pack(config, steps.step)
     # They bring torch, which reads the number of its threads from what has just been settled.
-    from cluster.bench.engine import threads_of
     from cluster.bench.migration import measure
     from cluster.bench.migration_sections import migration_sections
+    from cluster.cores import threads_of
 
     watch = Watch(messages(quiet=quiet))
     with watch:

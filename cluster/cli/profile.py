@@ -40,7 +40,7 @@ def command(
     """Measure an instance's steps with this config's model, in this process: stop what else runs here."""
     # Imported late: torch takes seconds, and this module is loaded for every verb.
     from cluster import profiling
-    from cluster.bench.engine import threads_of
+    from cluster.cores import threads_of
     from cluster.instance import load_runner
 
     config = load(file, overrides(settings))
