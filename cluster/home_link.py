@@ -23,6 +23,7 @@ logger = logging.getLogger("tandem.instance")
 
 Connect = Callable[[str], grpc.aio.Channel]
 Fenced = Callable[[str, Epoch], None]
+GivenUp = Callable[[str], None]
 
 FOREVER = Epoch(2**32 - 1, 0)
 """Newer than any epoch: the home does not know the request, or will never know it again."""
@@ -37,21 +38,30 @@ class HomeLink:
     """Sends messages to `home`; ends by itself when idle. `fenced` is told of what is not wanted there.
 
     At most `_WINDOW` batches are unanswered; what comes meanwhile is put into the next one. If the home
-    cannot be reached for `lease` seconds, or more than `_MOST_PENDING` messages wait for it, all requests
-    that still push there are given up as fenced.
+    cannot be reached for `lease` seconds, or more than `_MOST_PENDING` messages wait for it, it is given up:
+    `given_up` is told, and the link ends.
     """
 
-    def __init__(self, instance: str, home: str, connect: Connect, fenced: Fenced, *, lease: float) -> None:
+    def __init__(
+        self,
+        instance: str,
+        home: str,
+        connect: Connect,
+        fenced: Fenced,
+        given_up: GivenUp,
+        *,
+        lease: float,
+    ) -> None:
         self._instance = instance
         self._home = home
         self._connect = connect
         self._fenced = fenced
+        self._given_up = given_up
         self._lease = lease
         # So that each of a window's batches is answered well within the lease.
         self._settled = min(1.0, lease / 16)
         self._pending: list[pb.Tokens] = []
         self._unanswered: deque[pb.TokenBatch] = deque()
-        self._live: set[str] = set()
         self._changed = asyncio.Event()
         self._closing = False
         self._replies = 0
@@ -63,7 +73,6 @@ class HomeLink:
 
     def send(self, messages: list[pb.Tokens]) -> None:
         self._pending.extend(messages)
-        self._live.update(message.request_id for message in messages)
         self._changed.set()
 
     async def close(self) -> None:
@@ -153,10 +162,8 @@ class HomeLink:
             async for reply in call:
                 self._replies += 1
                 for _ in range(min(reply.batches or 1, len(self._unanswered))):
-                    batch = self._unanswered.popleft()
-                    self._live.difference_update(m.request_id for m in batch.tokens if m.finish_reason)
+                    self._unanswered.popleft()
                 for fence in reply.fenced:
-                    self._live.discard(fence.request_id)
                     self._fenced(fence.request_id, Epoch(fence.epoch.attempt, fence.epoch.move))
                 self._changed.set()
         finally:
@@ -165,6 +172,4 @@ class HomeLink:
     def _give_up(self) -> None:
         self._pending.clear()
         self._unanswered.clear()
-        for request_id in self._live:
-            self._fenced(request_id, FOREVER)
-        self._live.clear()
+        self._given_up(self._home)

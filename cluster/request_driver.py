@@ -293,7 +293,7 @@ class Run:
             max_tokens=action.max_tokens,
             n=action.choices,
             attempt=action.attempt,
-            exclude=sorted(action.exclude),
+            exclude=sorted(action.exclude | self._driver.instances.died()),
             adapter=self.request.adapter,
             prefix=self._prefix.then(self._journey.furthest),
             slo_ttft=self.request.slo.ttft or 0.0,
@@ -317,6 +317,11 @@ class Run:
             decode = found.decode_address if found.HasField("decode_address") else None
         message = start_message(self.request, action.epoch, self._driver.home, action.outputs, decode)
         name = placement.prefill
+        dead = self._driver.instances.died() & {name, placement.decode}
+        if dead:
+            gone = Overloaded(f"instance {min(dead)} has died, which the scheduler does not know yet")
+            self._step(way.Refused(gone, name))
+            return
         try:
             if placement.decode != name:
                 self._driver.instances.get(placement.decode)
@@ -344,10 +349,14 @@ class Run:
 
     async def _mend(self, dead: str) -> None:
         """Tokens that a dead instance drew before it passed the request on may have died with it."""
-        before = self._order.epoch, self._order.position()
-        await asyncio.sleep(GAP_GRACE)
-        if (self._order.epoch, self._order.position()) == before and self._order.gaps():
-            self._step(way.Lost(self._journey.holder, f"tokens were lost with {dead}"))
+        before = self._order.gaps()
+        while before:
+            await asyncio.sleep(GAP_GRACE)
+            after = self._order.gaps()
+            if before.items() & after.items():
+                self._step(way.Lost(self._journey.holder, f"tokens were lost with {dead}"))
+                return
+            before = after
 
 
 def _timeline(request: Request) -> Timeline:

@@ -130,18 +130,15 @@ class TokenOrder:
                 choice.waiting.setdefault(piece.index, piece)
         return self._advance(choice), allowed
 
-    def gaps(self) -> bool:
-        """Whether tokens wait for earlier ones, or a claim promised tokens that have not come."""
+    def gaps(self) -> dict[int, int]:
+        """Tokens delivered of each choice that lacks some: others wait for them, or a claim promised them."""
         claims = self.ownership.claims
         promised = dict(claims[-1][1]) if claims else {}
-        for number, choice in enumerate(self._choices):
-            if not choice.finished and (choice.waiting or choice.next < promised.get(number, 0)):
-                return True
-        return False
-
-    def position(self) -> tuple[int, ...]:
-        """Tokens delivered of each choice."""
-        return tuple(choice.next for choice in self._choices)
+        return {
+            number: choice.next
+            for number, choice in enumerate(self._choices)
+            if not choice.finished and (choice.waiting or choice.next < promised.get(number, 0))
+        }
 
     def _advance(self, choice: _Choice) -> list[Piece]:
         ready: list[Piece] = []

@@ -122,7 +122,9 @@ class TokenPusher:
         link = self._links.get(home)
         if link is None or link.done:
             self._links = {other: one for other, one in self._links.items() if not one.done}
-            link = HomeLink(self._instance, home, self._connect, self._fenced, lease=self._lease)
+            link = HomeLink(
+                self._instance, home, self._connect, self._fenced, self._given_up, lease=self._lease
+            )
             self._links[home] = link
         link.send(messages)
 
@@ -201,6 +203,17 @@ class TokenPusher:
         def drop(core: EngineCore) -> None:
             if any(sequence.epoch < epoch for sequence in core.sequences(request_id)):
                 core.cancel(request_id)
+
+        assert self._call is not None
+        self._call(drop)
+
+    def _given_up(self, home: str) -> None:
+        """Drop every request of a home that cannot be reached."""
+
+        def drop(core: EngineCore) -> None:
+            for one in core.requests(time.time()):
+                if any(sequence.home == home for sequence in core.sequences(one.request_id)):
+                    core.cancel(one.request_id)
 
         assert self._call is not None
         self._call(drop)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import os
 import select
 import socket
 import ssl
@@ -68,6 +69,10 @@ class Stream:
         """Whether something has come that the descriptor does not show: only where it was encrypted."""
         return isinstance(self._sock, ssl.SSLSocket) and self._sock.pending() > 0
 
+    @property
+    def trusted(self) -> bool:
+        return self._max_payload > 0
+
     def trust(self) -> None:
         self._max_header, self._max_payload = MAX_HEADER, MAX_PAYLOAD
 
@@ -91,28 +96,21 @@ class Stream:
             raise _gone(error) from error
 
     def read(self, timeout: float) -> Head | None:
-        """The next frame up to its payload; None if none begins within `timeout` seconds."""
+        """The next frame up to its payload; None if none begins within `timeout` seconds.
+
+        Its descriptors are the caller's to close; those of a frame that is refused are closed here.
+        """
+        found: list[int] = []
         try:
             if not (self.pending or self._poll.poll(max(0.0, timeout) * 1000)):
                 return None
-            deadline = time.monotonic() + self._timeout
-            prefix = bytearray(PREFIX.size)
-            found = self._fill(memoryview(prefix), deadline, descriptors=self._descriptors)
-            magic, kind, slot, length, nbytes, checksum, whole = PREFIX.unpack(prefix)
-            if magic != MAGIC:
-                raise TransferFailed("what came is not of this protocol: is another program on this port?")
-            if length > self._max_header or nbytes > self._max_payload:
-                raise TransferFailed(
-                    f"a frame of {length} + {nbytes} bytes, at most {self._max_header} + "
-                    f"{self._max_payload} are taken"
-                )
-            header = bytearray(length)
-            self._fill(memoryview(header), deadline)
-        except OSError as error:
+            return self._head(time.monotonic() + self._timeout, found)
+        except (OSError, TransferFailed) as error:
+            for descriptor in found:
+                os.close(descriptor)
+            if isinstance(error, TransferFailed):
+                raise
             raise _gone(error) from error
-        if zlib.crc32(header, zlib.crc32(prefix[:CHECKED])) != whole:
-            raise TransferFailed("a frame arrived damaged")
-        return Head(kind, slot, bytes(header), nbytes, checksum, found)
 
     def read_payload(self, view: memoryview) -> None:
         try:
@@ -131,21 +129,40 @@ class Stream:
             return self._sock.send(views[0])
         return self._sock.sendmsg(views, ancillary)
 
-    def _fill(self, view: memoryview, deadline: float, *, descriptors: bool = False) -> tuple[int, ...]:
-        found = array.array("i")
+    def _head(self, deadline: float, found: list[int]) -> Head:
+        prefix = bytearray(PREFIX.size)
+        self._fill(memoryview(prefix), deadline, found if self._descriptors else None)
+        magic, kind, slot, length, nbytes, checksum, whole = PREFIX.unpack(prefix)
+        if magic != MAGIC:
+            raise TransferFailed("what came is not of this protocol: is another program on this port?")
+        if length > self._max_header or nbytes > self._max_payload:
+            raise TransferFailed(
+                f"a frame of {length} + {nbytes} bytes, at most {self._max_header} + "
+                f"{self._max_payload} are taken"
+            )
+        header = bytearray(length)
+        self._fill(memoryview(header), deadline)
+        if zlib.crc32(header, zlib.crc32(prefix[:CHECKED])) != whole:
+            raise TransferFailed("a frame arrived damaged")
+        return Head(kind, slot, bytes(header), nbytes, checksum, tuple(found))
+
+    def _fill(self, view: memoryview, deadline: float, found: list[int] | None = None) -> None:
+        """All of `view`; descriptors that come with it are added to `found`, which lets them in."""
         while view:
             self._sock.settimeout(self._left(deadline, "a frame stopped half way"))
-            if descriptors:
-                count, ancillary, _, _ = self._sock.recvmsg_into([view], socket.CMSG_SPACE(found.itemsize))
-                for level, kind, data in ancillary:
-                    if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                        found.frombytes(data[: len(data) - len(data) % found.itemsize])
-            else:
-                count = self._sock.recv_into(view)
+            count = self._sock.recv_into(view) if found is None else self._receive(view, found)
             if count == 0:
                 raise TransferFailed("the peer closed the connection")
             view = view[count:]
-        return tuple(found)
+
+    def _receive(self, view: memoryview, found: list[int]) -> int:
+        numbers = array.array("i")
+        count, ancillary, _, _ = self._sock.recvmsg_into([view], socket.CMSG_SPACE(numbers.itemsize))
+        for level, kind, data in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
+        found.extend(numbers)
+        return count
 
     def _left(self, deadline: float, what: str) -> float:
         left = deadline - time.monotonic()

@@ -74,7 +74,13 @@ class Link:
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
 
     def start(self) -> None:
-        self._thread.start()
+        """Raises OSError or RuntimeError if there can be no thread; the link is over then."""
+        try:
+            self._thread.start()
+        except BaseException:
+            self._ear.close()
+            self._bell.close()
+            raise
 
     def post(self, letter: Callable[[], None]) -> bool:
         """Run `letter` in the link's thread; False if that has ended. Never blocks."""

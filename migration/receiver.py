@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from functools import partial
 
-from engine.errors import MovementError
+from engine.errors import MovementError, TransferFailed
 from engine.loop import EngineLoop
 from migration import handshake
 from migration.claims import Claim, Claims
@@ -140,20 +140,30 @@ class Receiver:
                     self._take(listeners[descriptor])
 
     def _take(self, listener: Listener) -> None:
+        """Let one caller in. Whatever goes wrong with that one, those after it are heard."""
+        channel = None
         try:
             channel = listener.accept()
-        except MovementError as error:
-            log.warning("%s", error)
+            self._welcome(channel)
+        except Exception as error:
+            log.warning(
+                "a caller could not be let in: %s", error, exc_info=not isinstance(error, MovementError)
+            )
+            if channel is not None:
+                channel.close()
             self._stopping.wait(0.1)
-            return
+
+    def _welcome(self, channel: Channel) -> None:
         with self._door:
-            if self._stopping.is_set() or len(self._links) >= CONNECTIONS:
+            if self._stopping.is_set():
                 channel.close()
                 return
+            if len(self._links) >= CONNECTIONS:
+                raise TransferFailed(f"{CONNECTIONS} peers are connected, which is the most")
             name = f"{self._identity.instance}-from-{len(self._links)}"
             link = Link(name, partial(self._greet, channel), self._incoming, self._link_ended)
-            self._links.add(link)
             link.start()
+            self._links.add(link)
 
     def _greet(self, channel: Channel) -> tuple[Channel, Agreement]:
         try:

@@ -197,14 +197,15 @@ class ShmChannel:
         head = self._stream.read(timeout)
         if head is None:
             return False
-        if head.kind != SEGMENT or len(head.descriptors) > 1:
-            for descriptor in head.descriptors:
-                os.close(descriptor)
+        wanted = self._stream.trusted and head.kind == SEGMENT and head.slot < SLOTS
+        taken = wanted and len(head.descriptors) == 1
+        for descriptor in () if taken else head.descriptors:
+            os.close(descriptor)
         if head.kind == DATA and len(self._inbox) < MOST_WAITING:
             self._inbox.append(head)
         elif head.kind == RELEASE and head.slot < len(self._mine):
             self._mine[head.slot].busy = False
-        elif head.kind == SEGMENT and len(head.descriptors) == 1 and head.slot < SLOTS:
+        elif taken:
             segment = Segment.take(head.descriptors[0], int.from_bytes(head.header, "big"))
             old = self._theirs.pop(head.slot, None)
             if old is not None:

@@ -11,6 +11,11 @@ from engine.errors import TransferFailed
 from migration.framing import DATA, Stream, pack
 from migration.transport import Fill
 
+SILENCE = 30
+"""Seconds after which a machine that does not answer is gone, and a connection to it ends."""
+
+PROBE_EVERY = 5
+
 
 class Secure(Protocol):
     """Encrypts connections, and lets in only who shows a certificate of the cluster."""
@@ -45,6 +50,7 @@ class TcpChannel:
 
     def __init__(self, sock: socket.socket, timeout: float) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        _notice_its_end(sock)
         self.stream = self._stream = Stream(sock, timeout)
         self._out = bytearray()
         self._in = bytearray()
@@ -135,6 +141,20 @@ class TcpTransport:
         except OSError as error:
             sock.close()
             raise TransferFailed(f"cannot connect to {address}: {error}") from error
+
+
+def _notice_its_end(sock: socket.socket) -> None:
+    """A machine that is switched off says nothing: ask after it, and give up after `SILENCE` seconds."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    probes = 3
+    for option, value in (
+        ("TCP_KEEPIDLE", SILENCE - probes * PROBE_EVERY),
+        ("TCP_KEEPINTVL", PROBE_EVERY),
+        ("TCP_KEEPCNT", probes),
+        ("TCP_USER_TIMEOUT", SILENCE * 1000),
+    ):
+        if hasattr(socket, option):  # not all systems have all of them
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
 
 def _as_it_is(sock: socket.socket) -> socket.socket:

@@ -238,7 +238,7 @@ async def local_gateway(
         streams,
         cluster,
         cluster.instances.__getitem__,
-        patience or Patience(place_timeout=1.0, first_pause=0.01),
+        patience or Patience(place_timeout=1.0, recovery_timeout=1.0, first_pause=0.01),
     )
     service = GatewayService(
         model=ModelCard("tiny", max_length, 1_700_000_000),

@@ -189,7 +189,9 @@ async def pools(
     )
     for one in both.instances:
         await one.instance.open()
-    both.driver = RequestDriver(home, streams, both, both.named, Patience(place_timeout=5.0))
+    both.driver = RequestDriver(
+        home, streams, both, both.named, Patience(place_timeout=5.0, recovery_timeout=5.0)
+    )
     try:
         yield both
         assert not both.driver.runs

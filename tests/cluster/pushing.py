@@ -15,6 +15,7 @@ from engine.outcome import Emitted
 from engine.plan import Drawn
 from engine.request import Request, Sampling
 from engine.sequence import Epoch, FinishReason, Sequence
+from engine.status import RequestStatus
 from tests.cluster.doubles import ByteDetokenizer
 from tests.cluster.local_cluster import TOKEN
 
@@ -35,6 +36,9 @@ class Core:
 
     def sequences(self, request_id: str) -> list[Sequence]:
         return self.living.get(request_id, [])
+
+    def requests(self, now: float) -> list[RequestStatus]:
+        return [RequestStatus(request_id, "decode", 1, 0, 0, 0, 0.0) for request_id in self.living]
 
     def call(self, work: Callable[[Any], Any]) -> Future[Any]:
         done: Future[Any] = Future()

@@ -135,9 +135,11 @@ def test_what_waits_out_of_order_is_bounded_by_the_length_of_the_answer() -> Non
 def test_a_gap_is_seen() -> None:
     order = TokenOrder(1, 9)
     order.claim("b", Epoch(0, 1), {0: 1})
-    assert order.gaps()
+    assert order.gaps() == {0: 0}
     given(order, tokens(0, 10))
     assert not order.gaps()
+    order.push(tokens(2, 12, epoch=(0, 1)))
+    assert order.gaps() == {0: 1}
 
 
 # Random lives

@@ -295,8 +295,9 @@ def test_a_fenced_request_is_dropped_unless_it_is_newer_here(
 def test_a_home_that_stays_away_loses_its_requests_after_the_lease() -> None:
     async def test() -> None:
         core = Core()
-        of = sequence("abc")
-        core.living["r"] = [of]
+        of, other = sequence("abc"), sequence("abc")
+        of.home, other.home = "127.0.0.1:9", "127.0.0.1:10"
+        core.living |= {"r": [of], "of another home": [other]}
         pusher = TokenPusher(
             "here", lambda _: ByteDetokenizer(), lambda to: rpc.channel(to, TOKEN), lease=0.05
         )

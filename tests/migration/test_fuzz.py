@@ -149,7 +149,7 @@ def test_a_frame_takes_no_more_than_its_bounds_whatever_it_says(
 
 
 def test_a_reader_that_believes_lengths_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    mutate(monkeypatch, Stream, "read", "length > self._max_header or nbytes > self._max_payload", "False")
+    mutate(monkeypatch, Stream, "_head", "length > self._max_header or nbytes > self._max_payload", "False")
     with pytest.raises(AssertionError, match="are allowed"):
         promise(1 << 23, 0, trusted=False)
 

@@ -359,6 +359,32 @@ def test_closing_the_receiver_in_a_copy_leaves_the_request_at_the_source() -> No
 
 
 @BOTH
+def test_a_caller_that_cannot_be_let_in_shuts_nobody_else_out(
+    forced: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the process has all the threads or descriptors for a moment that it may have."""
+    failures = [OSError(24, "Too many open files"), RuntimeError("can't start new thread")]
+
+    def failing(self: threading.Thread) -> None:
+        if "-from-" in self.name and failures:
+            raise failures.pop()
+        started(self)
+
+    started = threading.Thread.start
+    with pair(forced) as both:
+        monkeypatch.setattr(threading.Thread, "start", failing)
+        for number in range(50):
+            one = request(f"r{number}", prompt(30, number), 4)
+            both.start(one)
+            served(both, one)
+            both.rest()
+            if both.sender.handed:
+                break
+        assert not failures
+        assert wait_until(lambda: both.sender.handed == 1)
+
+
+@BOTH
 def test_nothing_is_left_behind(forced: str) -> None:
     def descriptors() -> int:
         return len(os.listdir("/proc/self/fd"))

@@ -14,11 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import TransferFailed
-from migration.framing import DATA, PREFIX, Stream, pack
+from migration.framing import DATA, PREFIX, SEGMENT, Stream, pack
 from migration.shm import Segment, ShmChannel, ShmTransport
-from migration.tcp import TcpTransport
+from migration.tcp import SILENCE, TcpTransport
 from migration.transport import MAX_HELLO, Address, Transport, choose, host_id
 from tests.migration.pair import BOUND
+
+SOL_TCP = socket.IPPROTO_TCP
 
 KINDS: dict[str, tuple[type[Any], str]] = {"tcp": (TcpTransport, "127.0.0.1:0"), "shm": (ShmTransport, "")}
 
@@ -204,6 +206,58 @@ def test_descriptors_that_nobody_asked_for_are_closed() -> None:
         os.close(descriptor)
         assert far.receive(BOUND) is not None
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+WHOLE = pack(SEGMENT, 0, (1 << 20).to_bytes(8, "big"), 0, 0)
+DAMAGED = WHOLE[:-1] + bytes([WHOLE[-1] ^ 1])
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+@pytest.mark.parametrize(
+    "sent",
+    [b"x" * PREFIX.size, WHOLE[:9], WHOLE[:-3], DAMAGED, pack(SEGMENT, 9, b"", 0, 0), WHOLE],
+    ids=["another protocol", "half a prefix", "half a header", "damaged", "no such slot", "no segment"],
+)
+def test_descriptors_of_what_is_refused_are_closed(sent: bytes, trusted: bool) -> None:
+    """Whoever may connect could else use up all that the process may have."""
+    before = len(os.listdir("/proc/self/fd"))
+    transport = ShmTransport(BOUND)
+    listener = transport.listen("")
+    near = transport.connect(listener.address, BOUND)
+    far = listener.accept()
+    if trusted:
+        far.trust()
+    descriptor = os.open("/dev/null", os.O_RDONLY)
+    near._stream.write(sent, descriptor=descriptor)
+    near.close()
+    with pytest.raises(TransferFailed):
+        far.receive(BOUND)
+    os.close(descriptor)
+    far.close()
+    listener.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_who_has_not_said_who_it_is_sends_no_memory() -> None:
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    near, far = ShmChannel(here, BOUND), ShmChannel(there, BOUND)
+    near.send(b"", 1 << 20, put(bytes(1 << 20)))
+    with pytest.raises(TransferFailed, match="out of turn"):
+        far.receive(BOUND)
+    assert not far._theirs
+    near.close()
+    far.close()
+
+
+def test_a_machine_that_was_switched_off_is_noticed() -> None:
+    for ends in connect("tcp"):
+        for end in ends:
+            sock = end._stream._sock
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            probes = sock.getsockopt(SOL_TCP, socket.TCP_KEEPCNT)
+            waits = [socket.TCP_KEEPIDLE, *[socket.TCP_KEEPINTVL] * probes]
+            assert sum(sock.getsockopt(SOL_TCP, option) for option in waits) == SILENCE
+            assert sock.getsockopt(SOL_TCP, socket.TCP_USER_TIMEOUT) == SILENCE * 1000
 
 
 def test_segments_end_with_the_process_that_made_them() -> None:
