@@ -11,6 +11,7 @@ import os
 import platform
 import random
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,6 +23,9 @@ CONTROLLER, GATEWAY = "controller", "gateway"
 
 KILLING = ("kill", "kill_node", "hang")
 """Faults after which the victim is gone, whatever it was at."""
+
+STOP_POLL = 0.1
+"""Seconds until it is seen that a stopped process has been killed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +84,23 @@ def worth(kind: str, victim: Victim, status: pb.ClusterStatus) -> bool:
 
 
 async def stop(pid: int, seconds: float) -> None:
-    """SIGSTOP, and SIGCONT if it still lives then."""
+    """SIGSTOP, and SIGCONT if it still lives then; over as soon as it does not."""
+    process = psutil.Process(pid)
+    end = time.monotonic() + seconds
     os.kill(pid, signal.SIGSTOP)
     try:
-        await asyncio.sleep(seconds)
+        while time.monotonic() < end and _lives(process):
+            await asyncio.sleep(min(STOP_POLL, max(0.0, end - time.monotonic())))
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 async def fill_disk(pid: int, seconds: float) -> None:

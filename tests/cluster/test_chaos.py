@@ -6,10 +6,12 @@ import asyncio
 import os
 import platform
 import random
+import subprocess
 import time
 from pathlib import Path
 from typing import cast
 
+import psutil
 import pytest
 from typer.testing import CliRunner
 
@@ -19,10 +21,11 @@ from cluster.chaos import faults
 from cluster.chaos.faults import Done, Injector
 from cluster.chaos.load import requests
 from cluster.chaos.scenario import Expect, Fault, Load, Scenario, load, shipped
-from cluster.chaos.victims import Victim, fill_disk, pick, worth
+from cluster.chaos.victims import Victim, fill_disk, pick, stop, worth
 from cluster.cli.main import build
 from cluster.control_client import ControlClient
 from engine.errors import ConfigError, InstanceDied, InvalidParameter, NotFound, Unreachable
+from tests.cluster.doubles import until
 
 KILL = Done(100.0, "kill", "decode-1", role="decode", target="decode")
 SCENARIO = Scenario(
@@ -267,3 +270,16 @@ def test_the_command_lists_what_is_shipped() -> None:
     listed = CliRunner().invoke(build(), ["chaos", "--list"])
     assert listed.exit_code == 0
     assert [line.split()[0] for line in listed.stdout.splitlines()] == shipped()
+
+
+def test_a_stop_is_over_when_what_was_stopped_has_been_killed() -> None:
+    async def run() -> float:
+        with subprocess.Popen(["sleep", "60"]) as process:
+            stopping = asyncio.create_task(stop(process.pid, 60.0))
+            await until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_STOPPED)
+            begun = time.monotonic()
+            process.kill()
+            await stopping
+            return time.monotonic() - begun
+
+    assert asyncio.run(run()) < 30.0
