@@ -11,7 +11,6 @@ import os
 import platform
 import random
 import signal
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -86,11 +85,12 @@ def worth(kind: str, victim: Victim, status: pb.ClusterStatus) -> bool:
 async def stop(pid: int, seconds: float) -> None:
     """SIGSTOP, and SIGCONT if it still lives then; over as soon as it does not."""
     process = psutil.Process(pid)
-    end = time.monotonic() + seconds
     os.kill(pid, signal.SIGSTOP)
     try:
-        while time.monotonic() < end and _lives(process):
-            await asyncio.sleep(min(STOP_POLL, max(0.0, end - time.monotonic())))
+        for _ in range(round(seconds / STOP_POLL)):
+            await asyncio.sleep(STOP_POLL)
+            if not _lives(process):
+                break
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
