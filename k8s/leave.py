@@ -2,6 +2,9 @@
 
 pool      SIGTERM to the pod's instances, which then drain themselves; wait for their end
 gateway   the Service sends nothing more; wait until no request is under way
+
+Instances are those among the pod's own processes, and those that the controller of its cluster says run here:
+of a cluster that is deleted the head's Service is gone at once, while its pods still have requests.
 """
 
 from __future__ import annotations
@@ -10,11 +13,15 @@ import contextlib
 import json
 import os
 import platform
+import re
 import signal
+import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import chain
+from pathlib import Path
 
 from cluster.control_client import ControlClient
 from cluster.tls import Tls
@@ -24,6 +31,11 @@ POLL = 0.5
 SETTLE = 5.0
 """Seconds until every node knows that the pod is no endpoint of the Service any more."""
 CALL_TIMEOUT = 5.0
+PROCESSES = Path("/proc")
+INSTANCE = re.compile(rb"ray::Worker\b")
+"""What Ray names the process of an actor of the class `Worker`, with the method that it is in."""
+IN_A_POD = "FQ_RAY_IP"
+"""KubeRay sets it in each worker's pod. Elsewhere instances of this machine may be anybody's."""
 
 Say = Callable[[str], object]
 
@@ -31,12 +43,14 @@ Say = Callable[[str], object]
 def leave_pool(address: str, token: str | None, deadline: float, say: Say, tls: Tls | None = None) -> None:
     """Drain the instances of this machine. `deadline` is in seconds."""
     end = time.monotonic() + deadline
-    found = _instances(address, token, say, tls)
-    for pid, name in found:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, signal.SIGTERM)
-            say(f"{name} drains")
-    for pid, name in found:
+    told: dict[int, str] = {}
+    for pid, name in chain(_in_this_pod(), _known_here(address, token, say, tls)):
+        if pid not in told:
+            told[pid] = name
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGTERM)
+                say(f"{name} drains")
+    for pid, name in told.items():
         _wait_for_end(pid, name, end, say)
 
 
@@ -53,16 +67,27 @@ def leave_gateway(url: str, key: str | None, deadline: float, say: Say) -> None:
     say("the deadline is over: requests under way are lost")
 
 
-def _instances(address: str, token: str | None, say: Say, tls: Tls | None) -> list[tuple[int, str]]:
-    """Pid and name of the instances on this machine."""
+def _in_this_pod() -> Iterator[tuple[int, str]]:
+    """Pid and name of the instances among the processes of this pod."""
+    if IN_A_POD not in os.environ:
+        return
+    for place in PROCESSES.iterdir():
+        # One that has ended meanwhile has no command line any more.
+        with contextlib.suppress(OSError):
+            if place.name.isdecimal() and INSTANCE.match((place / "cmdline").read_bytes()):
+                yield int(place.name), f"the instance with the process id {place.name}"
+
+
+def _known_here(address: str, token: str | None, say: Say, tls: Tls | None) -> Iterator[tuple[int, str]]:
+    """Pid and name of the instances that the controller knows on this machine."""
     try:
         with ControlClient(address, token, timeout=CALL_TIMEOUT, tls=tls) as client:
             status = client.status()
     except TandemError as error:
         say(f"the controller does not say what runs here: {error.message}")
-        return []
+        return
     here = platform.node()
-    return [(one.pid, one.name) for one in status.instances if one.node == here and one.pid]
+    yield from ((one.pid, one.name) for one in status.instances if one.node == here and one.pid)
 
 
 def _wait_for_end(pid: int, name: str, end: float, say: Say) -> None:
@@ -88,7 +113,15 @@ def _load(url: str, key: str | None) -> int | None:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     request = urllib.request.Request(f"{url}/load", headers=headers)
     try:
-        with urllib.request.urlopen(request, timeout=CALL_TIMEOUT) as answer:
+        with urllib.request.urlopen(request, timeout=CALL_TIMEOUT, context=_itself()) as answer:
             return int(json.load(answer)["server_load"])
     except (OSError, ValueError, KeyError, urllib.error.URLError):
         return None
+
+
+def _itself() -> ssl.SSLContext:
+    """Believes any certificate: that of this pod's own gateway has another name than the loopback address."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context

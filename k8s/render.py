@@ -25,9 +25,9 @@ BUILD_LIMIT = 60.0
 
 
 def base(config: Config) -> dict[str, list[Object]]:
-    """The objects of the base by file name."""
+    """The objects of the base by file name. Raises ConfigError for settings that pods cannot have."""
     config = in_cluster(config)
-    return {
+    found = {
         "namespace.yaml": [access.namespace(config)],
         "serviceaccount.yaml": access.service_accounts(config),
         "rbac.yaml": access.rights(config),
@@ -41,6 +41,8 @@ def base(config: Config) -> dict[str, list[Object]]:
         "prometheusrule.yaml": [monitoring.prometheus_rule(config)],
         "grafana-configmap.yaml": [dashboards.config_map(config)],
     }
+    # Kustomize takes no file without an object.
+    return {name: each for name, each in found.items() if each}
 
 
 def objects(config: Config) -> list[Object]:

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from cluster.config_yaml import Path, Problem
-from k8s.checks import ports, selectors
+from k8s.checks import budgets, ports, selectors
 from k8s.checks.manifest import Manifest, mapping
 from k8s.checks.ray_cluster import Group
 from k8s.checks.scene import Scene
 from k8s.checks.serve import application, at_argument
+from k8s.objects import gateway_tls
 from k8s.objects.names import (
     API_GROUP,
     POOLS,
@@ -162,9 +163,10 @@ def _pool_bounds(scene: Scene) -> Iterator[Problem]:
 
 
 def _secrets(scene: Scene) -> Iterator[Problem]:
-    """Names that nothing in the files has; tandem's Secret is made by hand, as the docs say, and those of
-    certificates by cert-manager."""
-    known = {SECRET} | {m.name for kind in ("Secret", "ConfigMap") for m in scene.of(kind)}
+    """Names that nothing in the files has; tandem's Secrets are made by hand, as the docs say, and those
+    of certificates by cert-manager."""
+    known = {SECRET, gateway_tls.secret(scene.service.name)}
+    known |= {m.name for kind in ("Secret", "ConfigMap") for m in scene.of(kind)}
     known |= {str(mapping(m.data, "spec").get("secretName")) for m in scene.of("Certificate")}
     for group in scene.ray.groups:
         for path, name in _references(group.pod, (*group.path, "template", "spec")):
@@ -198,6 +200,7 @@ RULES: tuple[Callable[[Scene], Iterator[Problem]], ...] = (
     selectors.nobody,
     selectors.services,
     selectors.policies,
+    budgets.budgets,
     ports.services,
     ports.policies,
     ports.monitors,

@@ -6,9 +6,11 @@ from cluster.config import Config
 from k8s.objects.names import (
     API_GROUP,
     CLUSTER_LABEL,
+    GATEWAY,
     GROUP_LABEL,
     GROUPS,
     PLURAL,
+    POOLS,
     metadata,
     operator_name,
     pods,
@@ -79,15 +81,25 @@ def rights(config: Config) -> list[Object]:
 
 
 def disruption_budgets(config: Config) -> list[Object]:
-    """One pod of a group at a time: what runs in it moves before it goes."""
+    """All but one pod of the smallest size of each group stay; a group that may be of one pod has no budget.
+
+    As numbers: Kubernetes counts `maxUnavailable` and shares by the scale of what owns the pods. A RayCluster
+    has none, and a budget that cannot be counted lets no pod go.
+    """
+    smallest = {GATEWAY: config.gateway.replicas}
+    smallest |= {name: getattr(config.pools, name).min_replicas for name in POOLS}
     return [
         {
             "apiVersion": "policy/v1",
             "kind": "PodDisruptionBudget",
             "metadata": metadata(config, f"{config.kubernetes.name}-{group}"),
-            "spec": {"maxUnavailable": 1, "selector": pods(config, **{GROUP_LABEL: group})},
+            "spec": {
+                "minAvailable": smallest[group] - 1,
+                "selector": pods(config, **{GROUP_LABEL: group}),
+            },
         }
         for group in GROUPS
+        if smallest[group] > 1
     ]
 
 

@@ -12,8 +12,9 @@ from k8s.yaml_text import Object
 SCHEMA_VERSION = 39
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 WIDTH, HEIGHT, COLUMNS = 8, 8, 3
-MODEL = 'model_name="$model_name"'
-POOL = 'pool=~"$pool"'
+HERE = 'namespace=~"$namespace"'
+MODEL = f'{HERE},model_name="$model_name"'
+POOL = f'{HERE},pool=~"$pool"'
 
 
 @dataclass(frozen=True)
@@ -59,23 +60,28 @@ def expressions() -> list[str]:
     return [line for panel in (*_requests(), *_instances()) for _, line in panel.lines]
 
 
-def _quantiles(histogram: str, labels: str = "") -> tuple[tuple[str, str], ...]:
-    buckets = f"sum by (le) (rate({histogram}_bucket{labels}[$__rate_interval]))"
+def _quantiles(histogram: str) -> tuple[tuple[str, str], ...]:
+    buckets = f"sum by (le) (rate({histogram}_bucket{{{HERE}}}[$__rate_interval]))"
     return tuple((f"p{q}", f"histogram_quantile({q / 100:g}, {buckets})") for q in (50, 95, 99))
 
 
-def _rate(metric: str, by: str, labels: str = "") -> str:
-    return f"sum by ({by}) (rate({metric}{labels}[$__rate_interval]))"
+def _rate(metric: str, by: str) -> str:
+    return f"sum by ({by}) (rate({metric}{{{HERE}}}[$__rate_interval]))"
 
 
 def _most(metric: str, by: str) -> str:
     """A rate of what every gateway repeats."""
-    return f"max by ({by}) (rate({metric}[$__rate_interval]))"
+    return f"max by ({by}) (rate({metric}{{{HERE}}}[$__rate_interval]))"
+
+
+def _last(metric: str, by: str) -> str:
+    """A value that every gateway repeats."""
+    return f"max by ({by}) ({metric}{{{HERE}}})"
 
 
 def _requests() -> tuple[Panel, ...]:
     tokens = f"{{{MODEL}}}"
-    within = 'sum(rate(tandem_ttft_seconds_bucket{le="2.5"}[$__rate_interval]))'
+    within = f'sum(rate(tandem_ttft_seconds_bucket{{{HERE},le="2.5"}}[$__rate_interval]))'
     return (
         Panel("Requests", "reqps", (("{{code}}", _rate("tandem_requests_total", "code")),)),
         Panel(
@@ -95,7 +101,7 @@ def _requests() -> tuple[Panel, ...]:
         Panel(
             "First token within 2.5 s",
             "percentunit",
-            (("share", f"{within} / sum(rate(tandem_ttft_seconds_count[$__rate_interval]))"),),
+            (("share", f"{within} / sum(rate(tandem_ttft_seconds_count{{{HERE}}}[$__rate_interval]))"),),
         ),
         Panel(
             "Where prompts were read",
@@ -107,15 +113,15 @@ def _requests() -> tuple[Panel, ...]:
             "Objectives met",
             "percentunit",
             (
-                ("{{slo}}", "avg by (slo) (tandem_slo_attainment_ratio)"),
-                ("both", "avg(tandem_goodput_ratio)"),
+                ("{{slo}}", f"avg by (slo) (tandem_slo_attainment_ratio{{{HERE}}})"),
+                ("both", f"avg(tandem_goodput_ratio{{{HERE}}})"),
             ),
         ),
         Panel("Time to place", "s", _quantiles("tandem_sched_decision_seconds")),
         Panel(
             "Service by tenant",
             "short",
-            (("{{tenant}}", "sum by (tenant) (tandem_fairness_service_tokens)"),),
+            (("{{tenant}}", f"sum by (tenant) (tandem_fairness_service_tokens{{{HERE}}})"),),
         ),
         Panel("Resumed elsewhere", "reqps", (("{{cause}}", _rate("tandem_resumes_total", "cause")),)),
     )
@@ -135,7 +141,7 @@ def _instances() -> tuple[Panel, ...]:
         Panel(
             "Roles",
             "short",
-            (("{{role}}", "count by (role) (max by (role, instance) (tandem_instance_role_info))"),),
+            (("{{role}}", f"count by (role) ({_last('tandem_instance_role_info', 'role, instance')})"),),
         ),
         Panel(
             "KV in use",
@@ -149,10 +155,10 @@ def _instances() -> tuple[Panel, ...]:
             "Waiting", "short", (("{{engine}}", f"max by (engine) (vllm:num_requests_waiting{{{MODEL}}})"),)
         ),
         Panel(
-            "KV blocks", "short", (("{{instance}} {{state}}", "max by (instance, state) (tandem_kv_blocks)"),)
+            "KV blocks", "short", (("{{instance}} {{state}}", _last("tandem_kv_blocks", "instance, state")),)
         ),
         Panel(
-            "Prefix hits", "percentunit", (("{{instance}}", "max by (instance) (tandem_prefix_hit_ratio)"),)
+            "Prefix hits", "percentunit", (("{{instance}}", _last("tandem_prefix_hit_ratio", "instance")),)
         ),
         Panel(
             "Movements that failed",
@@ -176,7 +182,7 @@ def _instances() -> tuple[Panel, ...]:
             (("{{reason}} {{outcome}}", _most("tandem_migrations_total", "reason, outcome")),),
         ),
         Panel("Pause of a migration", "s", _quantiles("tandem_migration_downtime_seconds")),
-        Panel("Freeness", "short", (("{{instance}}", "max by (instance) (tandem_freeness)"),)),
+        Panel("Freeness", "short", (("{{instance}}", _last("tandem_freeness", "instance")),)),
         Panel(
             "Preemptions",
             "ops",
@@ -206,21 +212,24 @@ def _dashboard(uid: str, title: str, panels: tuple[Panel, ...]) -> Object:
 
 
 def _variables() -> list[Object]:
-    def query(name: str, text: str, *, several: bool) -> Object:
-        more = {"multi": True, "includeAll": True, "current": {"text": ["All"], "value": ["$__all"]}}
+    def query(name: str, text: str, *, several: bool, **more: str) -> Object:
+        every = {"multi": True, "includeAll": True, "current": {"text": ["All"], "value": ["$__all"]}}
         return {
             "name": name,
             "type": "query",
             "datasource": SOURCE,
             "query": {"query": text, "refId": name},
             "refresh": 2,
-            **(more if several else {}),
+            **(every if several else {}),
+            **more,
         }
 
     return [
         {"name": "datasource", "type": "datasource", "query": "prometheus"},
-        query("model_name", "label_values(vllm:num_requests_running, model_name)", several=False),
-        query("pool", "label_values(tandem_pool_replicas, pool)", several=True),
+        # Outside of Kubernetes there is no such label: all of them are also those without one.
+        query("namespace", "label_values(tandem_pool_replicas, namespace)", several=True, allValue=".*"),
+        query("model_name", f"label_values(vllm:num_requests_running{{{HERE}}}, model_name)", several=False),
+        query("pool", f"label_values(tandem_pool_replicas{{{HERE}}}, pool)", several=True),
     ]
 
 

@@ -8,6 +8,7 @@ from k8s.yaml_text import Object
 POOLS = ("prefill", "decode")
 GATEWAY = "gateway"
 HEAD = "head"
+REDIS_CLEANUP = "redis-cleanup"
 GROUPS = (GATEWAY, *POOLS)
 
 DASHBOARD_PORT = 8265
@@ -16,11 +17,16 @@ METRICS_PORT = 8080
 SERVE_PORT = 8000
 CONTROL_PORT = 8002
 
+MODELS = "/models"
+CACHE = "/var/cache/tandem"
+
 SECRET = "tandem-secrets"
-"""Holds `control-token`, `api-keys` and `metrics-token`; made by hand, see docs/kubernetes.md."""
+"""Holds `control-token`, `api-keys`, `metrics-token` and, if one is chosen, `admin-token`; made by hand, see
+docs/kubernetes.md."""
 CONTROL_TOKEN_KEY = "control-token"
 API_KEYS_KEY = "api-keys"
 METRICS_TOKEN_KEY = "metrics-token"
+ADMIN_TOKEN_KEY = "admin-token"
 
 CLUSTER_LABEL = "tandem.dev/cluster"
 GROUP_LABEL = "ray.io/group"
@@ -51,7 +57,7 @@ def gateway_service(config: Config) -> str:
 
 
 def head_service(config: Config) -> str:
-    """The Service that KubeRay keeps in front of the active cluster's head."""
+    """The Service that KubeRay keeps in front of the active cluster's head; an upgrade makes it another's."""
     return f"{config.kubernetes.name}-head-svc"
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from urllib.parse import urlsplit
+
 from cluster.config import Config
+from engine.errors import ConfigError
+from k8s.objects import gateway_tls
 from k8s.objects.names import (
     CLUSTER_LABEL,
     DASHBOARD_PORT,
@@ -21,10 +25,12 @@ from k8s.yaml_text import Object
 
 API_SERVER_PORTS = (443, 6443)
 NAMESPACE_LABEL = "kubernetes.io/metadata.name"
+USUAL_PORTS = {"http": 80, "https": 443}
 
 
 def service(config: Config) -> Object:
     """Clients come in here, at gateways that are ready; Serve's own Service is not used."""
+    scheme = gateway_tls.scheme(config)
     return {
         "apiVersion": "v1",
         "kind": "Service",
@@ -32,13 +38,15 @@ def service(config: Config) -> Object:
         "spec": {
             "type": "ClusterIP",
             "selector": {CLUSTER_LABEL: config.kubernetes.name, GROUP_LABEL: GATEWAY},
-            "ports": [{"name": "http", "port": 80, "targetPort": "http", "protocol": "TCP"}],
+            "ports": [{"name": scheme, "port": USUAL_PORTS[scheme], "targetPort": "http", "protocol": "TCP"}],
         },
     }
 
 
 def policies(config: Config) -> list[Object]:
-    return [_cluster(config), _clients(config), _autoscaler(config), _operator(config)]
+    """Raises ConfigError if `observe.traces` is no URL."""
+    traces = [] if config.observe.traces is None else [_traces(config, config.observe.traces)]
+    return [_cluster(config), _clients(config), _autoscaler(config), _operator(config), *traces]
 
 
 def policy(config: Config, name: str, selector: Object, **rules: list[Object]) -> Object:
@@ -90,6 +98,22 @@ def _clients(config: Config) -> Object:
         gateway_service(config),
         pods(config, **{GROUP_LABEL: GATEWAY}),
         ingress=[{"ports": ports(config.gateway.port)}],
+    )
+
+
+def _traces(config: Config, url: str) -> Object:
+    """Gateways send traces to the collector, wherever it is."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port or USUAL_PORTS[parts.scheme]
+    except (KeyError, ValueError):
+        setting = "observe.traces"
+        raise ConfigError(f"{setting}: {url} is no URL of http or https", param=setting) from None
+    return policy(
+        config,
+        f"{config.kubernetes.name}-traces",
+        pods(config, **{GROUP_LABEL: GATEWAY}),
+        egress=[{"ports": ports(port)}],
     )
 
 

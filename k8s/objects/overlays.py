@@ -14,7 +14,17 @@ import json
 from cluster.config import Config
 from k8s.objects.certificates import certificates, shown
 from k8s.objects.monitoring import pod_monitors, prometheus_rule
-from k8s.objects.names import GATEWAY, GROUPS, HEAD, NODE_TYPE_LABEL, POOLS, SECRET, operator_name, pods
+from k8s.objects.names import (
+    GATEWAY,
+    GROUPS,
+    HEAD,
+    NODE_TYPE_LABEL,
+    POOLS,
+    REDIS_CLEANUP,
+    SECRET,
+    operator_name,
+    pods,
+)
 from k8s.objects.network import policy, ports
 from k8s.objects.pod import GPU, gpu_toleration
 from k8s.objects.rayservice import API_VERSION
@@ -106,10 +116,12 @@ def _ha_redis(config: Config) -> Files:
     secret = {"secretKeyRef": {"name": SECRET, "key": REDIS_KEY}}
     options = {"redisAddress": address, "redisPassword": {"valueFrom": secret}}
     patch = _patch(config, {"rayClusterConfig": {"gcsFaultToleranceOptions": options}})
+    # KubeRay empties the Redis of a cluster that is deleted by a Job, whose pod is of a type of its own.
+    kept = {"key": NODE_TYPE_LABEL, "operator": "In", "values": [HEAD, REDIS_CLEANUP]}
     egress = policy(
         config,
         f"{config.kubernetes.name}-redis",
-        pods(config, **{NODE_TYPE_LABEL: HEAD}),
+        {**pods(config), "matchExpressions": [kept]},
         egress=[{"ports": ports(int(address.rpartition(":")[2]))}],
     )
     return _overlay({"rayservice.yaml": dump(patch)}, {"networkpolicy.yaml": dump(egress)})

@@ -6,19 +6,22 @@ import math
 
 from cluster.config import Config
 from cluster.units import format_quantity
+from k8s.objects import gateway_tls
 from k8s.objects.names import (
+    ADMIN_TOKEN_KEY,
     AGENT_PORT,
     API_KEYS_KEY,
+    CACHE,
     CLUSTER_LABEL,
     CONTROL_TOKEN_KEY,
     DASHBOARD_PORT,
     GATEWAY,
     METRICS_PORT,
     METRICS_TOKEN_KEY,
+    MODELS,
     POOLS,
     SECRET,
     SERVE_PORT,
-    head_service,
 )
 from k8s.yaml_text import Object
 
@@ -37,8 +40,9 @@ HEAD_PORTS = {
     "dash-metrics": 44227,
 }
 GPU = "nvidia.com/gpu"
-MODELS = "/models"
-CACHE = "/var/cache/tandem"
+OWN_HEAD = "$FQ_RAY_IP"
+"""The head of the pod's own cluster, as KubeRay tells workers. The head's Service of the RayService leads to
+the cluster that has the traffic, which is another one while a new cluster takes over."""
 
 
 def grace(config: Config) -> int:
@@ -49,6 +53,8 @@ def grace(config: Config) -> int:
 def head_template(config: Config) -> Object:
     size = config.kubernetes.pods.head
     ports = {**HEAD_PORTS, "metrics": METRICS_PORT, "control": config.control.port}
+    if config.admin.port:
+        ports["admin"] = config.admin.port
     container = _container(config, "ray-head", _resources(size.cpus, size.memory), ports)
     # When a whole cluster goes, the controller must outlast the pods that drain.
     container["lifecycle"] = _before_the_end(f"sleep {math.ceil(config.control.drain_timeout)}")
@@ -65,7 +71,7 @@ def worker_template(config: Config, group: str) -> Object:
     if group == GATEWAY:
         ports["http"] = config.gateway.port
     container = _container(config, "ray-worker", _resources(size.cpus, size.memory, gpus), ports)
-    container["readinessProbe"] = _gateway_ready() if group == GATEWAY else _node_works(10)
+    container["readinessProbe"] = _gateway_ready(config) if group == GATEWAY else _node_works(10)
     container["livenessProbe"] = _node_works(120)
     container["lifecycle"] = _before_the_end(_leave(config, group))
     template = _template(config, container)
@@ -92,13 +98,14 @@ def security() -> Object:
     }
 
 
-def secret_variable(name: str, key: str) -> Object:
-    return {"name": name, "valueFrom": {"secretKeyRef": {"name": SECRET, "key": key}}}
+def secret_variable(name: str, key: str, **more: bool) -> Object:
+    """`optional=True` leaves the variable out where the Secret has no such key."""
+    return {"name": name, "valueFrom": {"secretKeyRef": {"name": SECRET, "key": key, **more}}}
 
 
 def _template(config: Config, container: Object) -> Object:
     labels = {"app.kubernetes.io/part-of": "tandem", CLUSTER_LABEL: config.kubernetes.name}
-    volumes: list[Object] = [{"name": "cache", "emptyDir": {}}]
+    volumes: list[Object] = [{"name": "cache", "emptyDir": {}}, *gateway_tls.volumes(config)]
     if config.kubernetes.model_claim is not None:
         volumes.append(
             {
@@ -110,7 +117,7 @@ def _template(config: Config, container: Object) -> Object:
 
 
 def _container(config: Config, name: str, resources: Object, ports: dict[str, int]) -> Object:
-    mounts: list[Object] = [{"name": "cache", "mountPath": CACHE}]
+    mounts: list[Object] = [{"name": "cache", "mountPath": CACHE}, *gateway_tls.mounts(config)]
     if config.kubernetes.model_claim is not None:
         mounts.append({"name": "models", "mountPath": MODELS, "readOnly": True})
     return {
@@ -120,6 +127,7 @@ def _container(config: Config, name: str, resources: Object, ports: dict[str, in
             secret_variable("TANDEM_CONTROL__TOKEN", CONTROL_TOKEN_KEY),
             secret_variable("TANDEM_GATEWAY__API_KEYS", API_KEYS_KEY),
             secret_variable("TANDEM_GATEWAY__METRICS_TOKEN", METRICS_TOKEN_KEY),
+            secret_variable("TANDEM_ADMIN__TOKEN", ADMIN_TOKEN_KEY, optional=True),
             {"name": "TANDEM_CACHE__DIRECTORY", "value": CACHE},
         ],
         "ports": [{"name": port, "containerPort": number} for port, number in ports.items()],
@@ -136,9 +144,12 @@ def _resources(cpus: float, memory: int, gpus: int = 0) -> Object:
     return {"requests": amounts, "limits": dict(amounts)}
 
 
-def _gateway_ready() -> Object:
+def _gateway_ready(config: Config) -> Object:
     """Our own Service sends traffic by this: both pools have an instance, and the gateway stays."""
-    return {"httpGet": {"path": "/ready", "port": "http"}, "periodSeconds": 2, "failureThreshold": 2}
+    asked = {"path": "/ready", "port": "http"}
+    if gateway_tls.scheme(config) == "https":
+        asked["scheme"] = "HTTPS"
+    return {"httpGet": asked, "periodSeconds": 2, "failureThreshold": 2}
 
 
 def _node_works(failures: int) -> Object:
@@ -159,7 +170,7 @@ def _before_the_end(command: str) -> Object:
 def _leave(config: Config, group: str) -> str:
     """Let what runs here finish elsewhere, then take the node out of the cluster."""
     if group == GATEWAY:
-        where = f"--gateway http://127.0.0.1:{config.gateway.port}"
+        where = f"--gateway {gateway_tls.scheme(config)}://127.0.0.1:{config.gateway.port}"
     else:
-        where = f"--address {head_service(config)}:{config.control.port}"
+        where = f"--address {OWN_HEAD}:{config.control.port}"
     return f"tandem k8s leave {where} --deadline {math.ceil(config.control.drain_timeout)}s; ray stop"

@@ -24,12 +24,16 @@ from tests.cluster.conftest import Cluster
 
 LIMIT = 90.0
 THRESHOLD = (" == ", " != ", " < ", " > ")
+MISSED = "absent("
+"""How an alert begins that fires where there is nothing."""
+NAMESPACE = "somewhere"
 
 
 @contextmanager
 def prometheus(folder: Path, target: str) -> Iterator[str]:
-    """Scrapes `target` every second; gives its own URL."""
-    scrape = {"job_name": "gateway", "honor_labels": True, "static_configs": [{"targets": [target]}]}
+    """Scrapes `target` every second, as a pod of the namespace; gives its own URL."""
+    place = {"targets": [target], "labels": {"namespace": NAMESPACE}}
+    scrape = {"job_name": "gateway", "honor_labels": True, "static_configs": [place]}
     settings = {"global": {"scrape_interval": "1s"}, "scrape_configs": [scrape]}
     (folder / "prometheus.yml").write_text(yaml.safe_dump(settings))
     address = f"127.0.0.1:{free_port()}"
@@ -44,13 +48,17 @@ def prometheus(folder: Path, target: str) -> Iterator[str]:
 
 
 def queries() -> list[str]:
-    """Of the dashboards with their variables filled in, of the alerts what they compare."""
+    """Of the dashboards with their variables filled in, of the alerts what they compare or miss."""
     filled = [
-        text.replace("$__rate_interval", "10s").replace("$model_name", "tiny").replace("$pool", ".*")
+        text.replace("$__rate_interval", "10s")
+        .replace("$namespace", NAMESPACE)
+        .replace("$model_name", "tiny")
+        .replace("$pool", ".*")
         for text in expressions()
     ]
-    compared = [each["expr"].replace("[5m]", "[10s]").replace("[15m]", "[10s]") for each in alerts()]
-    for text in compared:
+    asked = [each["expr"].replace("[5m]", "[10s]").replace("[15m]", "[10s]") for each in alerts(NAMESPACE)]
+    filled += [text.removeprefix(MISSED).removesuffix(")") for text in asked if text.startswith(MISSED)]
+    for text in (each for each in asked if not each.startswith(MISSED)):
         sign = next(sign for sign in THRESHOLD if sign in text)
         filled.append(text.partition(sign)[0])
     return filled

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from cluster.config import Config
+from cluster.config import Config, load
 from k8s.objects.overlays import overlays
 from k8s.render import base, files
 from k8s.serve_settings import in_cluster
@@ -51,9 +51,14 @@ def test_names_in_commands_are_rendered_names() -> None:
     assert services - known == {"tandem-head-svc"}, "KubeRay makes that one"
 
 
-def test_yaml_examples_name_a_pool() -> None:
-    examples = [yaml.safe_load(block) for kind, block in BLOCKS if kind == "yaml"]
-    assert [each["spec"]["scaleTargetRef"]["kind"] for each in examples] == ["Pool"]
+def test_yaml_examples_name_a_pool_or_are_settings_that_can_be_rendered(tmp_path: Path) -> None:
+    examples = [block for kind, block in BLOCKS if kind == "yaml"]
+    scaled = [each for each in map(yaml.safe_load, examples) if "spec" in each]
+    assert [each["spec"]["scaleTargetRef"]["kind"] for each in scaled] == ["Pool"]
+    (settings,) = [block for block in examples if "spec" not in yaml.safe_load(block)]
+    path = tmp_path / "tandem.yaml"
+    path.write_text(settings)
+    assert "tandem-gateway-tls" in files(load(path))["base/rayservice.yaml"]
 
 
 def test_the_secret_has_the_keys_that_pods_read() -> None:

@@ -32,7 +32,7 @@ OURS = {
     "not YAML": Mistake("kind: Namespace", "kind: [Namespace", "not valid YAML", "metadata:"),
     "no kind": Mistake("kind: Namespace\n", "", "kind is missing", "apiVersion: v1"),
     "unknown field of a core kind": Mistake(
-        "maxUnavailable: 1", "maxUnavailble: 1", 'unknown field, did you mean "maxUnavailable"?'
+        "minAvailable: 1", "minAvailble: 1", 'unknown field, did you mean "minAvailable"?'
     ),
     "wrong type in a core kind": Mistake(
         "automountServiceAccountToken: false", "automountServiceAccountToken: 'no'", "expected true or false"
@@ -220,6 +220,12 @@ OURS = {
         "selects no pod",
         "  selector:",
         after="kind: Service\n",
+    ),
+    "a budget that nobody can count": Mistake(
+        "minAvailable: 1", "maxUnavailable: 1", "has no scale to count it by, so that no node can be drained"
+    ),
+    "a budget of a share": Mistake(
+        "minAvailable: 1", "minAvailable: 50%", "has no scale to count 50% by, so that no node can be drained"
     ),
     "a policy that parts the pools": Mistake(
         f"{ITSELF}tandem\n",

@@ -68,8 +68,8 @@ def check(folder: Path, *, kinds: Kinds) -> Report:
             "base", "base/pool.yaml", "maxReplicas: 3", "Pool/prefill", id="the first of a file",
         ),
         pytest.param(
-            slip("base/pdb.yaml", "group: decode", "group: decod"),
-            "overlays/gpu", "base/pdb.yaml", "selector:", "PodDisruptionBudget/tandem-decode",
+            slip("base/pdb.yaml", "group: gateway", "group: gatewy"),
+            "overlays/gpu", "base/pdb.yaml", "selector:", "PodDisruptionBudget/tandem-gateway",
             id="the base of an overlay",
         ),
         pytest.param(

@@ -41,7 +41,7 @@ def promtool(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["promtool", *arguments], capture_output=True, text=True, timeout=60, check=False)
 
 
-@pytest.mark.parametrize("expression", [*(each["expr"] for each in alerts()), *expressions()])
+@pytest.mark.parametrize("expression", [*(each["expr"] for each in alerts("tandem")), *expressions()])
 def test_an_expression_speaks_of_exposed_metrics_only(expression: str) -> None:
     assert set(NAME.findall(expression)) - exposed() == set()
 
@@ -50,15 +50,38 @@ def test_the_check_finds_an_unknown_metric() -> None:
     assert set(NAME.findall("rate(tandem_leases_total[5m])")) - exposed()
 
 
+def unplaced(expressions: list[str], place: str) -> list[str]:
+    """The expressions in which a metric is not narrowed to the place first."""
+    return [
+        text
+        for text in expressions
+        if any(not text[found.end() :].startswith(f"{{{place}") for found in NAME.finditer(text))
+    ]
+
+
+def test_alerts_speak_of_their_own_namespace_and_say_so() -> None:
+    found = alerts("mine")
+    assert unplaced([each["expr"] for each in found], 'namespace="mine"') == []
+    assert {each["labels"]["namespace"] for each in found} == {"mine"}
+
+
+def test_dashboards_speak_of_the_namespaces_that_are_chosen() -> None:
+    assert unplaced(expressions(), 'namespace=~"$namespace"') == []
+
+
+def test_the_check_finds_a_metric_of_anywhere() -> None:
+    assert len(unplaced(['sum(tandem_a{namespace="mine"}) / sum(tandem_b)'], 'namespace="mine"')) == 1
+
+
 def test_every_alert_says_what_it_means() -> None:
-    assert all(each["annotations"]["summary"] and each["labels"]["severity"] for each in alerts())
+    assert all(each["annotations"]["summary"] and each["labels"]["severity"] for each in alerts("tandem"))
 
 
 @needs_promtool
 def test_promtool_accepts_the_rules(tmp_path: Path) -> None:
     done = promtool("check", "rules", str(rules_file(tmp_path)))
     assert done.returncode == 0, done.stderr
-    assert f"{len(alerts())} rules found" in done.stdout
+    assert f"{len(alerts('tandem'))} rules found" in done.stdout
 
 
 @needs_promtool
@@ -81,8 +104,23 @@ class Story:
     well: str = "0.5x60"
     """The values of the same series when all is well."""
 
+    def inputs(self, namespace: str, *, bad: bool) -> list[dict[str, str]]:
+        """The series as promtool takes them, each of a pod in the namespace."""
+        found = []
+        for series, values in self.series.items():
+            name, _, labels = series.removesuffix("}").partition("{")
+            placed = ",".join(filter(None, (f'namespace="{namespace}"', labels)))
+            found.append({"series": f"{name}{{{placed}}}", "values": values if bad else self.well})
+        return found
 
+
+ABSENCE = "TandemAbsent"
 FIRING = {
+    ABSENCE: Story(
+        {'tandem_pool_replicas{pool="decode",state="ready"}': "1x10 _x50"},
+        {},
+        "No gateway in the namespace tandem tells of its pools: all are gone, or none is scraped.",
+    ),
     "TandemNoReadyInstance": Story(
         {'tandem_pool_replicas{pool="decode",state="ready"}': "0x60"},
         {"pool": "decode"},
@@ -146,23 +184,31 @@ FIRING = {
 
 
 def test_every_alert_has_a_story_in_which_it_fires() -> None:
-    assert set(FIRING) == {each["alert"] for each in alerts()}
+    assert set(FIRING) == {each["alert"] for each in alerts("tandem")}
 
 
 @needs_promtool
-@pytest.mark.parametrize("bad", [True, False], ids=["bad", "good"])
-def test_alerts_fire_when_they_should_and_only_then(tmp_path: Path, bad: bool) -> None:
+@pytest.mark.parametrize(
+    ("bad", "namespace"),
+    [
+        pytest.param(True, "tandem", id="bad"),
+        pytest.param(False, "tandem", id="good"),
+        pytest.param(True, "another", id="bad for another tandem"),
+    ],
+)
+def test_alerts_fire_when_they_should_and_only_then(tmp_path: Path, bad: bool, namespace: str) -> None:
     rules_file(tmp_path)
-    severity = {each["alert"]: each["labels"] for each in alerts()}
+    labels = {each["alert"]: each["labels"] for each in alerts("tandem")}
     tests = []
     for name, told in FIRING.items():
-        series = told.series if bad else dict.fromkeys(told.series, told.well)
         fired = {
-            "exp_labels": {**told.labels, **severity[name]},
+            "exp_labels": {**told.labels, **labels[name]},
             "exp_annotations": {"summary": told.summary},
         }
-        expected = [{"eval_time": "40m", "alertname": name, "exp_alerts": [fired] if bad else []}]
-        inputs = [{"series": key, "values": values} for key, values in series.items()]
+        # Where there is nothing but another tandem, this one is absent and nothing else.
+        fires = bad and (namespace == "tandem" or name == ABSENCE)
+        expected = [{"eval_time": "40m", "alertname": name, "exp_alerts": [fired] if fires else []}]
+        inputs = told.inputs(namespace, bad=bad and (namespace == "tandem" or name != ABSENCE))
         tests.append({"interval": "1m", "input_series": inputs, "alert_rule_test": expected})
     path = tmp_path / "tests.yaml"
     path.write_text(yaml.safe_dump({"rule_files": ["rules.yaml"], "tests": tests}))

@@ -99,6 +99,32 @@ def test_one_round_scales_a_real_controller(fake_server: Server, kubeconfig: Pat
         assert made.pools["decode"].target == 5
 
 
+def test_a_size_outlives_a_real_controller(fake_server: Server, kubeconfig: Path) -> None:
+    """Another one has the settings' two instances, and is asked for the Pool's five."""
+    namespace = fake_server.namespace()
+    pool(fake_server, namespace)
+    with controller() as (first, address):
+        assert operate(address, namespace) == 0
+        fake_server.api.merge(paths.pool(namespace, "decode"), {"spec": {"replicas": 5}})
+        assert operate(address, namespace) == 0
+        assert first.pools["decode"].target == 5
+    with controller() as (second, address):
+        assert second.pools["decode"].target == 2
+        assert operate(address, namespace) == 0
+        assert second.pools["decode"].target == 5
+
+
+def test_the_switch_of_a_pool_reaches_a_real_controller(fake_server: Server, kubeconfig: Path) -> None:
+    namespace = fake_server.namespace()
+    pool(fake_server, namespace)
+    with controller() as (made, address):
+        assert operate(address, namespace) == 0
+        for wanted in (True, False):
+            fake_server.api.merge(paths.pool(namespace, "decode"), {"spec": {"autoscale": wanted}})
+            assert operate(address, namespace) == 0
+            assert made.scaler.scaling["decode"].automatic is wanted
+
+
 def test_what_a_real_controller_refuses_is_a_condition(fake_server: Server, kubeconfig: Path) -> None:
     namespace = fake_server.namespace()
     pool(fake_server, namespace, replicas=0, minReplicas=0, autoscale=False)

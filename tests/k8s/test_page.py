@@ -49,9 +49,9 @@ SECRET = next(line for line in commands("kubectl create secret"))
 NOT_OF_THE_FAKE = {
     "kubectl create namespace tandem": PROTOBUF,
     SECRET: PROTOBUF,
-    "kubectl apply --server-side -f manifests/crds": "the fake knows Pools from its start",
+    "kubectl apply --server-side --force-conflicts -f manifests/crds": "the fake knows Pools from its start",
     "kubectl wait --for=condition=Established crd/pools.tandem.dev": "the fake has no definitions of kinds",
-    "kubectl apply --server-side -k manifests/base": NO_APPLY,
+    "kubectl apply --server-side --force-conflicts -k manifests/base": NO_APPLY,
     "kubectl wait -n tandem --for=condition=Ready rayservice/tandem --timeout=15m": "the fake does not list "
     "KubeRay's kinds for kubectl",
     "kubectl delete rayservice tandem -n tandem": "the fake does not list KubeRay's kinds for kubectl",
@@ -75,7 +75,7 @@ class Walk:
     folder: Path
 
     def __post_init__(self) -> None:
-        values = {"CONTROL_TOKEN": "c0", "METRICS_TOKEN": "e0", "API_KEY": "a0"}
+        values = {"CONTROL_TOKEN": "c0", "METRICS_TOKEN": "e0", "ADMIN_TOKEN": "d0", "API_KEY": "a0"}
         self.environment = {**self.server.kubeconfig(self.folder), **values}
 
     def type(self, line: str) -> str:
@@ -147,18 +147,24 @@ STAND_INS: dict[str, Callable[[Walk], None]] = {
     "kubectl delete namespace tandem": be_the_namespace_controller,
 }
 
+SWITCH = 'patch tpool decode -n tandem --type merge -p \'{"spec":{"autoscale"'
 RAY_SERVICE = paths.ray(NAMESPACE, "RayService", "tandem")
 DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 EFFECTS: dict[str, Callable[[Walk, str], bool]] = {
     "create namespace": lambda walk, _: not walk.gone(f"/api/v1/namespaces/{NAMESPACE}"),
-    "create secret": lambda walk, _: set(_secret(walk)) == {"control-token", "metrics-token", "api-keys"},
-    "apply --server-side -f": lambda walk, _: not walk.gone(f"{DEFINITIONS}/pools.tandem.dev"),
-    "apply --server-side -k": lambda walk, _: walk.pool()["spec"]["role"] == "decode",
+    "create secret": lambda walk, _: (
+        set(_secret(walk)) == {"control-token", "metrics-token", "admin-token", "api-keys"}
+    ),
+    "apply --server-side --force-conflicts -f": lambda walk, _: (
+        not walk.gone(f"{DEFINITIONS}/pools.tandem.dev")
+    ),
+    "apply --server-side --force-conflicts -k": lambda walk, _: walk.pool()["spec"]["role"] == "decode",
     "wait --for=condition=Established": lambda _, out: "condition met" in out,
     "wait -n tandem": lambda _, out: "rayservice.ray.io/tandem condition met" in out,
     "get tpool": lambda _, out: "decode" in out and "prefill" in out,
     "scale": lambda walk, _: walk.pool()["spec"]["replicas"] == 4,
     "patch": lambda walk, _: walk.pool()["spec"]["maxReplicas"] == 8,
+    SWITCH: lambda walk, _: walk.pool()["spec"]["autoscale"] is True,
     "describe": lambda _, out: "decode" in out and "Max Replicas:  8" in out,
     "delete tpool": lambda walk, _: walk.server.api.get(paths.pools(NAMESPACE))["items"] == [],
     "delete rayservice": lambda walk, _: walk.gone(RAY_SERVICE),

@@ -114,7 +114,14 @@ def test_every_container_takes_the_secrets_from_the_secret() -> None:
             "TANDEM_CONTROL__TOKEN",
             "TANDEM_GATEWAY__API_KEYS",
             "TANDEM_GATEWAY__METRICS_TOKEN",
+            "TANDEM_ADMIN__TOKEN",
         }
+        optional = [
+            each["name"]
+            for each in variables
+            if each.get("valueFrom", {}).get("secretKeyRef", {}).get("optional")
+        ]
+        assert optional == ["TANDEM_ADMIN__TOKEN"], "a console without one draws its own"
 
 
 def test_gpus_are_requested_as_they_are_limited_and_tolerated() -> None:
@@ -231,7 +238,7 @@ def names_in(texts: list[str]) -> set[str]:
 
 
 def test_the_expressions_name_metrics() -> None:
-    assert len(names_in([each["expr"] for each in alerts()])) >= 6
+    assert len(names_in([each["expr"] for each in alerts("tandem")])) >= 6
     assert len(names_in(expressions())) >= 15
 
 
@@ -245,4 +252,4 @@ def test_dashboards_have_stable_ids_and_unique_panels() -> None:
 def test_dashboards_have_their_variables() -> None:
     for dashboard in dashboards().values():
         names = {variable["name"] for variable in dashboard["templating"]["list"]}
-        assert names == {"datasource", "model_name", "pool"}
+        assert names == {"datasource", "namespace", "model_name", "pool"}
