@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeGuard, get_args, get_origin
 
 from pydantic import BaseModel
@@ -46,6 +46,29 @@ def field_names(model: type[BaseModel], path: Path = ()) -> list[str]:
     """The valid keys of a section, in the order of the docs."""
     section = holds_section(model, *path)
     return list(section.model_fields) if section is not None else []
+
+
+def setting_of(model: type[BaseModel], path: Path) -> Path:
+    """The path of the setting that a value belongs to.
+
+    A free mapping, such as resources or the limits of tenants, is one setting: its keys are names, which may
+    have dots.
+    """
+    for end in range(1, len(path)):
+        if holds_section(model, *path[:end]) is None:
+            return path[:end]
+    return path
+
+
+def settings(
+    model: type[BaseModel], data: Mapping[str, object], path: Path = ()
+) -> Iterator[tuple[Path, object]]:
+    """Every setting of a config as plain data, with its path; a free mapping is one value."""
+    for key, value in data.items():
+        if isinstance(value, Mapping) and holds_section(model, *path, key) is not None:
+            yield from settings(model, value, (*path, key))
+        else:
+            yield (*path, key), value
 
 
 def is_secret(model: type[BaseModel], path: Path) -> bool:

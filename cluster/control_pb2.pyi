@@ -20,6 +20,48 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
+class LeaveRequest(_message.Message):
+    """A gateway accepts nothing more, and answers when nothing is under way or the time is over."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WITHIN_FIELD_NUMBER: _builtins.int
+    within: _builtins.float
+    """seconds"""
+    def __init__(
+        self,
+        *,
+        within: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["within", b"within"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeaveRequest: _TypeAlias = LeaveRequest  # noqa: Y015
+
+@_typing.final
+class LeaveReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    requests: _builtins.int
+    """still under way"""
+    def __init__(
+        self,
+        *,
+        requests: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["requests", b"requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeaveReply: _TypeAlias = LeaveReply  # noqa: Y015
+
+@_typing.final
 class StatusRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -49,6 +91,7 @@ class Pool(_message.Message):
     MOST_FIELD_NUMBER: _builtins.int
     OPINION_FIELD_NUMBER: _builtins.int
     BOUNDED_FIELD_NUMBER: _builtins.int
+    SIZED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """prefill | decode"""
     target: _builtins.int
@@ -65,6 +108,8 @@ class Pool(_message.Message):
     """why"""
     bounded: _builtins.bool
     """its bounds were asked for, and are not only those of the settings"""
+    sized: _builtins.bool
+    """its size, or who sets it, was asked for, and is not only that of the settings"""
     def __init__(
         self,
         *,
@@ -79,10 +124,11 @@ class Pool(_message.Message):
         most: _builtins.int = ...,
         opinion: _builtins.str = ...,
         bounded: _builtins.bool = ...,
+        sized: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["autoscale", b"autoscale", "bounded", b"bounded", "draining", b"draining", "least", b"least", "most", b"most", "name", b"name", "opinion", b"opinion", "ready", b"ready", "starting", b"starting", "target", b"target", "wish", b"wish"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["autoscale", b"autoscale", "bounded", b"bounded", "draining", b"draining", "least", b"least", "most", b"most", "name", b"name", "opinion", b"opinion", "ready", b"ready", "sized", b"sized", "starting", b"starting", "target", b"target", "wish", b"wish"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -246,6 +292,7 @@ class InstanceStatus(_message.Message):
     ARRIVALS_FIELD_NUMBER: _builtins.int
     HEAD_TOKENS_FIELD_NUMBER: _builtins.int
     URGENT_FIELD_NUMBER: _builtins.int
+    PREFILL_TOKENS_FIELD_NUMBER: _builtins.int
     instance: _builtins.str
     role: _builtins.str
     steps: _builtins.int
@@ -270,6 +317,8 @@ class InstanceStatus(_message.Message):
     arrivals: _builtins.int
     head_tokens: _builtins.int
     urgent: _builtins.int
+    prefill_tokens: _builtins.int
+    """left of the prompts that are being read"""
     def __init__(
         self,
         *,
@@ -297,10 +346,11 @@ class InstanceStatus(_message.Message):
         arrivals: _builtins.int = ...,
         head_tokens: _builtins.int = ...,
         urgent: _builtins.int = ...,
+        prefill_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrivals", b"arrivals", "block_size", b"block_size", "blocks_cached", b"blocks_cached", "blocks_free", b"blocks_free", "blocks_reserved", b"blocks_reserved", "blocks_total", b"blocks_total", "blocks_used", b"blocks_used", "chunks", b"chunks", "handoffs", b"handoffs", "handoffs_failed", b"handoffs_failed", "head_tokens", b"head_tokens", "instance", b"instance", "output_tokens", b"output_tokens", "preemptions", b"preemptions", "prefix_hits", b"prefix_hits", "prefix_queries", b"prefix_queries", "prompt_tokens", b"prompt_tokens", "role", b"role", "running", b"running", "step_seconds", b"step_seconds", "steps", b"steps", "urgent", b"urgent", "waiting", b"waiting", "waiting_tokens", b"waiting_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrivals", b"arrivals", "block_size", b"block_size", "blocks_cached", b"blocks_cached", "blocks_free", b"blocks_free", "blocks_reserved", b"blocks_reserved", "blocks_total", b"blocks_total", "blocks_used", b"blocks_used", "chunks", b"chunks", "handoffs", b"handoffs", "handoffs_failed", b"handoffs_failed", "head_tokens", b"head_tokens", "instance", b"instance", "output_tokens", b"output_tokens", "preemptions", b"preemptions", "prefill_tokens", b"prefill_tokens", "prefix_hits", b"prefix_hits", "prefix_queries", b"prefix_queries", "prompt_tokens", b"prompt_tokens", "role", b"role", "running", b"running", "step_seconds", b"step_seconds", "steps", b"steps", "urgent", b"urgent", "waiting", b"waiting", "waiting_tokens", b"waiting_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -436,6 +486,9 @@ class Lately(_message.Message):
     ATTAINMENT_FIELD_NUMBER: _builtins.int
     TTFT_ATTAINMENT_FIELD_NUMBER: _builtins.int
     TPOT_ATTAINMENT_FIELD_NUMBER: _builtins.int
+    BEGAN_FIELD_NUMBER: _builtins.int
+    TTFT_MET_FIELD_NUMBER: _builtins.int
+    TPOT_MET_FIELD_NUMBER: _builtins.int
     requests: _builtins.int
     ttft: _builtins.float
     tpot: _builtins.float
@@ -443,6 +496,16 @@ class Lately(_message.Message):
     ttft_attainment: _builtins.float
     """of each objective alone"""
     tpot_attainment: _builtins.float
+    @_builtins.property
+    def began(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """the requests by how long ago they began, see global_scheduler/attainment.py"""
+
+    @_builtins.property
+    def ttft_met(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """of those, each objective alone"""
+
+    @_builtins.property
+    def tpot_met(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     def __init__(
         self,
         *,
@@ -452,10 +515,13 @@ class Lately(_message.Message):
         attainment: _builtins.float = ...,
         ttft_attainment: _builtins.float = ...,
         tpot_attainment: _builtins.float = ...,
+        began: _abc.Iterable[_builtins.int] | None = ...,
+        ttft_met: _abc.Iterable[_builtins.int] | None = ...,
+        tpot_met: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attainment", b"attainment", "requests", b"requests", "tpot", b"tpot", "tpot_attainment", b"tpot_attainment", "ttft", b"ttft", "ttft_attainment", b"ttft_attainment"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attainment", b"attainment", "began", b"began", "requests", b"requests", "tpot", b"tpot", "tpot_attainment", b"tpot_attainment", "tpot_met", b"tpot_met", "ttft", b"ttft", "ttft_attainment", b"ttft_attainment", "ttft_met", b"ttft_met"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -536,12 +602,15 @@ class Charge(_message.Message):
     PROMPT_FIELD_NUMBER: _builtins.int
     OUTPUT_FIELD_NUMBER: _builtins.int
     ENDED_FIELD_NUMBER: _builtins.int
+    LEFT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     choice: _builtins.int
     tenant: _builtins.str
     prompt: _builtins.int
     output: _builtins.int
     ended: _builtins.bool
+    left: _builtins.bool
+    """this instance: it may go on elsewhere"""
     def __init__(
         self,
         *,
@@ -551,10 +620,11 @@ class Charge(_message.Message):
         prompt: _builtins.int = ...,
         output: _builtins.int = ...,
         ended: _builtins.bool = ...,
+        left: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "ended", b"ended", "output", b"output", "prompt", b"prompt", "request_id", b"request_id", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "ended", b"ended", "left", b"left", "output", b"output", "prompt", b"prompt", "request_id", b"request_id", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

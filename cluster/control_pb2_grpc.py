@@ -936,6 +936,11 @@ class HomeStub:
                 request_serializer=cluster_dot_control__pb2.TimelinesRequest.SerializeToString,
                 response_deserializer=cluster_dot_control__pb2.TimelineList.FromString,
                 _registered_method=True)
+        self.Leave = channel.unary_unary(
+                '/tandem.control.v1.Home/Leave',
+                request_serializer=cluster_dot_control__pb2.LeaveRequest.SerializeToString,
+                response_deserializer=cluster_dot_control__pb2.LeaveReply.FromString,
+                _registered_method=True)
 
 
 class HomeServicer:
@@ -961,6 +966,13 @@ class HomeServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Leave(self, request, context):
+        """asked by its machine, which is about to end
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_HomeServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -978,6 +990,11 @@ def add_HomeServicer_to_server(servicer, server):
                     servicer.Describe,
                     request_deserializer=cluster_dot_control__pb2.TimelinesRequest.FromString,
                     response_serializer=cluster_dot_control__pb2.TimelineList.SerializeToString,
+            ),
+            'Leave': grpc.unary_unary_rpc_method_handler(
+                    servicer.Leave,
+                    request_deserializer=cluster_dot_control__pb2.LeaveRequest.FromString,
+                    response_serializer=cluster_dot_control__pb2.LeaveReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1062,6 +1079,33 @@ class Home:
             '/tandem.control.v1.Home/Describe',
             cluster_dot_control__pb2.TimelinesRequest.SerializeToString,
             cluster_dot_control__pb2.TimelineList.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Leave(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tandem.control.v1.Home/Leave',
+            cluster_dot_control__pb2.LeaveRequest.SerializeToString,
+            cluster_dot_control__pb2.LeaveReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -77,7 +77,7 @@ class Gateway:
         streams = TokenStreams()
         self._grpc = rpc.server(token)
         timelines = Timelines(self._config.observe.finished)
-        control_pb2_grpc.add_HomeServicer_to_server(HomeService(streams, timelines), self._grpc)
+        control_pb2_grpc.add_HomeServicer_to_server(HomeService(streams, timelines, self.leave), self._grpc)
         home = rpc.listen(self._grpc, self._config.control.host, 0, setting="control.host", tls=inside)
         await self._grpc.start()
         self._itself = pb.Gateway(
@@ -138,6 +138,12 @@ class Gateway:
         runs, at most `within` seconds.
         """
         await self._http.close(within)
+
+    async def leave(self, within: float) -> int:
+        """Take no new request and drain: the machine is about to end. How many are still under way then."""
+        self._service.draining = True
+        await self.drain(within)
+        return self.requests
 
     async def close(self) -> None:
         """Stop listening, drop what runs, leave the cluster."""

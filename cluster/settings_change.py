@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from cluster import control_pb2 as pb
 from cluster.config import Config
-from cluster.config_schema import expected, is_secret
+from cluster.config_schema import expected, holds_section, is_secret, settings
 from cluster.config_section import CONTRADICTION
 from cluster.config_yaml import Path, leaves
 from engine.errors import ConfigError
@@ -62,10 +62,10 @@ def effect(path: str) -> tuple[str, str]:
     return next((kind, reason) for pattern, kind, reason in RULES if fnmatchcase(path, pattern))
 
 
-def with_settings(config: Config, settings: Mapping[str, object]) -> Config:
+def with_settings(config: Config, values: Mapping[str, object]) -> Config:
     """The config with other values, by dotted path. Raises ConfigError naming every path that is wrong."""
     data: dict[str, Any] = config.model_dump(mode="json")
-    for dotted, value in settings.items():
+    for dotted, value in values.items():
         *sections, key = dotted.split(".")
         here: Any = data
         for step in sections:
@@ -81,14 +81,15 @@ def with_settings(config: Config, settings: Mapping[str, object]) -> Config:
         ) from None
 
 
-def flat(settings: Mapping[str, Any]) -> dict[str, object]:
-    """Settings by dotted path, from sections, dotted keys or both."""
+def flat(given: Mapping[str, Any], path: Path = ()) -> dict[str, object]:
+    """Settings by dotted path, from sections, dotted keys or both; a free mapping is one value."""
     found: dict[str, object] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping) and not key.endswith("resources"):
-            found |= {f"{key}.{rest}": inner for rest, inner in flat(value).items()}
+    for key, value in given.items():
+        inner = (*path, *key.split("."))
+        if isinstance(value, Mapping) and holds_section(Config, *inner) is not None:
+            found |= flat(value, inner)
         else:
-            found[key] = value
+            found[".".join(inner)] = value
     return found
 
 
@@ -138,15 +139,7 @@ def _matters(dotted: str) -> bool:
 
 
 def _leaves(config: Config) -> Iterator[tuple[Path, object]]:
-    """Free mappings, such as resources, as one value each."""
-    whole: dict[Path, Any] = {}
-    for path, value in leaves(config.model_dump(mode="json")):
-        end = path.index("resources") + 1 if "resources" in path else len(path)
-        if end < len(path):
-            whole.setdefault(path[:end], {})[path[end]] = value
-        else:
-            whole[path] = value
-    yield from whole.items()
+    yield from settings(Config, config.model_dump(mode="json"))
 
 
 def _problem(path: Path, details: Any) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol
 
@@ -35,6 +35,9 @@ from engine.sequence import Epoch, FinishReason, SequenceKey
 from migration import wire_pb2
 
 Call = Callable[[Callable[[EngineCore], Any]], "Future[Any]"]
+
+Leave = Callable[[float], Awaitable[int]]
+"""Accepts nothing more and waits so many seconds at most; gives how many requests are still under way."""
 
 
 class Texts(Protocol):
@@ -222,9 +225,12 @@ class TokenPusher:
 class HomeService(control_pb2_grpc.HomeServicer):
     """Home at the gateway: batches of tokens are answered with the requests that their sender shall drop."""
 
-    def __init__(self, streams: TokenStreams, timelines: Timelines | None = None) -> None:
+    def __init__(
+        self, streams: TokenStreams, timelines: Timelines | None = None, leave: Leave | None = None
+    ) -> None:
         self._streams = streams
         self._timelines = Timelines() if timelines is None else timelines
+        self._leave = leave
 
     async def Push(
         self,
@@ -250,3 +256,8 @@ class HomeService(control_pb2_grpc.HomeServicer):
         context: grpc.aio.ServicerContext[pb.TimelinesRequest, pb.TimelineList],
     ) -> pb.TimelineList:
         return pb.TimelineList(timelines=self._timelines.find(request.id, request.most))
+
+    async def Leave(
+        self, request: pb.LeaveRequest, context: grpc.aio.ServicerContext[pb.LeaveRequest, pb.LeaveReply]
+    ) -> pb.LeaveReply:
+        return pb.LeaveReply(requests=0 if self._leave is None else await self._leave(request.within))

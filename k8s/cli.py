@@ -26,6 +26,7 @@ commands = typer.Typer(no_args_is_help=True, help="Manifests for Kubernetes, and
 
 KUBERNETES = "1.34"
 APPLY_LIMIT = 300.0
+NAMESPACE = "kubernetes.namespace"
 
 
 class Overlay(StrEnum):
@@ -111,20 +112,27 @@ def apply(
     overlay: OverlayName = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Ask the API server, change nothing.")] = False,
 ) -> None:
-    """Render the manifests and hand them to `kubectl apply --server-side`: the CRD first."""
+    """Render the manifests and hand them to `kubectl apply --server-side`: the CRD first.
+
+    What they say wins against what others have written since, such as bounds of a Pool. Its size, and who
+    sets it, stay: manifests have neither.
+    """
     from k8s import render as rendering
 
     config = _config(context, file, settings)
     if which("kubectl") is None:
         raise Failure(Exit.USAGE, "no_kubectl", "there is no kubectl on the PATH", "install kubectl")
-    extra = ["--dry-run=server"] if dry_run else []
+    target = "base" if overlay is None else f"overlays/{overlay.value}"
+    verb = "would be applied" if dry_run else "is applied"
+    notes = messages(quiet=root(context).quiet)
+    notes.print(f"{target} {verb} in the namespace {config.kubernetes.namespace}", markup=False)
+    words = ["apply", "--server-side", "--force-conflicts", *(["--dry-run=server"] if dry_run else [])]
     with tempfile.TemporaryDirectory(prefix="tandem-") as folder:
         rendering.write(config, Path(folder))
-        _kubectl("apply", "--server-side", *extra, "-f", f"{folder}/{rendering.CRD_FILE}")
+        _kubectl(*words, "-f", f"{folder}/{rendering.CRD_FILE}")
         if not dry_run:
             _kubectl("wait", "--for=condition=Established", "--timeout=60s", "crd/pools.tandem.dev")
-        target = "base" if overlay is None else f"overlays/{overlay.value}"
-        _kubectl("apply", "--server-side", *extra, "-k", f"{folder}/{target}")
+        _kubectl(*words, "-k", f"{folder}/{target}")
 
 
 @commands.command()
@@ -147,8 +155,9 @@ def operator(
     address = address or flags.address
     if address is None:
         raise Failure(Exit.USAGE, "usage", "which controller? name it with --address HOST:PORT")
-    tls = certificates(flags.tls) or cluster_tls(_config(context, None, None).security.cluster_tls)
-    run(namespace or flags.namespace, cluster, address, flags.token, tls=tls, once=once)
+    config = _config(context, None, None)
+    tls = certificates(flags.tls) or cluster_tls(config.security.cluster_tls)
+    run(namespace or config.kubernetes.namespace, cluster, address, flags.token, tls=tls, once=once)
 
 
 @commands.command()
@@ -164,20 +173,26 @@ def leave(
     from k8s.leave import leave_gateway, leave_pool
 
     say, config = messages().print, _config(context, None, None)
+    flags = root(context)
+    token, address = flags.token or config.control.token, address or flags.address or ""
+    tls = certificates(flags.tls) or cluster_tls(config.security.cluster_tls)
     if gateway is not None:
-        leave_gateway(gateway, config.gateway.metrics_token, deadline, say)
+        leave_gateway(gateway, config.gateway.metrics_token, deadline, say, address, token, tls)
     else:
-        flags = root(context)
-        token = flags.token or config.control.token
-        tls = certificates(flags.tls) or cluster_tls(config.security.cluster_tls)
-        leave_pool(address or flags.address or "", token, deadline, say, tls)
+        leave_pool(address, token, deadline, say, tls)
 
 
 def _config(context: typer.Context, file: Path | None, settings: list[str] | None) -> Config:
-    """The config in force. Secrets in it are named: they don't go into manifests."""
+    """The config in force, with the namespace of the root command if that has one.
+
+    Secrets in it are named: they don't go into manifests.
+    """
     from k8s.serve_settings import secrets
 
-    resolved = read(file, overrides(settings))
+    given, namespace = overrides(settings), root(context).namespace
+    if namespace is not None:
+        given[NAMESPACE] = namespace
+    resolved = read(file, given, flags={} if namespace is None else {NAMESPACE: "--namespace"})
     if resolved.config is None:
         text = "\n".join(map(str, resolved.problems))
         raise Failure(Exit.USAGE, "config_error", text)

@@ -1,7 +1,7 @@
 """The last minutes of a pod: what runs in it finishes, or moves, before Ray is stopped.
 
 pool      SIGTERM to the pod's instances, which then drain themselves; wait for their end
-gateway   the Service sends nothing more; wait until no request is under way
+gateway   the Service sends nothing more; it closes idle connections and takes no request; wait for the others
 
 Instances are those among the pod's own processes, and those that the controller of its cluster says run here:
 of a cluster that is deleted the head's Service is gone at once, while its pods still have requests.
@@ -9,6 +9,7 @@ of a cluster that is deleted the head's Service is gone at once, while its pods 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -23,6 +24,8 @@ from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 
+from cluster import control_pb2 as pb
+from cluster import control_pb2_grpc, rpc
 from cluster.control_client import ControlClient
 from cluster.tls import Tls
 from engine.errors import TandemError
@@ -54,10 +57,52 @@ def leave_pool(address: str, token: str | None, deadline: float, say: Say, tls: 
         _wait_for_end(pid, name, end, say)
 
 
-def leave_gateway(url: str, key: str | None, deadline: float, say: Say) -> None:
-    """Wait until the gateway at `url` has no request under way, at most `deadline` seconds."""
+def leave_gateway(
+    url: str,
+    key: str | None,
+    deadline: float,
+    say: Say,
+    address: str = "",
+    token: str | None = None,
+    tls: Tls | None = None,
+) -> None:
+    """Let the gateways of this machine take nothing more, and wait for what is under way.
+
+    Where the controller at `address` does not say which they are, wait until the one at `url` is idle.
+    `deadline` is in seconds.
+    """
     end = time.monotonic() + deadline
     time.sleep(min(SETTLE, deadline))
+    status = _status(address, token, say, tls) if address else None
+    here = [one for one in status.gateways if one.node == platform.node()] if status else []
+    left = max(0.0, end - time.monotonic())
+    try:
+        for name, under_way in asyncio.run(_leave(here, token, left, tls)).items():
+            say(f"{name}: {under_way} requests are lost" if under_way else f"{name} has ended its requests")
+    except (TandemError, TimeoutError) as error:
+        say(f"a gateway does not say when it is done: {error}")
+        here = []
+    if not here:
+        _wait_until_idle(url, key, end, say)
+
+
+async def _leave(
+    gateways: list[pb.Gateway], token: str | None, within: float, tls: Tls | None
+) -> dict[str, int]:
+    """Requests that are still under way at each when it accepts nothing more, or its time is over."""
+
+    async def ask(gateway: pb.Gateway) -> int:
+        async with rpc.channel(gateway.home, token or "", tls) as channel:
+            with rpc.raised():
+                reply = await control_pb2_grpc.HomeStub(channel).Leave(pb.LeaveRequest(within=within))
+        return reply.requests
+
+    async with asyncio.timeout(within + CALL_TIMEOUT):
+        under_way = await asyncio.gather(*map(ask, gateways))
+    return {one.name: count for one, count in zip(gateways, under_way, strict=True)}
+
+
+def _wait_until_idle(url: str, key: str | None, end: float, say: Say) -> None:
     while time.monotonic() < end:
         load = _load(url, key)
         if load is None or load == 0:
@@ -80,14 +125,18 @@ def _in_this_pod() -> Iterator[tuple[int, str]]:
 
 def _known_here(address: str, token: str | None, say: Say, tls: Tls | None) -> Iterator[tuple[int, str]]:
     """Pid and name of the instances that the controller knows on this machine."""
+    status, here = _status(address, token, say, tls), platform.node()
+    if status is not None:
+        yield from ((one.pid, one.name) for one in status.instances if one.node == here and one.pid)
+
+
+def _status(address: str, token: str | None, say: Say, tls: Tls | None) -> pb.ClusterStatus | None:
     try:
         with ControlClient(address, token, timeout=CALL_TIMEOUT, tls=tls) as client:
-            status = client.status()
+            return client.status()
     except TandemError as error:
         say(f"the controller does not say what runs here: {error.message}")
-        return
-    here = platform.node()
-    yield from ((one.pid, one.name) for one in status.instances if one.node == here and one.pid)
+        return None
 
 
 def _wait_for_end(pid: int, name: str, end: float, say: Say) -> None:

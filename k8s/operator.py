@@ -27,7 +27,18 @@ from k8s.bounds import set_bounds
 from k8s.kube_api import KubeApi, connect
 from k8s.lease import Lease
 from k8s.objects.names import CLUSTER_LABEL, GROUP_LABEL
-from k8s.pool_rules import Bounds, Mirror, Wish, decide, is_refused, status_of, takes_bounds
+from k8s.pool_rules import (
+    Agreed,
+    Bounds,
+    Mirror,
+    Wish,
+    automatic,
+    decide,
+    is_refused,
+    settled,
+    status_of,
+    takes_bounds,
+)
 from k8s.yaml_text import Object
 
 logger = logging.getLogger("tandem.operator")
@@ -42,7 +53,13 @@ class Control(Protocol):
     def status(self) -> pb.ClusterStatus: ...
 
     def scale(
-        self, pool: str, replicas: int | None = None, *, least: int | None = None, most: int | None = None
+        self,
+        pool: str,
+        replicas: int | None = None,
+        *,
+        least: int | None = None,
+        most: int | None = None,
+        automatic: bool = False,
     ) -> pb.ScaleReply: ...
 
 
@@ -84,21 +101,18 @@ class Reconciler:
         found = self._pool(pool["spec"]["role"])
         pool = self._take_bounds(pool, found)
         spec, status = pool["spec"], pool.get("status", {})
-        decision = decide(spec, status, found.target)
-        agreed, refused = status.get("autoscaledReplicas"), ""
+        decision, refused = decide(spec, status, found), ""
         granted = isinstance(decision, Wish) and not decision.refused
         if not granted and Bounds.wanted(spec) != Bounds.present(found):
             refused = self._ask(pool, None)
             found = self._pool(spec["role"])
-            decision = decide(spec, status, found.target)
-        if decision is None:
-            agreed = found.target
-        elif isinstance(decision, Mirror):
-            self._mirror(pool, decision.replicas)
-            agreed = decision.replicas
-        else:
+            decision = decide(spec, status, found)
+        agreed: Agreed | None = settled(spec, status, decision, found)
+        if isinstance(decision, Mirror):
+            self._mirror(pool, decision)
+        elif isinstance(decision, Wish):
             refused = decision.refused or self._grant(pool, decision)
-            agreed = agreed if refused else decision.replicas
+            agreed = Agreed.last(spec, status) if refused else agreed
             found = self._pool(spec["role"])
         bounds = Bounds.present(found)
         live = set_bounds(
@@ -120,19 +134,26 @@ class Reconciler:
             change = {"op": "add", "path": "/spec/autoscale", "value": False}
             self._write(paths.pool(self._namespace, name), pool["metadata"]["resourceVersion"], [change])
             self._event(pool, "Normal", "AutoscalingOff", f"{wish.replicas} replicas were asked for by hand")
-        return self._ask(pool, wish.replicas)
+        return self._ask(pool, wish)
 
-    def _ask(self, pool: Object, replicas: int | None) -> str:
-        """Have the controller take the Pool's bounds, and a size with them; gives why it refuses."""
+    def _ask(self, pool: Object, wish: Wish | None) -> str:
+        """Have the controller take the Pool's bounds, and a wish with them; gives why it refuses."""
         bounds = Bounds.wanted(pool["spec"])
+        replicas, turned_on = (None, False) if wish is None else (wish.replicas, wish.replicas is None)
         try:
-            reply = self._control.scale(pool["spec"]["role"], replicas, least=bounds.least, most=bounds.most)
+            reply = self._control.scale(
+                pool["spec"]["role"], replicas, least=bounds.least, most=bounds.most, automatic=turned_on
+            )
         except RefusedError as error:
             return error.message
-        if replicas is None:
+        if wish is None:
             self._event(pool, "Normal", "Bounded", f"from {bounds.least} to {bounds.most} instances")
-        else:
+        elif turned_on:
+            self._event(pool, "Normal", "AutoscalingOn", "the Pool says so")
+        elif reply.target != reply.previous:
             self._event(pool, "Normal", "Scaled", f"from {reply.previous} to {reply.target}")
+        elif reply.autoscale_ended and not wish.takes_over:
+            self._event(pool, "Normal", "AutoscalingOff", f"the Pool says so; it stays at {reply.target}")
         return ""
 
     def _take_bounds(self, pool: Object, found: pb.Pool) -> Object:
@@ -154,17 +175,25 @@ class Reconciler:
         )
         return written
 
-    def _mirror(self, pool: Object, replicas: int) -> None:
-        path = f"{paths.pool(self._namespace, pool['metadata']['name'])}/scale"
-        change = {"op": "add", "path": "/spec/replicas", "value": replicas}
-        self._write(path, pool["metadata"]["resourceVersion"], [change])
+    def _mirror(self, pool: Object, mirror: Mirror) -> None:
+        """In one write: half of it would be taken for somebody's wish."""
+        path = paths.pool(self._namespace, pool["metadata"]["name"])
+        version = pool["metadata"]["resourceVersion"]
+        sized = {"op": "add", "path": "/spec/replicas", "value": mirror.replicas}
+        if mirror.automatic == automatic(pool["spec"]):
+            self._write(f"{path}/scale", version, [sized])
+            return
+        switched = {"op": "add", "path": "/spec/autoscale", "value": mirror.automatic}
+        self._write(path, version, [sized, switched])
+        reason = "AutoscalingOn" if mirror.automatic else "AutoscalingOff"
+        self._event(pool, "Normal", reason, "as the controller has it")
 
     def _write(self, path: str, version: str, changes: list[Object]) -> Object:
         return self._api.patch(
             path, [{"op": "test", "path": "/metadata/resourceVersion", "value": version}, *changes]
         )
 
-    def _report(self, pool: Object, found: pb.Pool, live: str, agreed: int | None, refused: str) -> None:
+    def _report(self, pool: Object, found: pb.Pool, live: str, agreed: Agreed | None, refused: str) -> None:
         if refused and not is_refused(pool):
             self._event(pool, "Warning", "Refused", refused)
         owner = f"ray.io/cluster={live}" if live else f"{CLUSTER_LABEL}={self._cluster}"

@@ -6,8 +6,7 @@ import ipaddress
 from typing import Any
 
 from cluster.config import Config
-from cluster.config_schema import is_secret
-from cluster.config_yaml import leaves
+from cluster.config_schema import is_secret, settings
 from k8s.objects.names import CONTROL_PORT, POOLS, SERVE_PORT
 from k8s.yaml_text import Object
 
@@ -45,19 +44,19 @@ def in_cluster(config: Config) -> Config:
 
 def arguments(config: Config) -> Object:
     """What differs from the defaults, by dotted path. Secrets and the manifests' own settings stay out."""
-    plain = dict(leaves(config.model_dump(mode="json", exclude={"kubernetes"})))
-    usual = dict(leaves(Config().model_dump(mode="json", exclude={"kubernetes"})))
+    plain = settings(Config, config.model_dump(mode="json", exclude={"kubernetes"}))
+    usual = dict(settings(Config, Config().model_dump(mode="json", exclude={"kubernetes"})))
     return {
-        ".".join(path): value
-        for path, value in sorted(_whole(plain).items())
-        if _whole(usual).get(path) != value and not is_secret(Config, path)
+        ".".join(path): _short(value)
+        for path, value in sorted(plain)
+        if usual.get(path) != value and not is_secret(Config, path)
     }
 
 
 def secrets(config: Config) -> list[str]:
     """The secrets that the config holds, by dotted path: they go into a Secret, not into manifests."""
-    plain = dict(leaves(config.model_dump(mode="json")))
-    return [".".join(path) for path, value in plain.items() if value and is_secret(Config, path)]
+    plain = settings(Config, config.model_dump(mode="json"))
+    return [".".join(path) for path, value in plain if value and is_secret(Config, path)]
 
 
 def serve_config(config: Config) -> Object:
@@ -84,15 +83,11 @@ def _open(host: str) -> str:
     return ANYWHERE if loopback else host
 
 
-def _whole(values: dict[tuple[str, ...], object]) -> dict[tuple[str, ...], object]:
-    """Free mappings, such as resources, as one value each."""
-    whole: dict[tuple[str, ...], object] = {}
-    for path, value in values.items():
-        end = path.index("resources") + 1 if "resources" in path else len(path)
-        if end < len(path):
-            inner = whole.setdefault(path[:end], {})
-            assert isinstance(inner, dict)
-            inner[path[end]] = int(value) if isinstance(value, float) and value.is_integer() else value
-        else:
-            whole[path] = value
-    return whole
+def _short(value: object) -> object:
+    """The amounts of a free mapping, such as resources, as they would be written: 1 rather than 1.0."""
+    if not isinstance(value, dict):
+        return value
+    return {
+        name: int(each) if isinstance(each, float) and each.is_integer() else each
+        for name, each in value.items()
+    }

@@ -78,8 +78,13 @@ def _root(
         ),
     ] = None,
     namespace: Annotated[
-        str, typer.Option("--namespace", "-n", help="The namespace of Kubernetes, for the verbs of k8s.")
-    ] = "tandem",
+        str | None,
+        typer.Option(
+            "--namespace",
+            "-n",
+            help="The namespace of Kubernetes, for the verbs of k8s. Default: `kubernetes.namespace`.",
+        ),
+    ] = None,
     output: Annotated[
         Listing | None, typer.Option("--output", "-o", help="How verbs print data. Default: table.")
     ] = None,

@@ -14,7 +14,7 @@ import typer
 from cluster.cli.failures import Exit, Failure
 from cluster.config import Config
 from cluster.config_layers import DEFAULT, Resolved
-from cluster.config_schema import is_secret
+from cluster.config_schema import is_secret, setting_of
 from cluster.units import parse_duration
 
 
@@ -44,7 +44,7 @@ class Root:
     address: str | None = None
     token: str | None = None
     tls: Path | None = None
-    namespace: str = "tandem"
+    namespace: str | None = None
     timeout: float = 10.0
     output: Listing | None = None
     headers: bool = True
@@ -140,17 +140,16 @@ def overrides(settings: list[str] | None) -> dict[str, object]:
 
 
 def settings_given(resolved: Resolved[Config]) -> dict[str, object]:
-    """What some layer sets, by dotted path; free mappings, such as resources, as one value each."""
+    """What some layer sets, by dotted path; a free mapping, such as resources, is one value."""
     assert resolved.config is not None
-    data = resolved.config.model_dump(mode="json")
+    data: Any = resolved.config.model_dump(mode="json")
     found: dict[str, object] = {}
     for path, origin in resolved.origins.items():
-        end = path.index("resources") + 1 if "resources" in path else len(path)
         if origin != DEFAULT:
-            value: Any = data
-            for step in path[:end]:
+            setting, value = setting_of(Config, path), data
+            for step in setting:
                 value = value[step]
-            found[".".join(path[:end])] = value
+            found[".".join(setting)] = value
     return found
 
 

@@ -169,8 +169,7 @@ def _before_the_end(command: str) -> Object:
 
 def _leave(config: Config, group: str) -> str:
     """Let what runs here finish elsewhere, then take the node out of the cluster."""
+    where = f"--address {OWN_HEAD}:{config.control.port}"
     if group == GATEWAY:
-        where = f"--gateway {gateway_tls.scheme(config)}://127.0.0.1:{config.gateway.port}"
-    else:
-        where = f"--address {OWN_HEAD}:{config.control.port}"
+        where += f" --gateway {gateway_tls.scheme(config)}://127.0.0.1:{config.gateway.port}"
     return f"tandem k8s leave {where} --deadline {math.ceil(config.control.drain_timeout)}s; ray stop"

@@ -32,6 +32,7 @@ class FakeControl:
     bounds: dict[str, tuple[int, int]] = field(default_factory=lambda: dict.fromkeys(POOLS, (1, 64)))
     bounded: set[str] = field(default_factory=set)
     automatic: set[str] = field(default_factory=lambda: set(POOLS))
+    sized: set[str] = field(default_factory=set)
     starting: int = 0
     draining: int = 0
     refusal: str = ""
@@ -49,13 +50,21 @@ class FakeControl:
                 least=self.bounds[name][0],
                 most=self.bounds[name][1],
                 bounded=name in self.bounded,
+                autoscale=name in self.automatic,
+                sized=name in self.sized,
             )
             for name, target in self.targets.items()
         ]
         return pb.ClusterStatus(pools=pools)
 
     def scale(
-        self, pool: str, replicas: int | None = None, *, least: int | None = None, most: int | None = None
+        self,
+        pool: str,
+        replicas: int | None = None,
+        *,
+        least: int | None = None,
+        most: int | None = None,
+        automatic: bool = False,
     ) -> pb.ScaleReply:
         """As the real one: a size must be within the bounds that come with it."""
         if replicas is not None:
@@ -67,14 +76,26 @@ class FakeControl:
         before = self.bounds[pool]
         bounds = before[0] if least is None else least, before[1] if most is None else most
         explicit = replicas is not None
-        Scaling(pool in self.automatic, *bounds).check(pool, target, explicit=explicit)
-        if explicit:
-            self.automatic.discard(pool)
+        before_automatic = pool in self.automatic
+        after = (before_automatic or automatic) and not explicit
+        Scaling(after, *bounds).check(pool, target, explicit=explicit)
+        self.automatic = self.automatic | {pool} if after else self.automatic - {pool}
+        if explicit or automatic:
+            self.sized.add(pool)
         if bounds != before:
             self.bounded.add(pool)
         self.bounds[pool], self.targets[pool] = bounds, target
         self.scaled.set()
-        return pb.ScaleReply(previous=previous, target=target)
+        ended = before_automatic and not after
+        return pb.ScaleReply(previous=previous, target=target, autoscale=after, autoscale_ended=ended)
+
+    def begin_anew(self, target: int, *, automatic: bool) -> None:
+        """Another controller, which has no more than its settings: that of an upgrade, or of a new head."""
+        self.targets["decode"] = target
+        self.bounds["decode"] = (1, 64)
+        self.automatic = self.automatic | {"decode"} if automatic else self.automatic - {"decode"}
+        self.sized.clear()
+        self.bounded.clear()
 
 
 class Scene:
@@ -98,6 +119,11 @@ class Scene:
 
     def read(self) -> dict[str, Any]:
         return self.api.get(self.path)
+
+    def sizes(self) -> tuple[int, bool]:
+        """What the Pool says: how many instances, and whether the controller sets that."""
+        spec = self.read()["spec"]
+        return spec["replicas"], spec["autoscale"]
 
     @property
     def path(self) -> str:

@@ -53,6 +53,27 @@ def test_applying_again_resizes_nothing(real_server: Server, tmp_path: Path) -> 
     assert found["spec"]["replicas"] == 5
 
 
+def test_applying_again_brings_its_own_bounds_back_where_others_have_changed_them(
+    real_server: Server, tmp_path: Path
+) -> None:
+    config = load(None, {"kubernetes.namespace": "owned"})
+    (pool,) = (e for e in objects(config) if e["kind"] == "Pool" and e["spec"]["role"] == "decode")
+    apply(real_server, tmp_path, known(dump_all(objects(config)), real_server))
+    for more in (
+        ("scale", "tpool/decode", "--replicas=5"),
+        ("patch", "tpool", "decode", "--type", "merge", "-p", '{"spec":{"maxReplicas":8}}'),
+    ):
+        done = real_server.kubectl(*more, "-n", "owned", home=tmp_path)
+        assert done.returncode == 0, done.stderr
+    path = tmp_path / "again.yaml"
+    path.write_text(dump_all([pool]))
+    plain = real_server.kubectl("apply", "--server-side", "-f", str(path), home=tmp_path)
+    assert plain.returncode != 0 and "conflict" in plain.stderr, "it is for this that conflicts are forced"
+    apply(real_server, tmp_path, dump_all([pool]))
+    found = real_server.api.get("/apis/tandem.dev/v1alpha1/namespaces/owned/pools/decode")["spec"]
+    assert (found["replicas"], found["maxReplicas"]) == (5, 64)
+
+
 def test_kubectl_get_shows_the_columns(real_server: Server, tmp_path: Path) -> None:
     config = load(None, {"kubernetes.namespace": "columns"})
     apply(real_server, tmp_path, known(dump_all(objects(config)), real_server))

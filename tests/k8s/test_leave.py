@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import platform
@@ -15,10 +16,13 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import grpc
 import pytest
 
-from cluster import certificates
+from cluster import certificates, control_pb2_grpc, rpc
 from cluster import control_pb2 as pb
+from cluster.token_stream import HomeService
+from cluster.token_streams import TokenStreams
 from cluster.worker import Worker
 from engine.errors import Unreachable
 from k8s import leave
@@ -234,3 +238,64 @@ def test_a_gateway_is_waited_for_until_it_is_idle(
     with gateway(loads, context if encrypted else None) as url:
         leave.leave_gateway(url, "key", 1.0, said.append)
     assert said == [last]
+
+
+@contextmanager
+def homes(under_way: list[int]) -> Iterator[tuple[list[pb.Gateway], list[float]]]:
+    """Gateways of this machine that say how many requests are left; and how long they were given."""
+    events = asyncio.new_event_loop()
+    given: list[float] = []
+
+    async def opened(count: int) -> tuple[grpc.aio.Server, str]:
+        async def left(within: float) -> int:
+            given.append(within)
+            return count
+
+        server = rpc.server("secret")
+        control_pb2_grpc.add_HomeServicer_to_server(HomeService(TokenStreams(), leave=left), server)
+        address = rpc.listen(server, "127.0.0.1", 0, setting="none")
+        await server.start()
+        return server, address
+
+    found = [events.run_until_complete(opened(count)) for count in under_way]
+    thread = threading.Thread(target=events.run_forever)
+    thread.start()
+    try:
+        here = platform.node()
+        yield (
+            [pb.Gateway(name=f"gateway-{n}", node=here, home=home) for n, (_, home) in enumerate(found)],
+            given,
+        )
+    finally:
+        for server, _ in found:
+            asyncio.run_coroutine_threadsafe(server.stop(0), events).result(10)
+        events.call_soon_threadsafe(events.stop)
+        thread.join()
+        events.close()
+
+
+def test_gateways_of_this_pod_take_nothing_more_and_say_when_they_are_done(at_once: None, pod: Pod) -> None:
+    said: list[str] = []
+    with homes([0, 2]) as (gateways, given):
+        others = [pb.Gateway(name="elsewhere", node="another-pod", home="127.0.0.1:9")]
+        pod.status = lambda: pb.ClusterStatus(gateways=gateways + others)
+        leave.leave_gateway("http://127.0.0.1:9", None, 30.0, said.append, "own-head:1", "secret")
+    assert said == ["gateway-0 has ended its requests", "gateway-1: 2 requests are lost"]
+    assert pod.asked == ["own-head:1"]
+    assert all(29.0 < within <= 30.0 for within in given)
+
+
+@pytest.mark.parametrize("home", ["", "127.0.0.1:9"], ids=["no controller", "no answer"])
+def test_a_gateway_that_cannot_be_asked_is_looked_at_until_it_is_idle(
+    at_once: None, pod: Pod, home: str
+) -> None:
+    said: list[str] = []
+    if home:
+        here = [pb.Gateway(name="gateway-0", node=platform.node(), home=home)]
+        pod.status = lambda: pb.ClusterStatus(gateways=here)
+    else:
+        pod.status = nobody
+    with gateway([1, 0]) as url:
+        leave.leave_gateway(url, "key", 30.0, said.append, "own-head:1", "secret")
+    assert len(said) == 2
+    assert said[-1] == "no request is under way"

@@ -54,14 +54,12 @@ def test_scaling_by_hand_ends_autoscaling_and_an_event_says_so(scene: Scene) -> 
     assert "AutoscalingOff" in scene.events()
 
 
-@pytest.mark.parametrize("automatic", [True, False])
-def test_what_the_controller_decides_is_mirrored(scene: Scene, automatic: bool) -> None:
-    scene.pool(replicas=2, autoscale=automatic)
+def test_what_the_controller_decides_is_mirrored(scene: Scene) -> None:
+    scene.pool()
     scene.rounds()
     scene.control.targets["decode"] = 7
     scene.rounds(2)
-    spec = scene.read()["spec"]
-    assert (spec["replicas"], spec["autoscale"], scene.control.calls) == (7, automatic, [])
+    assert (scene.sizes(), scene.control.calls) == ((7, True), [])
 
 
 def test_rounds_without_a_change_write_nothing(scene: Scene) -> None:
@@ -198,8 +196,7 @@ def test_bounds_of_a_new_controller_are_only_its_settings(scene: Scene) -> None:
     """A second cluster for an upgrade, or a head that was lost: the Pool outlives them."""
     scene.pool(maxReplicas=8)
     scene.rounds(2)
-    scene.control.bounds["decode"] = (1, 64)
-    scene.control.bounded.clear()
+    scene.control.begin_anew(2, automatic=True)
     scene.rounds(2)
     assert scene.read()["spec"]["maxReplicas"] == 8
     assert scene.control.bounds["decode"] == (1, 8)
