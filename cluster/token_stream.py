@@ -29,7 +29,7 @@ from cluster.takeover import Endings
 from cluster.timelines import Timelines
 from cluster.token_streams import TokenStreams
 from engine.core import Emitted, EngineCore
-from engine.errors import Conflict
+from engine.errors import Conflict, Overloaded, TandemError
 from engine.request import Request
 from engine.sequence import Epoch, FinishReason, SequenceKey
 from migration import wire_pb2
@@ -91,15 +91,13 @@ class TokenPusher:
 
     def taken(self, request_id: str, home: str, epoch: Epoch) -> None:
         """Tell a home that a request of its has gone to another gateway. Never blocks."""
-        message = pb.Tokens(
-            request_id=request_id,
-            epoch=wire_pb2.Epoch(attempt=epoch.attempt, move=epoch.move),
-            finish_reason="cancelled",
-            error=error_message(Conflict("the client has come back through another gateway")),
-        )
+        gone = Conflict("the client has come back through another gateway")
+        self._tell(home, [_cancelled(request_id, epoch, gone)])
+
+    def _tell(self, home: str, messages: list[pb.Tokens]) -> None:
         events = self._events
-        if events is not None and not events.is_closed():
-            events.call_soon_threadsafe(self._send, home, [message])
+        if messages and events is not None and not events.is_closed():
+            events.call_soon_threadsafe(self._send, home, messages)
 
     async def close(self) -> None:
         """Send what is left, bounded to a second, and end the connections."""
@@ -211,15 +209,30 @@ class TokenPusher:
         self._call(drop)
 
     def _given_up(self, home: str) -> None:
-        """Drop every request of a home that cannot be reached."""
+        """Drop every request of a home that cannot be reached. Should it be back soon, it is told."""
+        reason = Overloaded(f"{self._instance} could not reach {home} and dropped the request")
 
         def drop(core: EngineCore) -> None:
+            dropped = []
             for one in core.requests(time.time()):
-                if any(sequence.home == home for sequence in core.sequences(one.request_id)):
+                choices = core.sequences(one.request_id)
+                if choices and choices[0].home == home:
+                    dropped.append(_cancelled(one.request_id, choices[0].epoch, reason))
                     core.cancel(one.request_id)
+            self._tell(home, dropped)
 
         assert self._call is not None
         self._call(drop)
+
+
+def _cancelled(request_id: str, epoch: Epoch, reason: TandemError) -> pb.Tokens:
+    """What a home is told of a request that this instance has dropped."""
+    return pb.Tokens(
+        request_id=request_id,
+        epoch=wire_pb2.Epoch(attempt=epoch.attempt, move=epoch.move),
+        finish_reason="cancelled",
+        error=error_message(reason),
+    )
 
 
 class HomeService(control_pb2_grpc.HomeServicer):

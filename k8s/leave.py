@@ -25,8 +25,8 @@ from itertools import chain
 from pathlib import Path
 
 from cluster import control_pb2 as pb
-from cluster import control_pb2_grpc, rpc
 from cluster.control_client import ControlClient
+from cluster.leaving import leave
 from cluster.tls import Tls
 from engine.errors import TandemError
 
@@ -77,29 +77,13 @@ def leave_gateway(
     here = [one for one in status.gateways if one.node == platform.node()] if status else []
     left = max(0.0, end - time.monotonic())
     try:
-        for name, under_way in asyncio.run(_leave(here, token, left, tls)).items():
+        for name, under_way in asyncio.run(leave(here, token or "", left, tls)).items():
             say(f"{name}: {under_way} requests are lost" if under_way else f"{name} has ended its requests")
-    except (TandemError, TimeoutError) as error:
+    except TandemError as error:
         say(f"a gateway does not say when it is done: {error}")
         here = []
     if not here:
         _wait_until_idle(url, key, end, say)
-
-
-async def _leave(
-    gateways: list[pb.Gateway], token: str | None, within: float, tls: Tls | None
-) -> dict[str, int]:
-    """Requests that are still under way at each when it accepts nothing more, or its time is over."""
-
-    async def ask(gateway: pb.Gateway) -> int:
-        async with rpc.channel(gateway.home, token or "", tls) as channel:
-            with rpc.raised():
-                reply = await control_pb2_grpc.HomeStub(channel).Leave(pb.LeaveRequest(within=within))
-        return reply.requests
-
-    async with asyncio.timeout(within + CALL_TIMEOUT):
-        under_way = await asyncio.gather(*map(ask, gateways))
-    return {one.name: count for one, count in zip(gateways, under_way, strict=True)}
 
 
 def _wait_until_idle(url: str, key: str | None, end: float, say: Say) -> None:

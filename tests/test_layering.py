@@ -33,7 +33,7 @@ MAY: dict[str, tuple[set[str], set[str]]] = {
         {
             "engine.errors", "cluster.cli", "cluster.config", "cluster.config_kubernetes",
             "cluster.config_schema", "cluster.config_yaml", "cluster.control_client", "cluster.control_pb2",
-            "cluster.serve_schema", "cluster.tls", "cluster.units",
+            "cluster.leaving", "cluster.serve_schema", "cluster.tls", "cluster.units",
         },
         {"yaml", "jsonschema", "referencing", "typer", "kubernetes", "urllib3"},
     ),

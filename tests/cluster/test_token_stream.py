@@ -310,6 +310,35 @@ def test_a_home_that_stays_away_loses_its_requests_after_the_lease() -> None:
     run(test)
 
 
+def test_a_home_that_comes_back_is_told_what_was_dropped_meanwhile() -> None:
+    """It would wait for tokens that nobody draws."""
+
+    async def test() -> None:
+        home, core = Home(), Core()
+        await home.open()
+        await home.server.stop(0)
+        of = sequence("abc")
+        of.home, of.epoch = home.address, Epoch(1, 2)
+        core.living["r"] = [of]
+        pusher = TokenPusher(
+            "here", lambda _: ByteDetokenizer(), lambda to: rpc.channel(to, TOKEN), lease=0.5
+        )
+        pusher.start(core.call)
+        pusher.push([emitted(of, 0, home.address)])
+        await until(lambda: core.cancelled)
+        del core.living["r"]
+        again = Home()
+        await again.open(int(home.address.rpartition(":")[2]))
+        await again.until(lambda: bool(again.batches))
+        (told,) = again.batches[0].tokens
+        assert (told.request_id, told.finish_reason, told.error.code) == ("r", "cancelled", "overloaded")
+        assert (told.epoch.attempt, told.epoch.move) == (1, 2)
+        await pusher.close()
+        await again.server.stop(0)
+
+    run(test)
+
+
 def test_unanswered_batches_are_bounded() -> None:
     async def test() -> None:
         home = Home()
