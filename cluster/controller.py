@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Protocol
 
 from cluster import control_pb2 as pb
+from cluster.adoption import Adoption, Found, FoundHandle
 from cluster.autoscaler import PoolScaler
 from cluster.config import Config
 from cluster.events import Events
@@ -51,12 +52,6 @@ logger = logging.getLogger("tandem.controller")
 
 GATEWAY_SILENCE = 5.0
 """Seconds without a beat after which a gateway is taken off the list."""
-
-
-class FoundHandle(Handle, Protocol):
-    name: str
-
-    async def memo(self) -> tuple[bytes, str]: ...
 
 
 class Fleet(Protocol):
@@ -101,6 +96,7 @@ class Controller:
         self.declared = ""
         self._door = asyncio.Lock()
         self._loops: list[asyncio.Task[None]] = []
+        self._adoption = Adoption(config.control)
         self._assemble(config)
 
     def _assemble(self, config: Config) -> None:
@@ -112,7 +108,7 @@ class Controller:
         self.pools: dict[str, Pool] = {}
         members = Members(self.pools)
         self.mover = Mover(config, self.scheduler, self.migrations, members)
-        self.rebalancer = Rebalancer(config.scheduler, self.scheduler, self.mover, members)
+        self.rebalancer = Rebalancer(config, self.scheduler, self.mover, members)
         self.rollout = Rollout(
             config.control, self.pools, self.events, version=self._version, settings=fingerprint(config)
         )
@@ -125,6 +121,7 @@ class Controller:
             events=self.events,
             authority=self._authority,
             rebalancer=self.rebalancer,
+            bounds=lambda role: self.scaler.scaling[role],
         )
         self.scaler = PoolScaler(
             config,
@@ -139,8 +136,8 @@ class Controller:
 
     async def start(self) -> None:
         """Adopt what is there, then keep the pools at their targets. Returns before instances are ready."""
-        found = await self._memos()
-        last = latest(memo for _, memo, _ in found)
+        adoption = Adoption(self.config.control, await self._fleet.existing())
+        last = latest(await adoption.memos())
         if last.base == self._base:
             self.declared = last.declared
             if last.changes:
@@ -148,7 +145,7 @@ class Controller:
                 config = with_settings(self.deployed, self._changes)
                 self._fleet = self._fleet.renewed(config)
                 self._assemble(config)
-        self._take_up(found, last)
+        self._take_up(adoption, last)
 
     async def renew(self, changes: Mapping[str, object]) -> None:
         """Begin anew with other settings, by dotted path. Instances go on and are adopted again.
@@ -158,12 +155,13 @@ class Controller:
         async with self._door:
             wanted = {**self._changes, **changes}
             config = with_settings(self.deployed, wanted)
-            found = await self._memos()
+            adoption = Adoption(config.control, await self._fleet.existing())
+            await adoption.memos()
             await self.close()
             memo = self._memo()
             self._changes, self._fleet = dict(wanted), self._fleet.renewed(config)
             self._assemble(config)
-            self._take_up(found, memo)
+            self._take_up(adoption, memo)
 
     async def close(self) -> None:
         """Stop controlling. Instances go on until they are adopted, or have been orphans too long."""
@@ -171,6 +169,7 @@ class Controller:
         for task in loops:
             task.cancel()
         await asyncio.gather(*loops, return_exceptions=True)
+        await self._adoption.close()
         await self.operations.close()
         await self.timelines.close()
         for pool in self.pools.values():
@@ -329,38 +328,29 @@ class Controller:
         )
         return self._editions.number(memo)
 
-    async def _memos(self) -> list[tuple[FoundHandle, Memo, str]]:
-        """Instances of an earlier controller, each with its memo and role; one that gives none is killed."""
-
-        async def ask(handle: FoundHandle) -> tuple[FoundHandle, Memo, str] | None:
-            try:
-                memo, role = await handle.memo()
-                return handle, Memo.from_bytes(memo), role
-            except (TandemError, ValueError) as error:
-                logger.warning("an instance that was found does not answer and is killed: %s", error)
-                await handle.kill()
-                return None
-
-        answers = await asyncio.gather(*(ask(handle) for handle in await self._fleet.existing()))
-        return [answer for answer in answers if answer is not None]
-
-    def _take_up(self, found: Sequence[tuple[FoundHandle, Memo, str]], last: Memo) -> None:
+    def _take_up(self, adoption: Adoption, last: Memo) -> None:
         """Fill the pools with the instances that were found, and begin the loops."""
+        self._adoption = adoption
         self.generation = last.generation + 1
         self.scaler.restore(last.scaling)
         for role, target in last.targets_for(_sizes(self.config)).items():
             self.pools[role] = self._pool(role, target)
             self.pools[role].next = last.names.get(role, 0)
-        for handle, _, role in found:
-            first, _, number = handle.name.rpartition("-")
-            self.pools[first].next = max(self.pools[first].next, int(number) + 1)
-            self.pools[role].adopt(handle.name, handle)
-        self.rollout.marked |= set(last.marked)
+        adoption.tell(lambda found: self._adopt(found, last))
         loops = {"reconcile": self._reconcile, "rebalance": self.rebalancer.run, "rollout": self.rollout.run}
         loops["autoscale"] = self.scaler.run
         if self.config.engine.queue == "fair":
             loops["tenants"] = TenantAccounts(self.config, Members(self.pools)).run
         self._loops = [asyncio.create_task(run(), name=name) for name, run in loops.items()]
+
+    def _adopt(self, found: Found | None, last: Memo) -> None:
+        if found is not None:
+            name = found.handle.name
+            first, _, number = name.rpartition("-")
+            self.pools[first].next = max(self.pools[first].next, int(number) + 1)
+            self.pools[found.role].adopt(name, found.handle)
+            self.rollout.marked |= {name} & set(last.marked)
+        self._kicked.set()
 
     def _be_fenced(self, reason: str) -> None:
         self.fenced = reason
@@ -368,8 +358,10 @@ class Controller:
 
     async def _reconcile(self) -> None:
         while not self.fenced:
-            for pool in self.pools.values():
-                pool.reconcile()
+            # Whom a pool lacks, or has too many, is known when all that were found have answered.
+            if not self._adoption.late:
+                for pool in self.pools.values():
+                    pool.reconcile()
             silent = time.monotonic() - GATEWAY_SILENCE
             for name in [name for name, (heard, _) in self._gateways.items() if heard < silent]:
                 del self._gateways[name]

@@ -129,7 +129,8 @@ class GatewayService:
         `tenant` whose key it came with. Names of requests are each tenant's own.
 
         One that runs here under its name is read by one more. One that ran through another gateway is taken
-        over where instances still have it, and else runs again: its tokens are the same.
+        over where instances still have it, and else runs again: its tokens are the same. What instances have
+        of it was let in before, so the tenant's limits refuse only what they have nothing of.
 
         Raises RequestErrors for what cannot be done, Conflict for an id that is in use, and RateLimited.
         """
@@ -140,7 +141,8 @@ class GatewayService:
             return _attached(request_id, running, asked)
         if self.leaving:
             raise Draining("the cluster is about to end and takes no new requests")
-        self.access.limits.check(tenant)
+        if not asked.again:
+            self.access.limits.check(tenant)
         self.access.check_priority(tenant, body.priority or 0)
         self.check_model(body.model)
         self._check_tokens(body)
@@ -173,8 +175,7 @@ class GatewayService:
         check_shape(asked.seen, len(requests) * (body.n or 1))
         taken: Mapping[int, Taken] = {}
         if asked.again:
-            instances = [one.name for one in self.facts.status.instances]
-            taken = await self.driver.take(request_id, asked.digest, instances)
+            taken = await self.driver.take(request_id, asked.digest, self._holders())
         running = self._jobs.get(request_id)
         if running is not None:
             return _attached(request_id, running, asked)
@@ -184,7 +185,7 @@ class GatewayService:
         }
         afresh = [len(requests[number].prompt) for number, known in before.items() if known is None]
         limits = self.access.limits
-        ticket = limits.admit(tenant, sum(afresh)) if afresh else limits.resume(tenant)
+        ticket = limits.resume(tenant, sum(afresh)) if taken else limits.admit(tenant, sum(afresh))
         return self._run(request_id, requests, echo, time.monotonic() + limit, asked, before, ticket)
 
     async def tokenize(self, body: TokenizeBody) -> list[int]:
@@ -247,6 +248,14 @@ class GatewayService:
         ticket.watch(lambda: max(0, job.usage().completion - charged))
         self._jobs[name] = job
         return job
+
+    def _holders(self) -> list[str]:
+        """The instances that may have a request: those that this gateway knows, and others that serve.
+
+        One that starts would not answer in time.
+        """
+        serving = [one.name for one in self.facts.status.instances if one.state != "starting"]
+        return sorted({*self.driver.instances.known(), *serving})
 
     def _before(self, request: Request, taken: Taken | None, seen: Sequence[Seen]) -> Before | None:
         """What instances had drawn of a request that is taken over, with its text; None if it runs again.

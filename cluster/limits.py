@@ -133,12 +133,13 @@ class Limits:
         account.taken_requests += 1
         if account.requests is not None:
             account.requests.take(1, now)
-        account.take_tokens(prompt, now)
-        return self.resume(tenant)
+        return self.resume(tenant, prompt)
 
-    def resume(self, tenant: str) -> Ticket:
-        """Let in what another gateway had let in before: only what its answer still grows is charged."""
+    def resume(self, tenant: str, prompt: int = 0) -> Ticket:
+        """Let in what another gateway had let in before: only what its answer still grows is charged, and
+        so many prompt tokens, which are computed again."""
         account = self._account(tenant)
+        account.take_tokens(prompt, self._clock())
         ticket = Ticket(account)
         account.running.add(ticket)
         return ticket

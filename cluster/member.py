@@ -52,7 +52,8 @@ class Handle(Protocol):
 class Member:
     """One instance of the pool, with the last that it said of itself.
 
-    On a `cordoned` one nothing new is placed; `emptying` moves away what it has, by an operator's wish.
+    On a `cordoned` one nothing new is placed; `emptying` moves away what it has, by an operator's wish. An
+    `adopted` one may have requests before it is ready.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Member:
     instance: pb.Instance = field(default_factory=pb.Instance)
     polled: asyncio.Event = field(default_factory=asyncio.Event)
     cordoned: bool = False
+    adopted: bool = False
     emptying: asyncio.Task[None] | None = None
     life: asyncio.Task[None] | None = None
 

@@ -14,7 +14,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -28,12 +28,15 @@ from cluster.starvation import Starvation
 from cluster.status_message import status_from
 from cluster.termination import end_here, is_here
 from cluster.units import counted
-from engine.errors import Fenced, InstanceDied, TandemError
+from engine.errors import Fenced, InstanceDied, Overloaded, TandemError
 from global_scheduler.scheduler import Scheduler
 
 logger = logging.getLogger("tandem.controller")
 
 FIRST_PAUSE = 0.5
+
+PATIENCE = 4
+"""Times call_timeout for which an instance is asked again before silence is taken for its end."""
 
 T = TypeVar("T")
 
@@ -89,20 +92,22 @@ class Pool:
         return sum(member.state is state for member in self.members.values())
 
     def reconcile(self) -> None:
-        """Start what is missing, unless the last starts failed a moment ago; drain what is too much."""
+        """Start what is missing, unless the last starts failed a moment ago; drain what is too much, once it
+        is known what those that were adopted have to do."""
         wanted = [member for member in self.members.values() if member.state is not State.DRAINING]
         missing = self.target + self.surge - len(wanted)
         if missing > 0 and time.monotonic() >= self._not_before:
             for _ in range(missing):
                 self._start()
-        if missing < 0:
+        unheard = any(member.adopted and member.state is State.STARTING for member in wanted)
+        if missing < 0 and not unheard:
             wanted.sort(key=_dear)
             for member in wanted[:-missing]:
                 self.drain(member, f"{self.role} is scaled to {self.target}", "scale_down")
 
     def adopt(self, name: str, handle: Handle) -> None:
         """Take over an earlier controller's instance."""
-        member = Member(name, handle, time.time())
+        member = Member(name, handle, time.time(), adopted=True)
         self.members[name] = member
         self._events.add("adopted", name, "found by name when the controller started")
         member.life = self._task(self._live(member))
@@ -143,12 +148,21 @@ class Pool:
         begun = time.monotonic()
         try:
             await member.handle.ready(self._config.start_timeout)
-            await self._poll(member)
+            await patiently(lambda: self._poll(member), self._config)
+        except Fenced as error:
+            self._authority.fenced(error.message)
+            self._remove(member)
+            return
         except TandemError as error:
-            await member.handle.kill()
             self._remove(member)
             if member.state is not State.DRAINING:
                 self._failed(member.name, error)
+            await killed(member.handle)
+            return
+        if member.state is State.DRAINING and not member.adopted:
+            # It was to be killed before it was ready, and is there all the same.
+            self._remove(member)
+            await killed(member.handle)
             return
         if member.state is State.STARTING:
             member.state = State.READY
@@ -160,12 +174,7 @@ class Pool:
         await self._stay(member)
 
     async def _stay(self, member: Member) -> None:
-        await self._watch(member)
-        self._remove(member)
-        self.kick()
-
-    async def _watch(self, member: Member) -> None:
-        """Until the instance dies, or is killed because it hangs."""
+        """Until the instance dies, is killed because it hangs, or has another controller."""
         death = asyncio.create_task(member.handle.lifetime())
         beats = Told(member.handle)
         hangs = asyncio.create_task(hung(beats, self._config, Starvation(lambda: _of_this_machine(member))))
@@ -173,21 +182,30 @@ class Pool:
         tasks = (death, hangs, polls)
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            if polls.done() and not polls.cancelled() and polls.exception() is not None:
-                return
-            if hangs.done():
-                self._events.add("hung", member.name, f"killed: {hangs.result()}")
-                end_here(member.instance.pid, member.instance.node)
-                await member.handle.kill()
-            await asyncio.wait([death], timeout=self._config.call_timeout)
+            polls.cancel()
+            # First of all: to kill it takes a while, in which nothing more may be placed there.
+            self._remove(member)
+            self.kick()
+            if not (polls.done() and not polls.cancelled() and polls.exception() is not None):
+                await self._lose(member, death, hangs)
         finally:
             for task in tasks:
                 task.cancel()
-        outcome, *_ = await asyncio.gather(*tasks, return_exceptions=True)
-        # It may only be out of reach; then it must not come back beside the one that takes its place.
-        await member.handle.kill()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _lose(self, member: Member, death: asyncio.Task[None], hangs: asyncio.Task[str]) -> None:
+        """Make sure that it is dead, and say why."""
+        if hangs.done():
+            self._events.add("hung", member.name, f"killed: {hangs.result()}")
+            end_here(member.instance.pid, member.instance.node)
+            await killed(member.handle)
+        if not death.done():
+            await asyncio.wait([death], timeout=self._config.call_timeout)
         if member.state is not State.DRAINING:
-            self._events.add("died", member.name, getattr(outcome, "message", "") or "it ended by itself")
+            error = death.exception() if death.done() and not death.cancelled() else None
+            self._events.add("died", member.name, getattr(error, "message", "") or "it ended by itself")
+        # It may only be out of reach; then it must not come back beside the one that takes its place.
+        await killed(member.handle)
 
     async def _polls(self, member: Member, beats: Told) -> None:
         """Ask for its status with each beat, until it dies; raises Fenced once another controller has it."""
@@ -224,11 +242,11 @@ class Pool:
             return
         if member.emptying is not None:
             member.emptying.cancel()
-        ready = member.state is State.READY
+        ready = member.state is State.READY or member.adopted
         member.state = State.DRAINING
         self._scheduler.cordon(member.name)
         self._events.add("draining", member.name, reason)
-        self._task(self._drain(member, reason, cause) if ready else member.handle.kill())
+        self._task(self._drain(member, reason, cause) if ready else killed(member.handle))
         self.kick()
 
     async def _drain(self, member: Member, reason: str, cause: str) -> None:
@@ -274,6 +292,28 @@ class Pool:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+async def patiently(ask: Callable[[], Awaitable[T]], config: ControlConfig) -> T:
+    """What an instance answers, which may be slow or out of reach for a while: it is asked again while it
+    raises Overloaded, for a few of `call_timeout`; then that is raised.
+    """
+    until = time.monotonic() + PATIENCE * config.call_timeout
+    while True:
+        try:
+            return await ask()
+        except Overloaded:
+            if time.monotonic() >= until:
+                raise
+        await asyncio.sleep(config.beat)
+
+
+async def killed(handle: Handle) -> None:
+    """Kill an instance as well as that can be done: one that is not told ends as an orphan."""
+    try:
+        await handle.kill()
+    except Exception:  # of whatever kind, Ray's too: what was to follow still has to
+        logger.exception("an instance could not be killed")
 
 
 def _dear(member: Member) -> tuple[bool, bool, int, float]:

@@ -25,9 +25,10 @@ class _Line:
 
 class SchedulerClient:
     """`discover` gives the controller's host:port; it is asked again when the controller could not be
-    reached.
+    reached, once for all who wait.
 
-    Each call is bounded by `timeout` seconds and raises Overloaded when the controller does not answer in it.
+    To find the controller and to call it are bounded by `timeout` seconds each; Overloaded when it does not
+    answer in that time.
     """
 
     def __init__(self, discover: Discover, token: str, *, timeout: float, tls: Tls | None = None) -> None:
@@ -36,7 +37,7 @@ class SchedulerClient:
         self._tls = tls
         self._timeout = timeout
         self._line: _Line | None = None
-        self._connecting = asyncio.Lock()
+        self._finding: asyncio.Task[_Line] | None = None
         self._closing: set[asyncio.Task[None]] = set()
 
     async def place(self, request: pb.PlaceRequest) -> pb.Placement:
@@ -64,6 +65,9 @@ class SchedulerClient:
 
     async def close(self) -> None:
         """Calls under way are cancelled."""
+        if self._finding is not None:
+            self._finding.cancel()
+            await asyncio.gather(self._finding, return_exceptions=True)
         if self._line is not None:
             await self._line.channel.close()
             self._line = None
@@ -72,16 +76,25 @@ class SchedulerClient:
         await asyncio.gather(*self._closing, return_exceptions=True)
 
     async def _connect(self) -> _Line:
-        async with self._connecting:
-            if self._line is None:
-                try:
-                    async with asyncio.timeout(self._timeout):
-                        address = await self._discover()
-                except Exception as error:  # Ray and Serve have many ways to say that the controller is away
-                    raise Overloaded(f"the controller is not there; it is started again ({error})") from error
-                line = channel(address, self._token, self._tls)
-                self._line = _Line(line, control_pb2_grpc.SchedulerStub(line))
+        """The line that there is, or that all who are without one wait for; who is cancelled leaves it."""
+        if self._line is not None:
             return self._line
+        if self._finding is None or self._finding.done():
+            self._finding = asyncio.create_task(self._find(), name="find the controller")
+            # All who asked may be gone.
+            self._finding.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return await asyncio.shield(self._finding)
+
+    async def _find(self) -> _Line:
+        try:
+            async with asyncio.timeout(self._timeout):
+                address = await self._discover()
+        except Exception as error:  # Ray and Serve have many ways to say that the controller is away
+            why = str(error) or type(error).__name__
+            raise Overloaded(f"the controller is not there; it is started again ({why})") from error
+        line = channel(address, self._token, self._tls)
+        self._line = _Line(line, control_pb2_grpc.SchedulerStub(line))
+        return self._line
 
     def _drop(self, line: _Line) -> None:
         """The next call makes another connection. Others may still wait for answers over this one: they time

@@ -118,7 +118,7 @@ class Worker:
         self._loading: asyncio.Task[Instance] | None = None
         self._asked: asyncio.Future[InstanceStatus] | None = None
         self._asked_at: float | None = None
-        self._status = InstanceStatus(instance=name, role=role)
+        self._status: InstanceStatus | None = None
         self._rate = TokenRate()
         self._over: asyncio.Future[None] | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -289,17 +289,21 @@ class Worker:
         return message.SerializeToString()
 
     async def _latest(self, instance: Instance) -> InstanceStatus:
-        """The status between two steps; while a step takes long, the one before it."""
+        """The status between two steps; while a step takes long, the one before it.
+
+        The first is waited for: an instance without blocks would pass for one that is too small.
+        """
         asked = self._asked
         if asked is None:
             asked = self._asked = asyncio.wrap_future(instance.status())
             self._asked_at = time.monotonic()
-        await asyncio.wait([asked], timeout=STATUS_WAIT)
+        await asyncio.wait([asked], timeout=None if self._status is None else STATUS_WAIT)
         if asked.done():
-            self._asked = self._asked_at = None
+            if self._asked is asked:
+                self._asked = self._asked_at = None
             if asked.exception() is None:
                 self._status = asked.result()
-        return self._status
+        return asked.result() if self._status is None else self._status
 
     async def _watch(self) -> None:
         """End when no controller has asked for the status for long: nobody is left to end this instance."""

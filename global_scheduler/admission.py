@@ -24,10 +24,14 @@ def fits(load: Load, summary: Summary) -> bool:
 
 
 def check_fits(loads: list[Load], summary: Summary) -> None:
-    """Raise ContextLengthExceeded when no instance could hold the request even if it were alone there."""
-    if not loads or any(fits(load, summary) for load in loads):
+    """Raise ContextLengthExceeded when no instance could hold the request even if it were alone there.
+
+    One that has not said how many blocks it has may have enough.
+    """
+    known = [load for load in loads if load.blocks]
+    if not known or any(fits(load, summary) for load in known):
         return
-    largest = max(loads, key=lambda load: load.blocks * load.block_size)
+    largest = max(known, key=lambda load: load.blocks * load.block_size)
     raise ContextLengthExceeded(
         f"prompt and max_tokens come to {summary.longest} tokens, and the KV cache of the largest instance "
         f"has room for {largest.blocks * largest.block_size + 1}: shorten the prompt, lower max_tokens, "

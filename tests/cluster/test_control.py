@@ -220,6 +220,68 @@ def test_one_call_that_fails_does_not_end_the_others(monkeypatch: pytest.MonkeyP
     run(test())
 
 
+class Searching:
+    """Where the controller is, which nobody learns before `found`; `asked` counts who wanted to."""
+
+    def __init__(self) -> None:
+        self.found: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.begun = asyncio.Event()
+        self.asked = 0
+
+    async def discover(self) -> str:
+        self.asked += 1
+        self.begun.set()
+        return await asyncio.shield(self.found)
+
+
+def test_all_who_wait_for_a_controller_that_is_away_wait_for_one_search() -> None:
+    async def test() -> None:
+        searching = Searching()
+        client = SchedulerClient(searching.discover, "secret", timeout=0.2)
+        waiting = [client.place(pb.PlaceRequest(request_id=str(number))) for number in range(20)]
+        answers = await asyncio.gather(*waiting, client.join(pb.Gateway()), return_exceptions=True)
+        assert {type(answer) for answer in answers} == {Overloaded}
+        assert "it is started again (TimeoutError)" in str(answers[0])
+        assert searching.asked == 1
+        with pytest.raises(Overloaded):
+            await client.join(pb.Gateway())
+        assert searching.asked == 2
+        await client.close()
+
+    run(test())
+
+
+def test_who_leaves_does_not_end_the_search_of_the_others() -> None:
+    async def test() -> None:
+        searching = Searching()
+        client = SchedulerClient(searching.discover, "secret", timeout=5)
+        async with serving() as (_, address):
+            first, second = (asyncio.create_task(client.join(pb.Gateway(name=name))) for name in "ab")
+            await searching.begun.wait()
+            first.cancel()
+            await asyncio.gather(first, return_exceptions=True)
+            searching.found.set_result(address)
+            assert [one.name for one in (await second).gateways] == ["b"]
+            assert first.cancelled() and searching.asked == 1
+            await client.close()
+
+    run(test())
+
+
+def test_a_client_that_is_closed_searches_no_more() -> None:
+    async def test() -> None:
+        before = asyncio.all_tasks()
+        searching = Searching()
+        client = SchedulerClient(searching.discover, "secret", timeout=5)
+        waiting = asyncio.create_task(client.join(pb.Gateway()))
+        await searching.begun.wait()
+        await client.close()
+        await asyncio.gather(waiting, return_exceptions=True)
+        assert asyncio.all_tasks() == before
+
+    run(test())
+
+
 def place_times(count: int) -> list[float]:
     times: list[float] = []
 

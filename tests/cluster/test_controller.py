@@ -306,19 +306,6 @@ def test_an_older_controller_is_fenced_and_does_nothing_more() -> None:
     run(test())
 
 
-def test_a_found_instance_that_does_not_answer_is_killed() -> None:
-    async def test() -> None:
-        fleet = Fleet()
-        async with controlling(fleet) as first:
-            await seen(first, "ready", 3)
-        fleet["decode-0"].error = Overloaded("no answer")
-        async with controlling(fleet) as second:
-            await seen(second, "ready", 3)
-            assert fleet.alive == ["decode-1", "decode-2", "prefill-0"]
-
-    run(test())
-
-
 def test_a_placement_with_a_handoff_carries_the_address_of_its_destination() -> None:
     async def test() -> None:
         async with controlling(Fleet()) as controller:

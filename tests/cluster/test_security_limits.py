@@ -202,6 +202,15 @@ def test_what_is_resumed_from_another_gateway_is_never_refused() -> None:
     wait(found)
 
 
+def test_of_what_is_resumed_only_the_prompts_that_are_computed_again_are_charged() -> None:
+    found = limits(Clock(), requests={"acme": 1}, tokens={"acme": 100})
+    found.admit("acme", 100)
+    found.close(found.resume("acme"))
+    assert [(one.requests, one.tokens) for one in found.report()] == [(1, 100)]
+    found.close(found.resume("acme", 7))
+    assert [(one.requests, one.tokens) for one in found.report()] == [(1, 107)]
+
+
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.floats(0.0, 5.0)), max_size=200))
 def test_in_any_stretch_of_time_no_more_comes_in_than_the_bucket_and_its_flow(
     moments: list[tuple[str, float]],

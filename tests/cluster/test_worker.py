@@ -21,6 +21,7 @@ from cluster.token_rate import TokenRate
 from cluster.worker import Worker
 from engine.errors import Draining, Fenced, InstanceDied, ModelFileError
 from engine.status import InstanceStatus
+from tests.cluster.doubles import until
 
 T = TypeVar("T")
 
@@ -233,6 +234,40 @@ def test_while_a_step_takes_long_the_last_status_is_given(exits: list[int]) -> N
         assert told(await worker.status()).status.steps == 5
         engine.answers.set_result(InstanceStatus(instance="", role="", steps=6))
         assert told(await worker.status()).status.steps == 6
+
+    run(test())
+
+
+def test_the_first_status_is_waited_for_however_long_the_engine_is_silent(
+    exits: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One without blocks would have the scheduler refuse every request for good."""
+    monkeypatch.setattr(worker_module, "STATUS_WAIT", 0.001)
+
+    async def test() -> None:
+        engine = MadeUp()
+        worker = worker_of(engine)
+        engine.answers = Future()
+        ready = asyncio.create_task(worker.ready())
+        await until(lambda: worker._asked is not None)
+        status = asyncio.create_task(worker.status(3, b""))
+        done, _ = await asyncio.wait([ready, status], timeout=0.05)
+        assert not done
+        engine.answers.set_result(InstanceStatus(instance="", role="", blocks_total=7))
+        for answer in await asyncio.gather(ready, status):
+            assert told(answer).status.blocks_total == 7
+
+    run(test())
+
+
+def test_an_engine_that_fails_before_its_first_status_fails_the_start(exits: list[int]) -> None:
+    async def test() -> None:
+        engine = MadeUp()
+        worker = worker_of(engine)
+        engine.answers = Future()
+        engine.answers.set_exception(Draining("the engine loop has been stopped"))
+        with pytest.raises(Draining, match="has been stopped"):
+            await worker.ready()
 
     run(test())
 

@@ -7,7 +7,7 @@ import pytest
 from engine.admission import refuse_what_never_fits
 from engine.batch import Limits
 from engine.blocks import BlockPool
-from engine.errors import ContextLengthExceeded
+from engine.errors import CapacityError, ContextLengthExceeded
 from engine.request import Request, Sampling
 from engine.status import InstanceStatus
 from global_scheduler.scheduler import Scheduler, SchedulerSettings
@@ -38,3 +38,14 @@ def test_scheduler_and_engine_agree_on_the_longest_request_that_fits(prompt: int
         refuse_what_never_fits(request(most + 1), BlockPool(BLOCKS, SIZE), limits)
     with pytest.raises(ContextLengthExceeded, match=r"come to 34 tokens, and .* has room for 33:"):
         scheduler().place(Summary("r", prompt, most + 1), 0.0)
+
+
+def test_an_instance_that_has_not_said_how_much_it_holds_makes_no_request_impossible() -> None:
+    made = Scheduler(SchedulerSettings())
+    made.observe(InstanceStatus("decode-0", "decode", blocks_total=0, block_size=SIZE), 0.0)
+    with pytest.raises(CapacityError):
+        made.place(Summary("r", 4, 4), 0.0)
+    made.observe(InstanceStatus("decode-1", "decode", blocks_total=BLOCKS, block_size=SIZE), 0.0)
+    assert made.place(Summary("r", 4, 4), 0.0).decode == "decode-1"
+    with pytest.raises(ContextLengthExceeded, match="has room for 33:"):
+        made.place(Summary("r", 30, 4), 0.0)
