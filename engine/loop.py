@@ -79,6 +79,7 @@ class EngineLoop:
         self._name = name
         self._launch = runner.launch if isinstance(runner, Launcher) else None
         self._flying: deque[tuple[StepPlan, Callable[[], StepResult]]] = deque()
+        self._foreseers: list[Callable[[StepPlan], None]] = []
         self._observers: list[Callable[[StepOutcome], None]] = []
         self._mailbox: SimpleQueue[_Call[Any] | None] = SimpleQueue()
         self._door = threading.Lock()
@@ -119,6 +120,11 @@ class EngineLoop:
         if closed is not None:
             letter.refuse(closed)
         return letter.future
+
+    def foresee(self, foreseer: Callable[[StepPlan], None]) -> None:
+        """Call `foreseer` with each step in the loop thread before it is computed, or as it begins to be; it
+        must be quick and may not raise."""
+        self._foreseers.append(foreseer)
 
     def observe(self, observer: Callable[[StepOutcome], None]) -> None:
         """Call `observer` after each commit in the loop thread; it must be quick and may not raise."""
@@ -189,6 +195,8 @@ class EngineLoop:
             except ValueError as error:
                 wait = partial(_raise, error)
         self._flying.append((plan, wait))
+        for foreseer in self._foreseers:
+            foreseer(plan)
 
     def _land(self, plan: StepPlan, wait: Callable[[], StepResult]) -> StepOutcome:
         try:

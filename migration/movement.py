@@ -10,7 +10,7 @@ from typing import Any
 
 from engine.core import EngineCore
 from engine.request import Request
-from engine.sequence import Epoch, Tier
+from engine.sequence import Epoch, Phase, Tier
 from engine.sequence import Sequence as LiveSequence
 from migration.blocks import BlockList
 from migration.cut import Cut
@@ -22,12 +22,23 @@ from migration.source import Source, SourceState
 class Snapshot:
     """Copies of a request's sequences, as they were between two steps at time `at`.
 
-    Their tables have the blocks that hold something. `undrawn` are the choices without a token.
+    Their tables have the blocks that hold something. `undrawn` are the choices without a token. `origins`
+    are the sequences themselves: of them only the phase may be read outside the engine's thread.
     """
 
     sequences: tuple[LiveSequence, ...] = ()
     undrawn: tuple[int, ...] = ()
     at: float = 0.0
+    origins: tuple[LiveSequence, ...] = ()
+
+    @property
+    def stands(self) -> bool:
+        """Of a paused request: whether every choice is paused still, and so has the blocks that it had.
+
+        What was read of its blocks is then its own. Those of one that ended are given to others in a later
+        step.
+        """
+        return all(sequence.phase is Phase.PAUSED for sequence in self.origins)
 
     @property
     def lengths(self) -> dict[int, int]:
@@ -65,9 +76,11 @@ class Asked:
 @dataclass(slots=True, eq=False)
 class Movement:
     """`reserve` says how many blocks to ask for; `snapshot` is the last that was taken, `frozen` if nothing
-    changes after it. `cut` is there once the session has begun, `blocks` once it is reserved.
+    changes after it but that a choice may end. `cut` is there once the session has begun, `blocks` once it is
+    reserved.
 
     `blocks_sent` and `bytes_sent` count what went out, repeats included. `asked` is None for a handoff.
+    `began` is when it was given to a link, in seconds on time.monotonic.
     """
 
     session: str
@@ -84,13 +97,18 @@ class Movement:
     bytes_sent: int = 0
     last_copies: int = 0
     to: str = ""
-    began: float = field(default_factory=time.monotonic)
+    began: float = 0.0
 
     @property
     def listed(self) -> Sequence[LiveSequence]:
         """The sequences as the session names their blocks."""
         assert self.cut is not None
         return self.cut.of(self.snapshot.sequences)
+
+    @property
+    def torn(self) -> bool:
+        """Whether a choice ended after the request was paused for the last copy."""
+        return self.frozen and not self.snapshot.stands
 
     @property
     def tokens(self) -> int:
@@ -119,8 +137,9 @@ def mine(core: EngineCore, request_id: str, epoch: Epoch) -> list[LiveSequence]:
 
 def snapshot(request_id: str, epoch: Epoch, core: EngineCore) -> Snapshot:
     """In the engine's thread, as all below."""
-    copies = tuple(_copy(sequence, core.pool.block_size) for sequence in mine(core, request_id, epoch))
-    return Snapshot(copies, core.undrawn(request_id), time.monotonic())
+    origins = tuple(mine(core, request_id, epoch))
+    copies = tuple(_copy(sequence, core.pool.block_size) for sequence in origins)
+    return Snapshot(copies, core.undrawn(request_id), time.monotonic(), origins)
 
 
 def _copy(sequence: LiveSequence, size: int) -> LiveSequence:

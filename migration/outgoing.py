@@ -47,7 +47,12 @@ FRAME = 1 << 21
 
 
 class Outgoing:
-    """At most `most` movements at once; more wait their turn in order. `ended` is told of each one's end."""
+    """At most `most` movements at once; more wait their turn in order, those that are paused first. `ended`
+    is told of each one's end.
+
+    A paused one waits only for those that leave by themselves: where prompts that are still being read have
+    all places, it stays here at once.
+    """
 
     def __init__(
         self,
@@ -114,6 +119,7 @@ class Outgoing:
             movement.snapshot = seen
             movement.frozen = frozen
             self._report(movement)
+            self._keep_if_stuck(movement)
         elif movement.asked is not None:
             self.feed(movement, Dropped("it ended before it could be moved"))
 
@@ -121,7 +127,7 @@ class Outgoing:
         """Let a session decide, and do it."""
         if movement.source.ended:
             return
-        movement.source, actions = movement.source.on(event, time.monotonic())
+        movement.source, actions = movement.source.decide(event, time.monotonic(), torn=movement.torn)
         for action in actions:
             self._act(movement, action)
         if movement.source.ended:
@@ -129,7 +135,8 @@ class Outgoing:
 
     def _begin(self) -> None:
         while self._waiting and len(self._running) < self._most:
-            movement = self._waiting.popleft()
+            movement = next((one for one in self._waiting if one.frozen), self._waiting[0])
+            self._waiting.remove(movement)
             self._running[movement.session] = movement
             agreed = self._link.agreed
             size = self._store.layout.block_size if agreed is None else agreed.block_size
@@ -141,6 +148,13 @@ class Outgoing:
                 )
                 continue
             self.feed(movement, Begin(movement.reserve(movement.cut)))
+
+    def _keep_if_stuck(self, movement: Movement) -> None:
+        """Nobody is kept paused until others' prompts have been read."""
+        leaving = (one.frozen or one.asked is not None for one in self._running.values())
+        if movement.frozen and movement in self._waiting and not any(leaving):
+            places = f"{self._most} prompts that are still read have all places"
+            self.feed(movement, Lost(f"{places}: raise transfer.max_sessions"))
 
     def _end(self, movement: Movement) -> None:
         if movement in self._waiting:

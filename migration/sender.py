@@ -1,11 +1,12 @@
 """Moves requests to other instances while they run here, in prefill or decode: the source's side.
 
-    engine loop ── progress, prefilled, dropped ─▶ Sender ─▶ one link per peer ═══▶ its Receiver
-         ▲                                                        │
-         └────────────── release (it is there) ◀──────────────────┤
-                         resume (it stays here, whatever failed) ─┘
+    engine loop ── plans, progress, prefilled, dropped ─▶ Sender ─▶ one link per peer ═══▶ its Receiver
+         ▲                                                               │
+         └────────────── release (it is there) ◀─────────────────────────┤
+                         resume (it stays here, whatever failed) ────────┘
 
-The engine loop never waits for any of it.
+A handoff sets out with the step that computes its first chunk: the destination reserves while that is
+computed, and nothing for prompts that only wait here. The engine loop never waits for any of it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from engine.core import EngineCore
 from engine.errors import TransferFailed
 from engine.loop import EngineLoop
 from engine.outcome import StepOutcome
+from engine.plan import StepPlan
 from engine.request import Request
 from engine.sequence import Epoch
 from engine.sequence import Sequence as LiveSequence
@@ -84,6 +86,8 @@ class Sender:
         self._door = threading.Lock()
         self._active: dict[str, tuple[Movement, Link, Outgoing]] = {}
         self._queued: dict[str, tuple[Asked, Address]] = {}
+        self._unread: dict[str, tuple[Movement, Address]] = {}
+        loop.foresee(self._foresee)
         loop.observe(self._observe)
 
     def hand_off(
@@ -95,9 +99,9 @@ class Sender:
         home: str,
         choices: Sequence[LiveSequence] = (),
     ) -> None:
-        """Start moving a request that was submitted with `handoff`. Call it in the engine's thread, in the
-        same breath as `submit`: so nothing of it is missed. Never blocks and never raises: if it cannot
-        be moved, it runs on here.
+        """Move a request that was submitted with `handoff`, from its first chunk on. Call it in the engine's
+        thread, in the same breath as `submit`: so nothing of it is missed. Never blocks and never raises:
+        if it cannot be moved, it runs on here.
         """
         lengths = [len(choice.output) for choice in choices]
 
@@ -106,8 +110,8 @@ class Sender:
 
         movement = Movement(self._session(), request, home, reserve, Source(epoch, self._timeouts))
         self.cancel(request.id)
-        if not self._give(movement, to):
-            self._loop.call(lambda core: core.resume(request.id))
+        with self._door:
+            self._unread[request.id] = movement, to
 
     def move(self, request_id: str, to: Address, reason: str) -> Future[Moved]:
         """Migrate a request that lives here to another instance, while it runs.
@@ -129,12 +133,13 @@ class Sender:
     def moving(self) -> frozenset[str]:
         """The requests that are on their way out, or wait for their turn."""
         with self._door:
-            return frozenset((*self._active, *self._queued))
+            return frozenset((*self._active, *self._queued, *self._unread))
 
     def cancel(self, request_id: str) -> None:
         """Nobody wants the request any more, or another attempt of it comes: end its movement."""
         with self._door:
             queued = self._queued.pop(request_id, None)
+            self._unread.pop(request_id, None)
         if queued is not None:
             queued[0].refuse("cancelled")
         self._tell(request_id, Cancelled())
@@ -162,7 +167,7 @@ class Sender:
         if not core.sequences(asked.request_id):
             raise TransferFailed("it does not live here")
         with self._door:
-            if asked.request_id in self._active or asked.request_id in self._queued:
+            if any(asked.request_id in known for known in (self._active, self._queued, self._unread)):
                 raise TransferFailed("it is moving already")
             self._queued[asked.request_id] = asked, to
         self._set_out(core)
@@ -203,7 +208,7 @@ class Sender:
 
     def _give(self, movement: Movement, to: Address) -> bool:
         """Give a movement to the link to its destination; False once the sender is closed."""
-        movement.to = to.instance
+        movement.to, movement.began = to.instance, time.monotonic()
         with self._door:
             given = self._peers.give(movement, to)
             if given is not None:
@@ -217,6 +222,17 @@ class Sender:
             movement, link, outgoing = active
             link.post(lambda: outgoing.feed(movement, event))
 
+    def _foresee(self, plan: StepPlan) -> None:
+        """In the engine's thread, before a step: the handoffs whose first chunk it computes set out."""
+        if not self._unread:
+            return
+        with self._door:
+            names = [work.request_id for work in plan.works if work.request_id in self._unread]
+            begun = [self._unread.pop(name) for name in dict.fromkeys(names)]
+        for movement, to in begun:
+            if not self._give(movement, to):
+                self._loop.call(partial(_stay, movement.request.id))
+
     def _observe(self, outcome: StepOutcome) -> None:
         """In the engine's thread, after a step."""
         for request_id, _ in outcome.progress:
@@ -225,6 +241,8 @@ class Sender:
             self._look(request_id, frozen=True)
         ended = {one.key.request_id for one in outcome.emitted if one.finish is not None}
         for request_id in outcome.dropped:
+            with self._door:
+                self._unread.pop(request_id, None)
             self._tell(request_id, Dropped("it ended here") if request_id in ended else Dropped())
 
     def _look(self, request_id: str, *, frozen: bool) -> None:
@@ -265,6 +283,10 @@ class Sender:
         movement.resolve()
         if waiting:
             self._loop.call(self._set_out)
+
+
+def _stay(request_id: str, core: EngineCore) -> None:
+    core.resume(request_id)
 
 
 def _growing(seen: Snapshot, cut: Cut) -> int:

@@ -20,6 +20,7 @@ Who owns the request, and who frees which blocks:
     WAITING … FREEZING     source, running       its engine's, as of any request
     FROZEN                 source, paused        held; `Resume` gives them back to the engine
     COMMITTING, DOUBT      whom the home says    held, until `Resume` or `Release`
+      and of a choice that ends meanwhile        freed by the engine: no COMMIT is sent after that
     KEPT                   source, running       its engine's
     GIVEN                  destination           freed by `Release`
     CANCELLED              nobody                freed by the engine that cancelled

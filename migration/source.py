@@ -32,6 +32,8 @@ from migration.successor import replace
 
 SourceStep = tuple["Source", tuple[SourceAction, ...]]
 
+TORN = "a choice ended while it was paused for the last copy"
+
 
 class SourceState(Enum):
     WAITING = "waiting"
@@ -127,6 +129,14 @@ class Source:
         if self.state is SourceState.RESERVING:
             return self._reserving(event, now)
         return self._copying(event, now)
+
+    def decide(self, event: SourceEvent, now: float, *, torn: bool) -> SourceStep:
+        """As `on`, but what is `torn` is not committed: a choice has ended since the request was paused, and
+        its blocks, which are copied still, may be another's."""
+        after, actions = self.on(event, now)
+        if torn and any(isinstance(action, Commit) for action in actions):
+            return self.on(Dropped(TORN), now)
+        return after, actions
 
     def _waiting(self, event: SourceEvent, now: float) -> SourceStep:
         match event:
@@ -245,6 +255,8 @@ class Source:
                 return self._damaged(first)._commit_again(now)
             case Sent() if self.copying:
                 return replace(self, copying=False)._commit_again(now)
+            case Dropped(reason) if self.copying:  # what was damaged cannot be sent again any more
+                return self._doubt(reason, now)
         return self, ()
 
     def _commit_again(self, now: float) -> SourceStep:

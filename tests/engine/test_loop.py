@@ -151,6 +151,26 @@ def test_observers_see_every_outcome_in_the_loops_thread(rig: Rig) -> None:
     assert {name for _, name in seen} == {"test"}
 
 
+def test_a_step_is_told_of_before_it_has_been_computed(rig: Rig) -> None:
+    order: list[tuple[str, int]] = []
+    told = threading.Event()
+
+    def foresee(plan: StepPlan) -> None:
+        order.append(("begins", plan.works[0].start))
+        told.set()
+
+    rig.runner.open.clear()
+    rig.loop.foresee(foresee)
+    rig.loop.observe(lambda outcome: order.append(("over", len(outcome.emitted))))
+    rig.submit("a")
+    assert told.wait(SOON)
+    assert order == [("begins", 0)], "the runner lets nothing through yet"
+    rig.runner.open.set()
+    rig.heard.ends(1)
+    rig.loop.call(lambda core: None).result(SOON)
+    assert [what for what, _ in order] == ["begins", "over"] * 4
+
+
 def test_observers_hear_of_a_cancellation_although_there_is_no_step(rig: Rig) -> None:
     heard = threading.Event()
     rig.loop.observe(lambda outcome: heard.set() if outcome.dropped == ("a",) else None)

@@ -30,8 +30,13 @@ def faults(world: World, halves: Halves) -> Iterator[tuple[str, World]]:
     if world.asking:
         yield "no room", halves.destination_hears(replace(world, asking=False), Denied("full"))
     session = world.source is not None and not world.source.ended
+    paused = world.source_engine == "paused"
+    if session and paused and not world.torn:
+        yield "choice ends", replace(world, valid=False, torn=True)
     if world.live and session and world.source_engine in ("running", "paused"):
-        lost = replace(world, source_news=(*world.source_news, Dropped()), valid=False)
+        lost = replace(
+            world, source_news=(*world.source_news, Dropped()), valid=False, torn=world.torn or paused
+        )
         if world.source_engine == "running":
             yield "preempt", replace(lost, computed=0)
         if world.heard(world.source_epoch):
@@ -73,6 +78,7 @@ def _cancel(world: World) -> World:
         over=True,
         source_engine="gone",
         valid=False,
+        torn=world.torn or world.source_engine == "paused",
         running=None,
         source_news=(*world.source_news, Cancelled()),
         destination_news=(*world.destination_news, Cancelled(), *(("drop",) if world.adopting else ())),

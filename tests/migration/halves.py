@@ -40,7 +40,7 @@ class Halves:
         source = world.source
         if source is None or source.ended:
             return world
-        after, actions = source.on(event, 0.0)
+        after, actions = source.decide(event, 0.0, torn=world.torn)
         world = replace(world, source=after)
         for action in actions:
             match action:

@@ -35,7 +35,7 @@ class Rules:
     home: type[Ownership] = Ownership
     faults: frozenset[str] = frozenset(
         {"lose", "repeat", "cut", "cancel", "no room", "preempt", "end", "kill source", "kill destination",
-         "no answer", "adopt fails", "home away", "damage", "stop string"}
+         "no answer", "adopt fails", "home away", "damage", "stop string", "choice ends"}
     )  # fmt: skip
     labels: set[str] = field(default_factory=set)
 

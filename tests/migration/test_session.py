@@ -30,7 +30,7 @@ from migration.events import (
     Timeouts,
 )
 from migration.messages import Abort, Commit, Copy, Refused, Renew, Resend, Reserve, Reserved
-from migration.source import Source, SourceState
+from migration.source import TORN, Source, SourceState
 from tests.migration.explore import ends, explore, starts
 from tests.migration.model import Rules
 
@@ -49,7 +49,9 @@ def test_every_order_of_events_with_one_fault_ends_well(kind: str, full: bool) -
 
 SOME = {
     "handoff": Rules().faults - {"damage"},
-    "running": frozenset({"preempt", "stop string", "no room", "kill source", "kill destination"}),
+    "running": frozenset(
+        {"preempt", "stop string", "choice ends", "no room", "kill source", "kill destination"}
+    ),
 }
 """What is tried with reduced counts; everything befalls a request that waits."""
 
@@ -58,6 +60,7 @@ PAIRS = [
     ("lose", "kill destination"),
     ("damage", "repeat"),
     ("damage", "lose"),
+    ("damage", "choice ends"),
     ("no room", "cut"),
 ]
 
@@ -138,6 +141,19 @@ def test_a_source_that_has_sent_commit_copies_again_without_going_back_on_it() -
     assert actions == [Copy(1, 3), Commit(4)]
     assert committing.state is again.state is SourceState.COMMITTING
     assert feed(again, Lost("cut"))[0].state is SourceState.DOUBT
+
+
+def test_what_is_torn_is_kept_where_it_would_have_been_committed() -> None:
+    source, _ = feed(copying(), Progress(3), Sent(), Frozen(4))
+    assert source.decide(Renew(), 0.0, torn=True) == (source, ())
+    kept, actions = source.decide(Sent(), 0.0, torn=True)
+    assert (kept.state, actions) == (SourceState.KEPT, (Abort(TORN), Resume(EPOCH)))
+
+
+def test_what_is_torn_when_it_is_sent_again_is_left_to_the_home() -> None:
+    committing, _ = feed(copying(), Progress(3), Sent(), Frozen(4), Sent(), Resend(1))
+    doubting, actions = committing.decide(Sent(), 0.0, torn=True)
+    assert (doubting.state, actions) == (SourceState.DOUBT, (Claim(Epoch(2, 7)),))
 
 
 def live(**bounds: Any) -> Source:

@@ -107,6 +107,18 @@ class GoesOnWithWhatWasDropped(Source):
         return (self, ()) if isinstance(event, Dropped) else super().on(event, now)
 
 
+class CommitsWhatIsTorn(Source):
+    def decide(self, event: Any, now: float, *, torn: bool) -> Any:
+        return self.on(event, now)
+
+
+class CommitsAgainWhatIsTorn(Source):
+    """Sends damaged blocks once more, of a choice that has ended meanwhile too."""
+
+    def decide(self, event: Any, now: float, *, torn: bool) -> Any:
+        return super().decide(event, now, torn=torn and self.state is not SourceState.COMMITTING)
+
+
 class TakesItBackWhenChunksAreDamaged(Source):
     """Copies again as if nothing had been promised yet."""
 
@@ -191,6 +203,10 @@ SOURCES = [
     ("waiting", CommitsWithoutAFreeze, set()),
     ("running", CommitsWithoutAFreeze, set()),
     ("waiting", GoesOnWithWhatWasDropped, {"preempt"}),
+    ("handoff", CommitsWhatIsTorn, {"choice ends"}),
+    ("waiting", CommitsWhatIsTorn, {"choice ends"}),
+    ("running", CommitsWhatIsTorn, {"choice ends"}),
+    ("waiting", CommitsAgainWhatIsTorn, {"choice ends", "damage"}),
 ]
 DESTINATIONS = [
     ("handoff", AdoptsWithoutClaim, {"lose"}),

@@ -33,7 +33,7 @@ class World:
     """`source_engine`: prefill, paused, running, gone. `asked`: claims at the home; `told`: its answers.
 
     `home` is what the home gateway decides with. `copy` is being sent, `question` waits for the source's
-    engine; `total` blocks were frozen.
+    engine; `total` blocks were frozen. `torn`: a choice has ended since then, or the whole request.
     """
 
     source: Source | None
@@ -43,6 +43,7 @@ class World:
     source_engine: str = "prefill"
     computed: int = 0
     valid: bool = True
+    torn: bool = False
     handoff: bool = True
     live: bool = False
     copy: Copy | None = None
