@@ -21,7 +21,7 @@ from engine.queues.fcfs import FCFSQueue
 from engine.queues.mlfq import Levels, MultiLevelQueue
 from engine.request import SLO
 from engine.reserve_max import ReserveMax
-from engine.service import Cost, MovingAverage, linear, profiled
+from engine.service import Cost, Counters, MovingAverage, linear, profiled
 from engine.shared_service import SharedCounters
 from engine.tiers import TierSettings
 from global_scheduler.autoscaling import AutoscalingSettings
@@ -65,10 +65,18 @@ QUEUE: dict[str, Callable[[EngineConfig], WaitingQueue]] = {
 }
 
 
-def tenant_counters(engine: EngineConfig) -> SharedCounters:
+def tenant_account(engine: EngineConfig) -> Counters:
     """What every tenant has been served; queues that share it are fair together."""
-    predictor = MovingAverage() if engine.tenant_prediction == "moving_average" else None
-    return SharedCounters(TENANT_COST[engine.tenant_cost], engine.tenant_weights, predictor)
+    return Counters(TENANT_COST[engine.tenant_cost], engine.tenant_weights, _predictor(engine))
+
+
+def tenant_counters(engine: EngineConfig) -> SharedCounters:
+    """What every tenant has been served, of one instance that tells it to the account of all."""
+    return SharedCounters(TENANT_COST[engine.tenant_cost], engine.tenant_weights, _predictor(engine))
+
+
+def _predictor(engine: EngineConfig) -> MovingAverage | None:
+    return MovingAverage() if engine.tenant_prediction == "moving_average" else None
 
 
 def tier_settings(engine: EngineConfig, block_nbytes: int) -> TierSettings:
@@ -96,7 +104,7 @@ def arrange(engine: EngineConfig, policy: BatchPolicy, slots: int) -> tuple[Wait
         if isinstance(each, SliceBatches):
             each.slots = slots
     if engine.admission == "reserve_max":
-        policy = ReserveMax(policy, slots)
+        policy = ReserveMax(policy)
     if engine.queue == "mlfq":
         both = MultiLevelQueue(Levels(batch=engine.max_sequences), policy, step_cost(engine))
         return both, both

@@ -54,6 +54,7 @@ def charges_message(news: News) -> pb.Charges:
                 prompt=one.prompt,
                 output=one.output,
                 ended=one.ended,
+                left=one.left,
             )
             for one in news.served
         ],
@@ -64,7 +65,14 @@ def charges_message(news: News) -> pb.Charges:
 def news_from(message: pb.Charges) -> News:
     return News(
         tuple(
-            Served(SequenceKey(one.request_id, one.choice), one.tenant, one.prompt, one.output, one.ended)
+            Served(
+                SequenceKey(one.request_id, one.choice),
+                one.tenant,
+                one.prompt,
+                one.output,
+                one.ended,
+                one.left,
+            )
             for one in message.charges
         ),
         dict(message.lifts),

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from cluster import control_pb2 as pb
 from cluster.config import Config
 from cluster.member import Member, State
-from cluster.policies import tenant_counters
+from cluster.policies import tenant_account
 from cluster.status_message import news_from
 from engine.errors import TandemError
 from engine.shared_service import Ledger
@@ -23,11 +23,12 @@ logger = logging.getLogger("tandem.controller")
 class TenantAccounts:
     """Runs in the controller's event loop, where `engine.queue` is fair: `run` until it is cancelled.
 
-    It begins at nothing in a new controller, as all tenants do: who was ahead is lifted by who waits.
+    In a new controller it begins with what instances have of those who wait or run there; everybody else
+    begins at nothing, and is lifted when he comes.
     """
 
     def __init__(self, config: Config, members: Mapping[str, Member]) -> None:
-        self.ledger = Ledger(tenant_counters(config.engine))
+        self.ledger = Ledger(tenant_account(config.engine))
         self._members = members
         self._period = config.control.beat
 

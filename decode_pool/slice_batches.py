@@ -19,7 +19,7 @@ from decode_pool.continuous_batching import ContinuousBatching
 from decode_pool.slices import Job, SliceTime, batches, fit, interval
 from engine.batch import Share, due
 from engine.cost_model import Batch, CostModel
-from engine.sequence import Phase, Sequence, SequenceKey
+from engine.sequence import Sequence, SequenceKey
 
 
 def slice_time(cost: CostModel) -> SliceTime:
@@ -74,11 +74,9 @@ class SliceBatches:
         here = {one.key: one for one in running}
         here |= {one.key: one for one in waiting}
         batch = self._serve(here, now)
-        return self._inner.share(
-            [one for one in running if one.key in batch],
-            [one for one in here.values() if one.key in batch and one.phase is Phase.WAITING],
-            now,
-        )
+        served = [one for one in running if one.key in batch]
+        rest = batch.keys() - {one.key for one in served}
+        return self._inner.share(served, [one for one in here.values() if one.key in rest], now)
 
     def steady(self, running: SequenceOf[Sequence], now: float) -> int:
         """Until the slice ends, if nobody runs beside its batch."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from engine.sequence import Phase, Sequence, SequenceKey
 
@@ -14,9 +14,10 @@ from engine.sequence import Phase, Sequence, SequenceKey
 class Limits:
     """Bounds of one instance.
 
-    `max_length` is in tokens, prompt and output; `max_sequences` counts running choices;
-    `queue_limit` counts waiting sequences; `watermark` is the share of the blocks that an admission
-    leaves free, so that those already running can grow (1 % as in vLLM).
+    `max_length` is in tokens, prompt and output; `max_sequences` counts running choices, but under a
+    policy that bounds its steps itself (`HoldsBack`); `queue_limit` counts waiting sequences; `watermark`
+    is the share of the blocks that an admission leaves free, so that those already running can grow (1 %
+    as in vLLM).
     """
 
     max_length: int
@@ -71,3 +72,20 @@ class BatchPolicy(Protocol):
     def share(
         self, running: SequenceOf[Sequence], waiting: Iterable[Sequence], now: float
     ) -> list[Share]: ...
+
+
+@runtime_checkable
+class HoldsBack(Protocol):
+    """A batch policy that bounds its steps itself: more may hold blocks here than share one."""
+
+    @property
+    def at_once(self) -> int:
+        """The most sequences that share a step."""
+
+
+@runtime_checkable
+class Wraps(Protocol):
+    """A batch policy around another."""
+
+    @property
+    def inner(self) -> BatchPolicy: ...

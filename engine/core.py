@@ -19,20 +19,22 @@ from typing import Protocol, runtime_checkable
 from engine import prefix_cache
 from engine.admission import refuse_overdrawn, refuse_what_never_fits
 from engine.ahead import Ahead
-from engine.batch import BatchPolicy, Limits, WaitingQueue
+from engine.batch import BatchPolicy, HoldsBack, Limits, WaitingQueue
 from engine.blocks import BlockPool
 from engine.coasting import Coasting
 from engine.commits import Commits
 from engine.errors import Conflict, Overloaded
 from engine.flights import Flights
 from engine.live import Live
-from engine.movements import Movements, Reservation
+from engine.movements import Movements
 from engine.outcome import Emitted, StepOutcome
 from engine.plan import StepPlan, StepResult
 from engine.planner import Planner
 from engine.request import Request
+from engine.reservation import Reservation
+from engine.reserve_max import Longest, rule_of
 from engine.roster import Roster
-from engine.sequence import START, Epoch, Sequence, Tier
+from engine.sequence import START, Epoch, Phase, Sequence, Tier
 from engine.status import InstanceStatus, RequestStatus
 from engine.tables import BlockTables
 from engine.tiers import Tiers, TierSettings
@@ -79,10 +81,13 @@ class EngineCore:
         self._tables = BlockTables(pool, limits.watermark)
         self.tiers = Tiers(tiers or TierSettings())
         self._roster = Roster(queue, self._tables, self.tiers)
-        self._planner = Planner(self._roster, policy, limits.max_sequences)
+        seats = pool.total if isinstance(policy, HoldsBack) else limits.max_sequences
+        coming: dict[int, Reservation] = {}
+        longest = Longest(self._roster, limits, rule_of(policy), coming)
+        self._planner = Planner(self._roster, policy, seats, longest)
         self._commits = Commits(self._roster)
         self._coasting = Coasting(self._roster, policy)
-        self._movements = Movements(self._roster, limits.max_sequences)
+        self._movements = Movements(self._roster, seats, longest, coming)
         self._flights = Flights(self._tables)
         self._ahead = Ahead(self._roster, policy)
         self._arrivals = self._submitted = self._reserved = 0
@@ -325,6 +330,7 @@ class EngineCore:
             arrivals=self._submitted + self._reserved,
             head_tokens=next((len(sequence) for sequence in roster.queue), 0),
             urgent=sum(sequence.request.priority > 0 for sequence in roster.running),
+            prefill_tokens=sum(one.remaining for one in roster.running if one.phase is Phase.PREFILL),
         )
 
     def check(self) -> None:

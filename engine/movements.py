@@ -7,37 +7,31 @@ source        freeze ─▶ resume (it stays)        destination   reserve ─�
 from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass
 
 from engine.errors import Overloaded, TransferFailed
 from engine.live import Live
 from engine.request import Request
+from engine.reservation import Reservation
+from engine.reserve_max import Longest
 from engine.roster import RUNS, Roster
 from engine.sequence import Phase, Sequence
 
 
-@dataclass(slots=True, eq=False)
-class Reservation:
-    """Blocks that wait for a request's KV. The first of `blocks` hold `cached` tokens of its prompt already.
+class Movements:
+    """Moves whole requests: all of their choices that live here.
 
-    It holds one reference to each of its blocks until it is adopted or unreserved.
+    `seats` sequences may hold blocks; `reservations` are what `longest` knows of those to come.
     """
 
-    session: str
-    request: Request
-    blocks: list[int]
-    cached: int = 0
-
-
-class Movements:
-    """Moves whole requests: all of their choices that live here."""
-
-    def __init__(self, roster: Roster, max_sequences: int) -> None:
+    def __init__(
+        self, roster: Roster, seats: int, longest: Longest, reservations: dict[int, Reservation]
+    ) -> None:
         self._roster = roster
         self._tables = roster.tables
         self._pool = roster.tables.pool
-        self._max_sequences = max_sequences
-        self.reservations: dict[int, Reservation] = {}
+        self._seats = seats
+        self._longest = longest
+        self.reservations = reservations
         self.handoffs = 0
         self.handoffs_failed = 0
 
@@ -47,12 +41,19 @@ class Movements:
         return sum(one.request.sampling.n for one in self.reservations.values() if one.blocks)
 
     def _seat(self, request: Request) -> None:
-        """Raises Overloaded if there is no place among the running for the choices of one more request."""
+        """Raises Overloaded if there is no place for the choices of one more request, or none at their
+        longest where that is reserved."""
         running = self._roster.width() + self.promised
-        if running + request.sampling.n > self._max_sequences:
+        if running + request.sampling.n > self._seats:
             raise Overloaded(
-                f"{running} of {self._max_sequences} sequences run here: raise engine.max_sequences",
+                f"{running} of {self._seats} sequences run here: raise engine.max_sequences",
                 param="engine.max_sequences",
+            )
+        if not self._longest.admits(request):
+            raise Overloaded(
+                f"{request.id} may outgrow what those who run here leave of {self._pool.total} KV blocks at "
+                "their longest: raise engine.kv_memory, or set engine.admission to paged",
+                param="engine.kv_memory",
             )
 
     def _room(self, found: list[int], need: int) -> None:

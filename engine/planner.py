@@ -9,6 +9,7 @@ from engine.batch import BatchPolicy
 from engine.eviction import Evictor
 from engine.live import Live
 from engine.plan import Draw, StepPlan, Work
+from engine.reserve_max import Longest
 from engine.roster import Roster
 from engine.sequence import Phase, Sequence, Tier
 
@@ -26,15 +27,17 @@ class Planner:
 
     A running sequence that needs a block takes it from the Evictor's victim, which is preempted
     whole and may be itself. Waiting ones are offered and admitted up to the first that does not fit, so
-    that a long one is never overtaken; after a preemption nobody is admitted in the same step.
+    that a long one is never overtaken; after a preemption nobody is admitted in the same step. `seats`
+    sequences may hold blocks, and where it is asked of `longest`, only those who fit at their longest.
     """
 
-    def __init__(self, roster: Roster, policy: BatchPolicy, max_sequences: int) -> None:
+    def __init__(self, roster: Roster, policy: BatchPolicy, seats: int, longest: Longest) -> None:
         self._roster = roster
         self._tables = roster.tables
         self._policy = policy
         self._evictor = Evictor(roster, policy)
-        self._max_sequences = max_sequences
+        self._seats = seats
+        self._longest = longest
         self.prefix_queries = 0
         self.prefix_hits = 0
 
@@ -98,14 +101,14 @@ class Planner:
         roster, pool = self._roster, self._tables.pool
         width = roster.width() + promised
         spoken = 0
-        for sequence in roster.queue:
+        for sequence in self._longest.fitting(roster.queue):
             found: list[int] = []
             if sequence.tier is Tier.DEVICE:
                 found = self._tables.lookup(sequence, self._keys(sequence))
                 sequence.cached = len(found) * pool.block_size
             spoken += pool.blocks_for(len(sequence)) - len(found)
             width += roster.live[sequence.request.id].width(sequence)
-            if width > self._max_sequences:
+            if width > self._seats:
                 return
             if not self._tables.room(found, spoken, alone=not roster.running):
                 missing = spoken + pool.idle(found) - pool.available
@@ -122,7 +125,7 @@ class Planner:
     def _admit(self, sequence: Sequence, now: float, promised: int, entries: dict[int, Entry]) -> bool:
         roster = self._roster
         live = roster.live[sequence.request.id]
-        if roster.width() + promised + live.width(sequence) > self._max_sequences:
+        if roster.width() + promised + live.width(sequence) > self._seats:
             return False
         while not self._enter(sequence, now):
             victim = self._evictor.next_behind(sequence)
@@ -164,9 +167,9 @@ class Planner:
         self._evictor.ahead(entry.sequence for entry in entries.values())
         for sequence in self._evictor.returning():
             width = self._roster.live[sequence.request.id].width(sequence)
-            if self._roster.width() + promised + width > self._max_sequences:
+            if self._roster.width() + promised + width > self._seats:
                 return
-            if not self._enter(sequence, 0.0):
+            if not list(self._longest.fitting([sequence])) or not self._enter(sequence, 0.0):
                 return
 
     def _work(self, sequence: Sequence, tokens: int) -> Work:

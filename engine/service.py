@@ -17,7 +17,10 @@ Cost = Callable[[int, int], float]
 """What a request with so many prompt and output tokens has cost."""
 
 REMEMBERED = 65_536
-"""Finished requests whose charges are remembered, against reports that come late."""
+"""Choices that ended, and as many that left an instance, of which is remembered what they have paid."""
+
+MOST_TENANTS = 4096
+"""Tenants whose service is remembered; beyond that, those are forgotten who asked for nothing longest."""
 
 
 def linear(prompt: float = 1.0, output: float = 2.0) -> Cost:
@@ -45,9 +48,15 @@ class MovingAverage:
         last = self._last.get(tenant)
         return round(sum(last) / len(last)) if last else 0
 
+    def forget(self, tenant: str) -> None:
+        """He begins anew."""
+        self._last.pop(tenant, None)
+
 
 @dataclass(slots=True)
-class _Charge:
+class Charge:
+    """What one choice has come to, in tokens, and the `amount` that was charged for it."""
+
     tenant: str
     prompt: int
     output: int
@@ -61,6 +70,9 @@ class Counters:
     `weights` are the shares that tenants are entitled to, 1 for who is not named. With `predictor` a request
     is charged for its predicted answer when it is admitted, and what was too much comes back at its end.
     `service` is what choices are made by; `lifted` of it was never served.
+
+    Of a tenant without a request nothing is kept for ever. Who was forgotten and comes back is lifted as all
+    are who were away, so he gets no more than those who wait; only what he had beyond them is forgiven.
     """
 
     def __init__(
@@ -68,16 +80,22 @@ class Counters:
         cost: Cost | None = None,
         weights: Mapping[str, float] | None = None,
         predictor: MovingAverage | None = None,
+        *,
+        most_tenants: int = MOST_TENANTS,
     ) -> None:
         self.service: dict[str, float] = {}
         self.lifted: dict[str, float] = {}
         self._cost = cost or linear()
         self._weights = dict(weights or {})
         self._predictor = predictor
-        self._charges: dict[SequenceKey, _Charge] = {}
+        self._charges: dict[SequenceKey, Charge] = {}
+        self._gone: OrderedDict[SequenceKey, Charge] = OrderedDict()
         self._ended: OrderedDict[SequenceKey, None] = OrderedDict()
         self._waiting: dict[str, int] = {}
+        self._running: dict[str, int] = {}
         self._left = ""
+        self._most_tenants = most_tenants
+        self._active: OrderedDict[str, None] = OrderedDict()
 
     def amount(self, tenant: str, prompt: int) -> float:
         """What the counter of a tenant will rise by when such a request of his is admitted."""
@@ -96,6 +114,7 @@ class Counters:
             self.service[tenant] = max(before, floor)
             self.lifted[tenant] = self.lifted.get(tenant, 0.0) + self.service[tenant] - before
         self._waiting[tenant] = self._waiting.get(tenant, 0) + 1
+        self._touch(tenant)
 
     def go(self, tenant: str) -> None:
         """A request waits no more."""
@@ -108,36 +127,90 @@ class Counters:
         """A choice has been admitted and has come to `output` tokens; less than is known is no news."""
         if key in self._ended:
             return
-        known = self._charges.get(key)
-        if known is None:
-            predicted = self._predictor.predict(tenant) if self._predictor else 0
-            known = self._charges[key] = _Charge(tenant, prompt, output, predicted, 0.0)
-        elif output <= known.output:
+        known = self._charges.get(key) or self._open(key, tenant, prompt)
+        if output <= known.output:
             return
-        known.output = max(known.output, output)
+        known.output = output
         self._settle(known)
 
     def leave(self, key: SequenceKey) -> None:
         """A choice has left an instance, finished or not: from now on it pays for what it had."""
-        known = self._charges.get(key)
+        known = self._close(key)
         if known is not None:
-            known.predicted = 0
-            self._settle(known)
+            self._gone[key] = known
+            if len(self._gone) > REMEMBERED:
+                self._gone.popitem(last=False)
 
     def end(self, key: SequenceKey) -> None:
         """A choice has finished: nothing that is reported of it later counts."""
-        known = self._charges.pop(key, None)
+        known = self._close(key) or self._gone.pop(key, None)
         if known is None:
             return
-        known.predicted = 0
-        self._settle(known)
         if self._predictor:
             self._predictor.learn(known.tenant, known.output)
         self._ended[key] = None
         if len(self._ended) > REMEMBERED:
             self._ended.popitem(last=False)
 
-    def _settle(self, charge: _Charge) -> None:
+    def ended(self, key: SequenceKey) -> bool:
+        """Whether a choice is known to have finished."""
+        return key in self._ended
+
+    def lift(self, tenant: str, level: float) -> None:
+        """A tenant was lifted to that level elsewhere."""
+        self.service[tenant] = max(self.service.get(tenant, 0.0), level)
+        self._touch(tenant)
+
+    def busy(self, tenant: str) -> bool:
+        """Whether a request of his waits or runs, as far as is known here."""
+        return tenant in self._waiting or tenant in self._running
+
+    def _open(self, key: SequenceKey, tenant: str, prompt: int) -> Charge:
+        """It runs: anew, or again after it had left. One that is new pays for its prompt at once."""
+        known = self._gone.pop(key, None)
+        new = known is None
+        if known is None:
+            predicted = self._predictor.predict(tenant) if self._predictor else 0
+            known = Charge(tenant, prompt, 0, predicted, 0.0)
+        self._charges[key] = known
+        self._running[known.tenant] = self._running.get(known.tenant, 0) + 1
+        if new:
+            self._settle(known)
+        self._touch(known.tenant)
+        return known
+
+    def _close(self, key: SequenceKey) -> Charge | None:
+        """It runs no more, as far as is known here: what was predicted beyond what it had comes back."""
+        known = self._charges.pop(key, None)
+        if known is None:
+            return None
+        self._running[known.tenant] -= 1
+        if not self._running[known.tenant]:
+            del self._running[known.tenant]
+        known.predicted = 0
+        self._settle(known)
+        self._touch(known.tenant)
+        return known
+
+    def _touch(self, tenant: str) -> None:
+        """He was active. Beyond the bound who was not for longest is forgotten, if he has nothing here."""
+        self._active[tenant] = None
+        self._active.move_to_end(tenant)
+        for _ in range(min(2, len(self._active) - self._most_tenants)):
+            oldest = next(iter(self._active))
+            if self.busy(oldest) or oldest == self._left:
+                self._active.move_to_end(oldest)
+            else:
+                self._forget(oldest)
+
+    def _forget(self, tenant: str) -> None:
+        del self._active[tenant]
+        self.service.pop(tenant, None)
+        self.lifted.pop(tenant, None)
+        if self._predictor:
+            self._predictor.forget(tenant)
+
+    def _settle(self, charge: Charge) -> None:
         amount = self._cost(charge.prompt, max(charge.output, charge.predicted))
         weight = self._weights.get(charge.tenant, 1.0)
         self.service[charge.tenant] = self.service.get(charge.tenant, 0.0) + (amount - charge.amount) / weight

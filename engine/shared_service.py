@@ -11,21 +11,25 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from engine.sequence import SequenceKey
-from engine.service import Cost, Counters, MovingAverage
+from engine.service import MOST_TENANTS, Charge, Cost, Counters, MovingAverage
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What one choice has come to, in tokens."""
+    """What one choice has come to, in tokens.
+
+    `left`: it left the instance that tells it and may go on elsewhere; `ended`: it goes on nowhere.
+    """
 
     key: SequenceKey
     tenant: str
     prompt: int
     output: int
     ended: bool = False
+    left: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +48,16 @@ class SharedCounters(Counters):
         cost: Cost | None = None,
         weights: Mapping[str, float] | None = None,
         predictor: MovingAverage | None = None,
+        *,
+        most_tenants: int = MOST_TENANTS,
     ) -> None:
-        super().__init__(cost, weights, predictor)
+        super().__init__(cost, weights, predictor, most_tenants=most_tenants)
         self._changed: dict[SequenceKey, Served] = {}
         self._told: dict[SequenceKey, Served] = {}
         self._lifts: dict[str, float] = {}
         self._told_lifts: dict[str, float] = {}
         self._since: dict[str, float] = {}
+        self._heard: Mapping[str, float] = {}
 
     def come(self, tenant: str, *, lift: bool = True) -> None:
         before = self.lifted.get(tenant, 0.0)
@@ -59,17 +66,31 @@ class SharedCounters(Counters):
             self._lifts[tenant] = self.service[tenant]
 
     def charge(self, key: SequenceKey, tenant: str, prompt: int, output: int) -> None:
-        before = self.service.get(tenant, 0.0)
         super().charge(key, tenant, prompt, output)
-        if self.service.get(tenant, 0.0) != before or key not in self._changed:
-            self._changed[key] = Served(key, tenant, prompt, output)
-        self._since[tenant] = self._since.get(tenant, 0.0) + self.service.get(tenant, 0.0) - before
+        known, told = self._charges.get(key), self._changed.get(key)
+        if known is not None and (told is None or told.left or known.output > told.output):
+            self._tell(key, known)
+
+    def leave(self, key: SequenceKey) -> None:
+        known = self._charges.get(key)
+        super().leave(key)
+        if known is not None:
+            self._tell(key, known, left=True)
 
     def end(self, key: SequenceKey) -> None:
-        known = self._changed.get(key) or self._told.get(key)
+        known = self._charges.get(key) or self._gone.get(key)
         super().end(key)
         if known is not None:
-            self._changed[key] = replace(known, ended=True)
+            self._tell(key, known, ended=True)
+
+    def _tell(self, key: SequenceKey, known: Charge, *, ended: bool = False, left: bool = False) -> None:
+        self._changed[key] = Served(key, known.tenant, known.prompt, known.output, ended, left)
+
+    def _settle(self, charge: Charge) -> None:
+        before = self.service.get(charge.tenant, 0.0)
+        super()._settle(charge)
+        more = self.service[charge.tenant] - before
+        self._since[charge.tenant] = self._since.get(charge.tenant, 0.0) + more
 
     def news(self) -> News:
         """What is to be told now; counting begins anew."""
@@ -80,9 +101,16 @@ class SharedCounters(Counters):
         return News(tuple(served.values()), lifts)
 
     def adopt(self, service: Mapping[str, float]) -> None:
-        """What every tenant has been served everywhere, by the last news of all."""
+        """What every tenant has been served everywhere, by the last news of all.
+
+        Who waits or runs here and was forgotten there is made known again.
+        """
+        for tenant, level in self._heard.items():
+            if tenant not in service and self.busy(tenant):
+                self._lifts[tenant] = level
+        self._heard = dict(service)
         self.service = {
-            tenant: service.get(tenant, 0.0) + self._since.get(tenant, 0.0)
+            tenant: max(0.0, service.get(tenant, 0.0) + self._since.get(tenant, 0.0))
             for tenant in {**service, **self._since}
         }
         for tenant, level in (*self._told_lifts.items(), *self._lifts.items()):
@@ -103,13 +131,16 @@ class Ledger:
 
     def hear(self, news: News) -> None:
         """Take in what an instance tells; the same again, or from two instances, counts once."""
-        service = self._counters.service
         for tenant, level in news.lifts.items():
-            service[tenant] = max(service.get(tenant, 0.0), level)
+            self._counters.lift(tenant, level)
         for one in news.served:
+            if self._counters.ended(one.key):
+                continue
             self._counters.charge(one.key, one.tenant, one.prompt, one.output)
             self._open[one.key] = None
             self._open.move_to_end(one.key)
+            if one.left:
+                self._counters.leave(one.key)
             if one.ended:
                 self._counters.end(one.key)
                 del self._open[one.key]

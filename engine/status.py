@@ -10,8 +10,8 @@ class InstanceStatus:
     """A snapshot. Block counts obey free + used + cached + reserved == total.
 
     `arrivals` counts the requests that were submitted here or for which blocks were reserved here, ever.
-    `head_tokens` is what the head of the queue has to compute, `urgent` counts the sequences that run
-    here with a priority above 0.
+    `head_tokens` is what the head of the queue has to compute, `prefill_tokens` what is left to compute of
+    the prompts that are being read, `urgent` counts the sequences that run here with a priority above 0.
     """
 
     instance: str
@@ -38,6 +38,7 @@ class InstanceStatus:
     arrivals: int = 0
     head_tokens: int = 0
     urgent: int = 0
+    prefill_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

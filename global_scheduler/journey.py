@@ -179,7 +179,7 @@ class Patience:
     def pause(self, request_id: str, tries: int) -> float:
         """Exponential back-off, spread over ±25 % by the request's id: requests must not return in step."""
         spread = zlib.crc32(f"{request_id}/{tries}".encode()) / 2**32
-        return min(self.longest_pause, self.first_pause * 2.0**tries) * (0.75 + 0.5 * spread)
+        return min(self.longest_pause, self.first_pause * 2.0 ** min(tries, 16)) * (0.75 + 0.5 * spread)
 
 
 class Journey:

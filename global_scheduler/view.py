@@ -60,6 +60,8 @@ class Load:
     """An instance as placing sees it, everything that is on its way there counted in.
 
     `demand` is in blocks and may exceed `blocks`: used, reserved, and asked for by queued and sent requests.
+    `queued_tokens` are to be computed before those of one who comes now; prompts that are being read, which
+    hold their blocks already, count with what is left of them.
     `held` is what the running alone use and what is reserved, `head` what the head of the queue asks for.
     """
 
@@ -272,7 +274,7 @@ def _load(name: str, known: _Known, *, stale: bool) -> Load:
         blocks=status.blocks_total,
         block_size=size,
         demand=held + -(-status.waiting_tokens // size) + sent.blocks,
-        queued_tokens=status.waiting_tokens + sent.tokens,
+        queued_tokens=status.waiting_tokens + status.prefill_tokens + sent.tokens,
         queued=status.waiting + sent.queued,
         requests=status.running + status.waiting + len(sent.entries),
         cordoned=known.cordoned,

@@ -6,6 +6,9 @@
 
 After FastServe (arXiv 2305.05920). Every step takes the best `batch` of all that run or wait; a running
 request that is not among them keeps its KV and waits (its blocks count, so the pool may veto whom to admit).
+So places are not what holds anybody up: as many may have KV as there is room for. Of those in a step, prompts
+are read in the order of rank too, one that is half read behind a better one that comes; and nobody sinks
+while his prompt is read, which the quantum of his level was to cover.
 Who has waited for `starvation` seconds is promoted to the head of level 0. Within a level the order is that
 of arrival at it, not round robin: taking turns would have everybody's KV resident for nothing.
 """
@@ -56,13 +59,17 @@ class MultiLevelQueue:
 
     def __init__(self, levels: Levels, inner: BatchPolicy, cost: CostModel) -> None:
         self.levels = levels
-        self._inner = inner
+        self.inner = inner
         self._cost = cost
         self._jobs: dict[SequenceKey, _Job] = {}
         self._waiting: dict[SequenceKey, Sequence] = {}
         self._given: list[SequenceKey] = []
         self._at = 0.0
         self._orders = 0
+
+    @property
+    def at_once(self) -> int:
+        return self.levels.batch
 
     def add(self, sequence: Sequence, *, front: bool = False) -> None:
         assert sequence.key not in self._waiting, f"{sequence.key} waits already"
@@ -89,9 +96,9 @@ class MultiLevelQueue:
                 self._place(job, 0)
                 job.promoted = True
         picked = sorted(every, key=self._rank)[: self.levels.batch]
-        shares = self._inner.share(
-            [one for one in picked if one.phase is not Phase.WAITING],
-            [one for one in picked if one.phase is Phase.WAITING],
+        shares = self.inner.share(
+            [one for one in picked if one.phase is Phase.DECODE],
+            [one for one in picked if one.phase is not Phase.DECODE],
             now,
         )
         self._given = [share.sequence.key for share in shares]
@@ -153,6 +160,7 @@ class MultiLevelQueue:
         """The last step is over: who was in it has been served that long, and may sink."""
         elapsed = now - self._at
         alive = {one.key for one in running} | self._waiting.keys()
+        reading = {one.key for one in running if one.phase is Phase.PREFILL}
         for key in self._given:
             job = self._jobs.get(key)
             if job is None:
@@ -160,7 +168,7 @@ class MultiLevelQueue:
             job.served += elapsed
             job.idle_since = now
             full = job.served >= self._quantum(job.level) - 1e-9
-            if full and job.level < self.levels.count - 1:
+            if full and key not in reading and job.level < self.levels.count - 1:
                 self._place(job, job.level + 1, front=True)
                 job.promoted = False
         for sequence in (*running, *self._waiting.values()):

@@ -67,7 +67,7 @@ def test_status_as_json_has_every_field_and_whole_numbers(controller: Controller
     assert list(status) == [field.name for field in pb.ClusterStatus.DESCRIPTOR.fields]
     assert list(status["pools"][1]) == [
         "name", "target", "ready", "starting", "draining", "autoscale", "wish", "least", "most", "opinion",
-        "bounded",
+        "bounded", "sized",
     ]  # fmt: skip
     assert status["instances"][0]["status"]["steps"] == 2**40
     assert status["instances"][0]["address"] is None

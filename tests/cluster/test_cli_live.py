@@ -119,6 +119,22 @@ def test_a_dry_run_and_a_diff_change_nothing(live: Live, tmp_path: Path) -> None
     assert live.controller.pools["prefill"].target == 1
 
 
+def test_names_with_dots_are_compared_and_applied(live: Live, tmp_path: Path) -> None:
+    limits = {"requests": {"acme.eu": 600, "*": 60}}
+    file = config_file(tmp_path, security={"tenants": limits}, engine={"tenant_weights": {"acme.eu": 2.5}})
+    wanted = {
+        "engine.tenant_weights": ({}, {"acme.eu": 2.5}),
+        "security.tenants.requests": ({}, limits["requests"]),
+    }
+    for arguments in (["config", "diff"], ["apply", "--dry-run"]):
+        found = items(run(*arguments, "-f", file, "-o", "json"))
+        told = {one["path"]: (json.loads(one["before"]), json.loads(one["after"])) for one in found}
+        assert told == wanted
+    done = run("apply", "-f", file)
+    assert "not in force before a restart: security.tenants.requests" in done.stderr
+    assert live.controller.config.engine.tenant_weights == {"acme.eu": 2.5}
+
+
 def test_a_size_that_no_pool_may_have_is_refused_with_6_and_nothing_is_changed(
     live: Live, tmp_path: Path
 ) -> None:

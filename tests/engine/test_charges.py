@@ -9,14 +9,16 @@ from typing import Any
 import pytest
 
 from decode_pool.continuous_batching import ContinuousBatching
+from engine import service
 from engine.outcome import StepOutcome
 from engine.queues.fair import FairQueue
 from engine.request import Request
+from engine.sequence import SequenceKey
 from engine.service import Counters, MovingAverage, profiled
 from engine.tiers import TierSettings
 from tests.engine import world as worlds
 from tests.engine.mutants import mutate
-from tests.engine.toy import Bench
+from tests.engine.toy import Bench, prompt
 from tests.engine.toy import request as plain
 from tests.engine.world import Pick, World
 
@@ -102,7 +104,7 @@ def test_each_token_is_paid_once_through_preemption_movement_and_failure(
     ("owner", "name", "old", "new"),
     [
         (Counters, "_settle", "(amount - charge.amount)", "amount"),
-        (Counters, "leave", "known.predicted = 0", "del self._charges[key]"),
+        (Counters, "leave", "self._gone[key] = known", "pass"),
         (Counters, "charge", "output <= known.output", "output < 3"),
         (FairQueue, "observe", "self._charge(emitted.sequence)", "pass"),
     ],
@@ -125,3 +127,50 @@ def test_counters_of_each_instance_alone_would_charge_prompts_again(monkeypatch:
     monkeypatch.setattr(FairQueue, "__init__", apart)
     with pytest.raises(AssertionError):
         lives(monkeypatch, 5)
+
+
+def handed_over(count: int) -> Counters:
+    """The counters of an instance that hands every request over after its first token."""
+    counters = Counters()
+    queue = FairQueue(counters)
+    bench = Bench(total=64, queue=queue)
+    for number in range(count):
+        bench.core.submit(replace(plain(f"r{number}", prompt(5, number)), tenant="t"), handoff=True)
+        outcome = bench.step()
+        assert outcome is not None
+        queue.observe(outcome)
+        bench.core.release(f"r{number}")
+    queue.watch(())
+    return counters
+
+
+def test_what_has_left_is_remembered_within_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "REMEMBERED", 10)
+    counters = handed_over(50)
+    assert counters.service == {"t": 50 * (5 + 2)}
+    assert not counters._charges and len(counters._gone) == 10
+
+
+def test_a_tenant_with_nothing_here_is_forgotten_and_lifted_when_he_is_back() -> None:
+    counters = Counters(predictor=MovingAverage(), most_tenants=4)
+    counters.come("waits")
+    counters.charge(SequenceKey("long", 0), "runs", 7, 0)
+    for number in range(100):
+        key, tenant = SequenceKey(f"r{number}", 0), f"t{number}"
+        counters.come(tenant)
+        counters.charge(key, tenant, 100, 0)
+        counters.go(tenant)
+        counters.charge(key, tenant, 100, 50)
+        counters.end(key)
+    assert {"waits", "runs"} <= counters.service.keys() and len(counters.service) <= 6
+    assert counters._predictor is not None and len(counters._predictor._last) <= 6
+    assert counters.lifted.keys() <= counters.service.keys()
+    counters.service["waits"] = 40.0
+    counters.come("t0")
+    assert counters.service["t0"] == 40.0, "no less than who waits"
+
+
+def test_who_runs_or_waits_would_be_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    mutate(monkeypatch, Counters, "_touch", "self.busy(oldest) or", "")
+    with pytest.raises(AssertionError):
+        test_a_tenant_with_nothing_here_is_forgotten_and_lifted_when_he_is_back()

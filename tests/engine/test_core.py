@@ -276,7 +276,9 @@ def test_status_counts_what_happened() -> None:
     bench.step()
     status = bench.core.status()
     assert (status.running, status.waiting, status.waiting_tokens) == (1, 1, 7)
+    assert status.prefill_tokens == 4, "8 of 12 have been read"
     bench.drain()
     status = bench.core.status()
     assert (status.prompt_tokens, status.output_tokens, status.arrivals) == (19, 6, 2)
+    assert status.prefill_tokens == 0
     assert status.steps == len(bench.runner.plans)

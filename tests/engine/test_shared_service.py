@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.sequence import SequenceKey
+from engine.service import Counters, MovingAverage
 from engine.shared_service import Ledger, News, Served, SharedCounters
+from tests.engine.mutants import mutate
 
 
 class World:
@@ -119,3 +121,82 @@ def test_choices_whose_end_nobody_tells_are_forgotten_in_the_end() -> None:
     for number in range(100):
         ledger.hear(News((Served(SequenceKey(f"r{number}", 0), "t", 1, 0),)))
     assert len(ledger._open) == 10 and ledger.service["t"] == 100.0
+
+
+def predicting() -> MovingAverage:
+    """Foretells answers of 100 tokens."""
+    predictor = MovingAverage()
+    predictor.learn("t", 100)
+    return predictor
+
+
+@pytest.mark.parametrize("prediction", [False, True], ids=["as it comes", "predicted"])
+def test_an_answer_within_one_beat_is_told_whole(prediction: bool) -> None:
+    predictors = [predicting() if prediction else None for _ in range(2)]
+    here, key = SharedCounters(predictor=predictors[0]), SequenceKey("r", 0)
+    ledger = Ledger(Counters(predictor=predictors[1]))
+    for output in range(41):
+        here.charge(key, "t", 10, output)
+    here.end(key)
+    ledger.hear(here.news())
+    assert ledger.service["t"] == here.service["t"] == 10 + 2 * 40
+
+
+def test_an_end_long_after_the_last_news_is_told() -> None:
+    here, key, ledger = SharedCounters(), SequenceKey("r", 0), Ledger(Counters())
+    here.charge(key, "t", 10, 3)
+    for _ in range(3):
+        ledger.hear(here.news())
+    here.end(key)
+    ledger.hear(here.news())
+    assert not ledger._open and ledger._counters.ended(key)
+
+
+def cancelled_everywhere() -> None:
+    here, key = SharedCounters(predictor=predicting()), SequenceKey("r", 0)
+    ledger = Ledger(Counters(predictor=predicting()))
+    here.charge(key, "t", 10, 3)
+    ledger.hear(here.news())
+    assert ledger.service["t"] == 10 + 2 * 100
+    here.leave(key)
+    ledger.hear(here.news())
+    assert ledger.service["t"] == here.service["t"] == 10 + 2 * 3
+
+
+def test_who_is_cancelled_pays_everywhere_for_what_he_had() -> None:
+    cancelled_everywhere()
+
+
+def test_mutant_a_leave_that_is_not_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    mutate(monkeypatch, Ledger, "hear", "if one.left:", "if False:")
+    with pytest.raises(AssertionError):
+        cancelled_everywhere()
+
+
+def test_a_choice_that_left_and_goes_on_elsewhere_is_charged_on() -> None:
+    here, there, key, ledger = SharedCounters(), SharedCounters(), SequenceKey("r", 0), Ledger(Counters())
+    here.charge(key, "t", 10, 3)
+    here.leave(key)
+    there.charge(key, "t", 10, 5)
+    for one in (there, here, there, here):
+        ledger.hear(one.news())
+    assert ledger.service["t"] == 10 + 2 * 5
+    there.charge(key, "t", 10, 9)
+    ledger.hear(there.news())
+    assert ledger.service["t"] == 10 + 2 * 9
+
+
+def test_who_waits_here_and_was_forgotten_elsewhere_keeps_what_he_had() -> None:
+    """Else he would be served before all others until he had as much again."""
+    here, ledger = SharedCounters(), Ledger(Counters(most_tenants=5))
+    ledger.hear(News((Served(SequenceKey("r", 0), "greedy", 1000, 0, ended=True),)))
+    here.adopt(ledger.service)
+    here.come("greedy")
+    for number in range(8):
+        served = Served(SequenceKey(f"s{number}", 0), f"t{number}", 1, 0, ended=True)
+        ledger.hear(News((served,)))
+    assert "greedy" not in ledger.service
+    here.adopt(ledger.service)
+    assert here.service["greedy"] == 1000.0
+    ledger.hear(here.news())
+    assert ledger.service["greedy"] == 1000.0

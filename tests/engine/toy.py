@@ -160,7 +160,7 @@ class Bench:
         self.core = EngineCore(
             pool=BlockPool(total, block_size, prefix_cache),
             queue=FCFSQueue() if queue is None else queue,
-            policy=policy or ContinuousBatching(budget),
+            policy=ContinuousBatching(budget) if policy is None else policy,
             limits=Limits(max_length, max_sequences, queue_limit),
             eos_token_ids=frozenset({EOS}),
             tiers=tiers,

@@ -276,6 +276,11 @@ def test_an_answer_that_comes_too_late_changes_nothing(event: Event) -> None:
     assert journey.state is State.RUNNING
 
 
+@pytest.mark.parametrize("tries", [1023, 1024, 100_000])
+def test_pauses_have_no_end(tries: int) -> None:
+    assert 0.75 * PATIENCE.longest_pause <= PATIENCE.pause("a", tries) <= 1.25 * PATIENCE.longest_pause
+
+
 def test_pauses_differ_between_requests_and_are_the_same_each_time() -> None:
     pauses = {PATIENCE.pause(name, 2) for name in "abcdefgh"}
     assert len(pauses) == 8

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -46,6 +48,18 @@ def test_prefill_goes_where_the_fewest_tokens_wait() -> None:
         status("decode-0"),
     )
     assert Placer(SETTINGS).place(view, ask(), 0.0).prefill == "prefill-1"
+
+
+@pytest.mark.parametrize("ranking", ["freeness", "affinity"])
+def test_a_prompt_that_is_being_read_is_waited_for_like_one_in_the_queue(ranking: str) -> None:
+    view = view_of(
+        status("prefill-0", running=1, prefill_tokens=30_000 - 256, blocks_used=16),
+        status("prefill-1", waiting=1, waiting_tokens=100),
+        status("decode-0"),
+    )
+    placement = Placer(replace(SETTINGS, ranking=ranking)).place(view, ask(200), 0.0)
+    assert placement.prefill == "prefill-1"
+    assert "(100)" in placement.reason
 
 
 def test_decode_goes_where_most_blocks_are_left_for_each_request() -> None:

@@ -42,6 +42,18 @@ def test_apart_it_waits_for_the_queue_and_its_own_chunks(prompt: int) -> None:
     assert first.tpot == COST.seconds(Batch((), 4, 30 * 16 + prompt))
 
 
+def test_a_prompt_that_is_being_read_is_predicted_like_one_that_waits() -> None:
+    """The reason has both predictions in it."""
+    reasons = []
+    for busy in ({}, {"waiting_tokens": 9000}, {"prefill_tokens": 9000}):
+        made = scheduler(SLO(0.5, 0.05))
+        made.observe(status("prefill-0", **busy), 0.0)
+        made.observe(status("decode-0"), 0.0)
+        reasons.append(made.place(Summary("r", 400, 100), 0.0).reason)
+    idle, waits, reads = reasons
+    assert reads == waits != idle
+
+
 def test_the_handoff_is_spread_over_the_answer() -> None:
     args = load("prefill"), load("decode")
     plain = Predictor(COST, BUDGET).apart(*args, compute=100, hold=100, output=11)

@@ -23,6 +23,13 @@ def test_queued_and_reserved_blocks_are_demand_and_cached_ones_are_not() -> None
     assert only(view).free == 82
 
 
+def test_a_prompt_that_is_being_read_is_to_be_computed_still_but_asks_for_no_more_blocks() -> None:
+    view = ClusterView()
+    view.observe(status(blocks_used=100, running=1, prefill_tokens=1500, waiting_tokens=32), 0.0)
+    load = only(view)
+    assert (load.queued_tokens, load.queued, load.demand) == (1532, 0, 102)
+
+
 def test_what_was_sent_counts_at_once() -> None:
     view = ClusterView()
     view.observe(status(), 0.0)

@@ -7,7 +7,7 @@ from random import Random
 import pytest
 
 from decode_pool.continuous_batching import ContinuousBatching
-from engine.reserve_max import ReserveMax
+from engine.reserve_max import Longest, ReserveMax
 from simulator.papers import orca
 from tests.engine.mutants import mutate
 from tests.engine.toy import Bench, prompt, request
@@ -49,13 +49,13 @@ def test_the_batch_is_bounded_ordered_and_left_at_once(seed: int) -> None:
 
 
 def test_to_skip_who_does_not_fit_would_break_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    mutate(monkeypatch, ReserveMax, "_room", "return", "reserved -= self._size(sequence.request); continue")
+    mutate(monkeypatch, Longest, "fitting", "break", "continue")
     orders = [trace(seed)[0] for seed in range(8)]
     assert any(order != sorted(order, key=lambda name: int(name[1:])) for order in orders)
 
 
 def test_not_to_count_those_who_run_would_overfill(monkeypatch: pytest.MonkeyPatch) -> None:
-    mutate(monkeypatch, ReserveMax, "share", "self._room(waiting, reserved)", "self._room(waiting, 0)")
+    mutate(monkeypatch, Longest, "fitting", "self._held()", "0")
     assert any(trace(seed)[1] > SLOTS for seed in range(8))
 
 
