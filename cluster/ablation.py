@@ -71,14 +71,18 @@ POLICIES = (
 
 
 def ablate(
-    config: Config, hardware: Hardware, arrivals: Sequence[Arrival], objectives: Mapping[str, float | None]
+    config: Config,
+    hardware: Hardware,
+    arrivals: Sequence[Arrival],
+    objectives: Mapping[str, float | None],
+    max_tokens: int | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Reports by name: `everything`, then `without …` for each policy that the config has switched on."""
-    runs = {"everything": setup_of(config, hardware)}
+    runs = {"everything": setup_of(config, hardware, max_tokens)}
     for policy in POLICIES:
         changed = _changed(config, policy.off)
         if policy.on(config) and (changed != config or not policy.off):
-            runs[f"without {policy.name}"] = policy.without(setup_of(changed, hardware))
+            runs[f"without {policy.name}"] = policy.without(setup_of(changed, hardware, max_tokens))
     return {name: summarise(simulate(setup, arrivals), **objectives) for name, setup in runs.items()}
 
 

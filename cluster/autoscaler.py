@@ -21,18 +21,15 @@ from cluster.figures import Figures
 from cluster.member import Member, State
 from cluster.policies import autoscaling_settings
 from cluster.pool import Pool
-from cluster.scaling import Scaling
+from cluster.scaling import Scaling, forecast_of
 from engine.errors import TandemError
-from global_scheduler.autoscaling import Autoscaler, PoolState, Resize
-from global_scheduler.forecast import Constant, Forecast, HoltWinters
+from global_scheduler.attainment import Attainment, together
+from global_scheduler.autoscaling import Autoscaler, PoolState, Resize, held
+from global_scheduler.forecast import Forecast, growth
 from global_scheduler.placement import DECODE, PREFILL
 from global_scheduler.scheduler import Scheduler
-from global_scheduler.view import Load
 
 logger = logging.getLogger("tandem.controller")
-
-MOST_GROWTH = 4.0
-"""A forecast may call for so many times the present load at most."""
 
 ChangeRole = Callable[[str, str, float], Awaitable[object]]
 
@@ -63,6 +60,7 @@ class PoolScaler:
         self._configured = {name: Scaling.of(pool) for name, pool in self._settings.items()}
         self.scaling = dict(self._configured)
         self._bounded: set[str] = set()
+        self._sized: set[str] = set()
         self._pools = pools
         self._scheduler = scheduler
         self._events = events
@@ -70,8 +68,12 @@ class PoolScaler:
         self._change_role = change_role
         self._gateways = gateways
         self.figures = Figures()
+        self._window = config.observe.window
+        self._turning: dict[str, str] = {}
         self._period = min(pool.autoscale.period for pool in self._settings.values())
-        self._watches = {name: _Watch(self._forecast(name)) for name in self._settings}
+        self._watches = {
+            name: _Watch(forecast_of(pool.autoscale, self._period)) for name, pool in self._settings.items()
+        }
         self._start_timeout = config.control.start_timeout
         self._drain_timeout = config.control.drain_timeout
         self._bound()
@@ -125,6 +127,8 @@ class PoolScaler:
         if dry_run:
             return reply
         self.scaling[name] = wanted
+        if replicas is not None or automatic:
+            self._sized.add(name)
         self._bound()
         if wanted.automatic != before.automatic:
             who = "the controller sizes it again" if wanted.automatic else "an explicit size was asked for"
@@ -158,6 +162,9 @@ class PoolScaler:
         configured = self._configured[message.name]
         apart = (scaling.least, scaling.most) != (configured.least, configured.most)
         message.bounded = apart or message.name in self._bounded
+        moved = not scaling.automatic and message.target != self._settings[message.name].replicas
+        turned = scaling.automatic != configured.automatic
+        message.sized = moved or turned or message.name in self._sized
         message.wish = max(0, self._autoscaler.wishes.get(message.name, message.target))
         message.opinion = self._autoscaler.explanations.get(message.name, "")
 
@@ -182,12 +189,6 @@ class PoolScaler:
         }
         self._autoscaler = Autoscaler(own[DECODE], own)
 
-    def _forecast(self, name: str) -> Forecast:
-        scale = self._settings[name].autoscale
-        if scale.forecast == "constant":
-            return Constant()
-        return HoltWinters(round(scale.season / self._period))
-
     def _state(self, pool: Pool, now: float) -> PoolState:
         watch, scale = self._watches[pool.role], self._settings[pool.role].autoscale
         ready = {one.name for one in pool.members.values() if one.state is State.READY and not one.cordoned}
@@ -204,39 +205,55 @@ class PoolScaler:
             loads,
             {name: now - since for name, since in watch.ready.items()},
             self._attained(pool.role),
-            _growth(watch.forecast, loads, round(scale.horizon / self._period)),
-            starting=len(starting),
+            growth(watch.forecast, held(loads), round(scale.horizon / self._period)),
+            starting=len(starting) + self._changing(pool.role),
             lends=scale.role_change,
         )
 
-    def _attained(self, role: str) -> float | None:
+    def _attained(self, role: str) -> Attainment | None:
         """Of the requests that ended lately at all gateways, those that met the objective of this phase."""
-        told = [one.lately for one in self._gateways() if one.lately.requests]
-        requests = sum(one.requests for one in told)
-        if not requests:
-            return None
-        shares = [one.ttft_attainment if role == PREFILL else one.tpot_attainment for one in told]
-        return sum(share * one.requests for share, one in zip(shares, told, strict=True)) / requests
+        told = [one.lately for one in self._gateways()]
+        return together(
+            self._window, ((one.began, one.ttft_met if role == PREFILL else one.tpot_met) for one in told)
+        )
+
+    def _changing(self, role: str) -> int:
+        """Instances of other pools that are being emptied to come to this one."""
+        emptying = {
+            name
+            for pool in self._pools.values()
+            for name, one in pool.members.items()
+            if one.emptying is not None and self._turning.get(name) != pool.role
+        }
+        self._turning = {name: to for name, to in self._turning.items() if name in emptying}
+        return sum(to == role for to in self._turning.values())
 
     async def _act(self, resize: Resize) -> None:
-        pool = self._pools[resize.pool]
-        if resize.donor is None:
-            self._resized(resize.pool, pool.target, resize.target, resize.reason)
-            pool.target = resize.target
-            pool.kick()
-            return
-        donor = self._pools[resize.donor]
-        giver = min(_ready(donor), key=lambda one: (one.requests, one.name), default=None)
+        pool, reason = self._pools[resize.pool], resize.reason
+        if resize.donor is not None:
+            refused = await self._lend(resize, resize.donor)
+            if refused is None:
+                return
+            reason = f"{resize.otherwise}; {refused}"
+        self._resized(resize.pool, pool.target, resize.target, reason)
+        pool.target = resize.target
+        pool.kick()
+
+    async def _lend(self, resize: Resize, donor: str) -> str | None:
+        """Have an instance of `donor` change its role; gives why none does, and nothing has changed then."""
+        giver = min(_ready(self._pools[donor]), key=lambda one: (one.requests, one.name), default=None)
         if giver is None:
-            return
-        self._events.add("autoscale", resize.pool, f"{giver.name} changes its role: {resize.reason}")
-        outcome = f"{giver.name} from {resize.donor} to {resize.pool}"
-        self._explanations.add("resize", resize.pool, outcome, resize.reason)
-        self._explanations.add("resize", resize.donor, outcome, resize.reason)
+            return f"{donor} has no instance that is ready to change its role"
         try:
             await self._change_role(giver.name, resize.pool, self._drain_timeout)
         except TandemError as error:
-            self._events.add("role_failed", giver.name, error.message)
+            return f"{giver.name} does not change its role: {error.message}"
+        self._turning[giver.name] = resize.pool
+        self._events.add("autoscale", resize.pool, f"{giver.name} changes its role: {resize.reason}")
+        outcome = f"{giver.name} from {donor} to {resize.pool}"
+        self._explanations.add("resize", resize.pool, outcome, resize.reason)
+        self._explanations.add("resize", donor, outcome, resize.reason)
+        return None
 
     def _resized(self, name: str, before: int, after: int, reason: str) -> None:
         self.figures.resized(name, before, after, reason)
@@ -246,12 +263,3 @@ class PoolScaler:
 
 def _ready(pool: Pool) -> list[Member]:
     return [one for one in pool.members.values() if one.state is State.READY and not one.cordoned]
-
-
-def _growth(forecast: Forecast, loads: tuple[Load, ...], intervals: int) -> float:
-    """The load that is to be expected over the present one; 1 without any."""
-    present = float(sum(load.held + load.head for load in loads))
-    forecast.add(present)
-    if present <= 0:
-        return 1.0
-    return min(MOST_GROWTH, max(1.0, forecast.ahead(intervals) / present))

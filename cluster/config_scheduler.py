@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from cluster.config_section import Count, Section
+from cluster.config_section import Count, Section, contradiction
 from cluster.units import Duration
 
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -67,6 +67,16 @@ class SchedulerConfig(Section):
         description="A file for all that the scheduler hears and decides; `tandem bench decisions --replay` "
         "reads it.",
     )
+
+    @model_validator(mode="after")
+    def _apart(self) -> SchedulerConfig:
+        if self.crowded_below > self.roomy_above:
+            raise contradiction(
+                f"crowded_below is {self.crowded_below:g} and roomy_above {self.roomy_above:g}: what is "
+                "crowded would take requests, and instances swap them for ever: lower crowded_below or raise "
+                "roomy_above"
+            )
+        return self
 
 
 class AutoscaleConfig(Section):

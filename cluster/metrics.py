@@ -212,7 +212,7 @@ class Metrics:
                 self._service.labels(tenant).inc(prompt + 2 * progress.output_tokens)
             # A client that leaves says nothing about how it was served, nor does one half of an answer.
             if (whole or error is not None) and not run.resumed:
-                self.objectives.add(progress.ttft, progress.tpot)
+                self.objectives.add(progress.ttft, progress.tpot, progress.started)
 
     def _observe(self, progress: RunProgress, prompt: int, *, whole: bool) -> None:
         if progress.recoveries:

@@ -20,6 +20,7 @@ from cluster.migrations import names
 from cluster.mover import Mover
 from cluster.pool import Authority, Pool
 from cluster.rebalance import Rebalancer
+from cluster.scaling import Scaling
 from cluster.units import counted
 from engine.errors import Conflict, InvalidParameter, NotFound, RefusedError, TandemError
 from global_scheduler.scheduler import Scheduler
@@ -44,7 +45,9 @@ class Operations:
         events: Events,
         authority: Callable[[], Authority],
         rebalancer: Rebalancer,
+        bounds: Callable[[str], Scaling],
     ) -> None:
+        """`bounds` are those that a role's pool has now, whoever set them."""
         self._config = config
         self._pools = pools
         self._members = members
@@ -53,6 +56,7 @@ class Operations:
         self._events = events
         self._authority = authority
         self._rebalancer = rebalancer
+        self._bounds = bounds
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def requests(self, wanted: str = "") -> pb.RequestList:
@@ -122,15 +126,17 @@ class Operations:
             return member.message()
         if member.emptying is not None:
             raise RefusedError(f"{name} is being drained: try again when that is over", param="instance")
-        pools = self._config.pools
-        bounds = {"prefill": pools.prefill, "decode": pools.decode}
-        least, most = bounds[source.role].min_replicas, bounds[role].max_replicas
+        least, most = self._bounds(source.role).least, self._bounds(role).most
         if source.target - 1 < max(1, least):
             raise RefusedError(
                 f"{source.role} would have {source.target - 1} instances: scale it up first", param="instance"
             )
         if self._pools[role].target + 1 > most:
-            raise RefusedError(f"{role} may have {most} instances (pools.{role}.max_replicas)", param="role")
+            raise RefusedError(
+                f"{role} may have {most} instances: raise that with `tandem scale {role} --max` or "
+                f"pools.{role}.max_replicas",
+                param="role",
+            )
         await self._cordon(member, True)
         self._events.add("draining", name, f"to become a {role} instance")
         within = deadline or self._config.control.drain_timeout

@@ -14,11 +14,12 @@ import time
 from collections.abc import Mapping
 
 from cluster import control_pb2 as pb
-from cluster.config_scheduler import SchedulerConfig
+from cluster.config import Config
 from cluster.member import Member
 from cluster.mover import Mover
+from cluster.policies import rescheduling_settings
 from engine.errors import TandemError
-from global_scheduler.rescheduling import Movable, Move, Rescheduler, ReschedulingSettings, choose
+from global_scheduler.rescheduling import Movable, Move, Rescheduler, choose
 from global_scheduler.scheduler import Scheduler
 
 logger = logging.getLogger("tandem.controller")
@@ -30,12 +31,10 @@ class Rebalancer:
     """Runs in the controller's event loop: `run` until it is cancelled."""
 
     def __init__(
-        self, config: SchedulerConfig, scheduler: Scheduler, mover: Mover, members: Mapping[str, Member]
+        self, config: Config, scheduler: Scheduler, mover: Mover, members: Mapping[str, Member]
     ) -> None:
-        self._period = config.rebalance_period
-        self._settings = ReschedulingSettings(
-            low=config.crowded_below, high=config.roomy_above, rest=config.rest
-        )
+        self._period = config.scheduler.rebalance_period
+        self._settings = rescheduling_settings(config)
         self._rescheduler = Rescheduler(self._settings)
         self._scheduler = scheduler
         self._mover = mover

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cluster.config import PoolConfig
+from cluster.config_scheduler import AutoscaleConfig
 from engine.errors import RefusedError
+from global_scheduler.forecast import Constant, Forecast, HoltWinters
 from global_scheduler.placement import PREFILL
 
 
@@ -68,3 +70,8 @@ class Scaling:
             f"{name} would have {self.least} to {self.most} instances and is sized to {target}: scale it "
             "first, or give --replicas as well"
         )
+
+
+def forecast_of(scale: AutoscaleConfig, period: float) -> Forecast:
+    """What foretells the load of a pool that is looked at every `period` seconds."""
+    return Constant() if scale.forecast == "constant" else HoltWinters(round(scale.season / period))

@@ -12,12 +12,14 @@ from cluster.policies import (
     patience,
     rescheduling_settings,
     scheduler_settings,
-    tenant_counters,
+    tenant_account,
     tier_settings,
 )
+from cluster.scaling import forecast_of
 from engine.batch import BatchPolicy, WaitingQueue
 from engine.cost_model import CostModel
 from engine.queues.fair import FairQueue
+from engine.request import SLO
 from global_scheduler.autoscaling import AutoscalingSettings
 from global_scheduler.placement import DECODE, PREFILL
 from simulator.network import LinkSettings
@@ -39,20 +41,25 @@ class Hardware:
     overhead: float = 0.0
 
 
-def setup_of(config: Config, hardware: Hardware) -> Setup:
-    """The cluster of a config. Raises ConfigError for a policy that lacks its measurements."""
+def setup_of(config: Config, hardware: Hardware, max_tokens: int | None = None) -> Setup:
+    """The cluster of a config. Every request asks for `max_tokens`, or for its answer's.
+
+    Raises ConfigError for a policy that lacks its measurements.
+    """
     engine, scheduler = config.engine, config.scheduler
-    counters = tenant_counters(engine)
-    replicas = {PREFILL: config.pools.prefill.replicas, DECODE: config.pools.decode.replicas}
+    counters = tenant_account(engine)
+    pools = {PREFILL: config.pools.prefill, DECODE: config.pools.decode}
+    period = min(pool.autoscale.period for pool in pools.values())
 
     def queued(role: str) -> tuple[WaitingQueue, BatchPolicy]:
         queue, policy = arrange(engine, batch_policy(engine, role), hardware.kv_tokens)
         return (FairQueue(counters), policy) if isinstance(queue, FairQueue) else (queue, policy)
 
     def pool(role: str) -> PoolSetup:
+        scale = pools[role].autoscale
         return PoolSetup(
             role=role,
-            replicas=replicas[role],
+            replicas=pools[role].replicas,
             cost=hardware.costs[role],
             blocks=hardware.kv_tokens // engine.block_size,
             arrange=lambda: queued(role),
@@ -63,6 +70,9 @@ def setup_of(config: Config, hardware: Hardware) -> Setup:
             gpus=hardware.gpus,
             overhead=hardware.overhead,
             tiers=tier_settings(engine, hardware.kv_bytes * engine.block_size),
+            forecast=lambda: forecast_of(scale, period),
+            horizon=round(scale.horizon / period),
+            lends=scale.role_change,
         )
 
     return Setup(
@@ -70,13 +80,16 @@ def setup_of(config: Config, hardware: Hardware) -> Setup:
         links=hardware.links,
         kv_bytes=hardware.kv_bytes,
         max_length=config.model.max_length or 1 << 20,
+        max_tokens=max_tokens,
         scheduler=scheduler_settings(config),
         patience=patience(config),
         beat=config.control.beat,
         rescheduling=rescheduling_settings(config),
         reschedule_every=scheduler.rebalance_period,
         autoscaling=_autoscaling(config),
-        autoscale_every=min(pool.autoscale.period for pool in (config.pools.prefill, config.pools.decode)),
+        autoscale_every=period,
+        objectives=SLO(config.observe.slo_ttft, config.observe.slo_tpot),
+        window=config.observe.window,
     )
 
 

@@ -5,16 +5,22 @@
     role   before a machine is asked for, a pool that could do with less gives an instance to one that lacks
 
 Freeness thresholds as in Llumnix (OSDI'24, section 4.4; its artifact: out below 10, in above 60). A wish
-must last before it is granted and a pool rests after each change, so that noise moves nothing.
+must last before it is granted and a pool rests after each change, so that noise moves nothing. Requests that
+began before the last change say nothing of the pool as it is, so none counts twice.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from global_scheduler.attainment import Attainment
 from global_scheduler.freeness import room
 from global_scheduler.view import Load
+
+LEAST_REQUESTS = 20
+"""Of fewer, a single miss is already more than the 5 % that `attainment` allows by default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +48,8 @@ class AutoscalingSettings:
 class PoolState:
     """A pool as autoscaling sees it.
 
-    `loads` are its ready instances and `ages` how long each has been ready, in seconds. `attained` is the
-    share of recent requests that met the objective of this phase (TTFT in prefill, TPOT in decode), None
+    `loads` are its ready instances and `ages` how long each has been ready, in seconds. `attained` are the
+    recent requests and those that met the objective of this phase (TTFT in prefill, TPOT in decode), None
     where there is no objective or no request. `growth` is the forecast load over the present one, 1 for
     none: free blocks are judged as if so much more were held. `starting` are instances that will be ready
     soon, None for all that are missing: one that cannot start is no capacity. `lends` says whether an
@@ -54,7 +60,7 @@ class PoolState:
     target: int
     loads: tuple[Load, ...]
     ages: Mapping[str, float] = field(default_factory=dict)
-    attained: float | None = None
+    attained: Attainment | None = None
     growth: float = 1.0
     starting: int | None = None
     lends: bool = True
@@ -66,12 +72,16 @@ class PoolState:
 
 @dataclass(frozen=True, slots=True)
 class Resize:
-    """Give `pool` the size `target`. `donor` names the pool whose instance changes its role for that."""
+    """Give `pool` the size `target`. `donor` names the pool whose instance changes its role for that.
+
+    `otherwise` is the reason of the same change where no instance can change its role.
+    """
 
     pool: str
     target: int
     reason: str
     donor: str | None = None
+    otherwise: str = ""
 
 
 @dataclass(slots=True)
@@ -101,10 +111,10 @@ class Autoscaler:
         growing: list[tuple[PoolState, int, str]] = []
         shrinking: list[tuple[PoolState, str]] = []
         for pool in pools:
-            held, why = self.opinion(pool, now)
-            if held > 0:
-                growing.append((pool, held, why))
-            elif held < 0:
+            change, why = self.opinion(pool, now)
+            if change > 0:
+                growing.append((pool, change, why))
+            elif change < 0:
                 shrinking.append((pool, why))
         for pool, more, why in growing:
             donor = next((one for one, _ in shrinking if one.lends and pool.lends), None)
@@ -112,7 +122,7 @@ class Autoscaler:
                 shrinking = [one for one in shrinking if one[0] is not donor]
                 given = f"{donor.name} gives up an instance"
                 resizes.append(Resize(donor.name, donor.target - 1, given))
-                resizes.append(Resize(pool.name, pool.target + 1, f"{why}; {given}", donor=donor.name))
+                resizes.append(Resize(pool.name, pool.target + 1, f"{why}; {given}", donor.name, why))
                 self._rest(donor.name, now)
             else:
                 resizes.append(Resize(pool.name, pool.target + more, why))
@@ -124,15 +134,15 @@ class Autoscaler:
 
     def opinion(self, pool: PoolState, now: float) -> tuple[int, str]:
         """What is to change now about the size of one pool, and why: for pools that others decide about."""
-        wish, why = self._wish(pool)
-        held, why = self._hold(pool, wish, why, now)
+        wish, why = self._wish(pool, now)
+        change, why = self._hold(pool, wish, why, now)
         self.explanations[pool.name], self.wishes[pool.name] = why, pool.target + wish
-        return held, why
+        return change, why
 
     def _rest(self, pool: str, now: float) -> None:
         self._memory[pool] = _Memory(changed=now)
 
-    def _wish(self, pool: PoolState) -> tuple[int, str]:
+    def _wish(self, pool: PoolState, now: float) -> tuple[int, str]:
         """How many instances more the pool would like at this moment, and why."""
         settings = self._own.get(pool.name, self._settings)
         if pool.target < settings.least:
@@ -146,7 +156,8 @@ class Autoscaler:
             return 0, "no instance has been ready for long enough to judge"
         mean = _mean_room(warm, len(warm), pool.growth)
         there = f"{mean:.1f} blocks per request"
-        missed = pool.attained is not None and pool.attained < settings.attainment
+        share = self._share(pool, now)
+        missed = share is not None and share < settings.attainment
         if missed or mean < settings.out_below:
             if pool.target >= settings.most:
                 return 0, f"{there}, but {settings.most} instances are the most"
@@ -154,10 +165,7 @@ class Autoscaler:
                 return 0, f"{there}, and {pool.coming} instances are starting"
             more = self._lacking(warm, pool, settings)
             if missed:
-                return (
-                    more,
-                    f"{pool.attained:.1%} of requests met the objective, not {settings.attainment:.0%}",
-                )
+                return more, f"{share:.1%} of requests met the objective, not {settings.attainment:.0%}"
             return more, f"{there}, {settings.out_below:g} are wanted"
         if mean > settings.in_above and pool.target > settings.least and len(pool.loads) >= pool.target:
             fewer = _mean_room(warm, len(warm) - 1, pool.growth)
@@ -165,6 +173,15 @@ class Autoscaler:
                 return 0, f"{there}, but one instance fewer would leave {fewer:.1f}"
             return -1, f"{there}, and {fewer:.1f} with one instance fewer"
         return 0, f"{there}: enough, and not too many"
+
+    def _share(self, pool: PoolState, now: float) -> float | None:
+        """Of the requests that began since the pool last changed, those that met it; None of few."""
+        if pool.attained is None:
+            return None
+        youngest = min((pool.ages.get(one.instance, math.inf) for one in pool.loads), default=math.inf)
+        memory = self._memory.get(pool.name, _Memory())
+        requests, met = pool.attained.since(min(youngest, now - memory.changed))
+        return met / requests if requests >= LEAST_REQUESTS else None
 
     def _lacking(self, warm: list[Load], pool: PoolState, settings: AutoscalingSettings) -> int:
         """Instances until the mean freeness would be right, at least one, as many as one step may add."""
@@ -191,13 +208,18 @@ class Autoscaler:
         return wish, why
 
 
+def held(loads: Iterable[Load]) -> float:
+    """Blocks that are in use or wanted at the head of a queue: what a forecast goes by."""
+    return float(sum(load.held + load.head for load in loads))
+
+
 def _mean_room(loads: list[Load], instances: int, growth: float) -> float:
     """Freeness of a pool of `instances` that shared the work of `loads` out evenly."""
     if instances < 1:
         return float("-inf")
     blocks = sum(load.blocks for load in loads) / len(loads) * instances
-    held = sum(load.held + load.head for load in loads) * growth
+    used = held(loads) * growth
     running = sum(load.running + (load.head > 0) for load in loads) * growth
     if not running:
         return room(loads[0]) if instances == len(loads) == 1 else blocks / instances
-    return (blocks - held) / max(float(instances), running)
+    return (blocks - used) / max(float(instances), running)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
+MOST_GROWTH = 4.0
+"""A forecast may call for so many times the present load at most."""
+
 
 class Forecast(Protocol):
     """Fed one sample for each interval of equal length."""
@@ -12,6 +15,14 @@ class Forecast(Protocol):
 
     def ahead(self, intervals: int) -> float:
         """The value so many intervals after the last sample; 0 before the first."""
+
+
+def growth(forecast: Forecast, load: float, intervals: int) -> float:
+    """Feeds it the present load, and gives the load that is to be expected over it; 1 without any."""
+    forecast.add(load)
+    if load <= 0:
+        return 1.0
+    return min(MOST_GROWTH, max(1.0, forecast.ahead(intervals) / load))
 
 
 class Constant:

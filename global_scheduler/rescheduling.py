@@ -121,12 +121,16 @@ class Rescheduler:
             key=lambda load: (-free[load.instance], load.instance),
         )
         moves: list[Move] = []
+        took: set[str] = set()
         for load in self._givers(loads, free, going):
+            if load.instance in took:
+                continue
+            takers = [one for one in takers if one is not load]
             for _ in range(min(settings.drain_moves, load.running) if load.instance in going else 1):
-                taker = next((one for one in takers if one is not load), None)
-                if taker is None:
+                if not takers:
                     break
-                takers.remove(taker)
+                taker = takers.pop(0)
+                took.add(taker.instance)
                 moves.append(self._move(load, taker, free, going))
         return moves
 

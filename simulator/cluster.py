@@ -8,6 +8,7 @@ arrival ─▶ Journey ─ Place ─▶ Scheduler ─ Placed ─▶ Journey ─ 
 from __future__ import annotations
 
 import math
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,11 +18,13 @@ from engine.blocks import BlockPool
 from engine.core import EngineCore
 from engine.errors import TandemError
 from engine.outcome import StepOutcome
+from engine.plan import StepPlan
 from engine.queues.fair import FairQueue
 from engine.request import Request, Sampling
 from engine.sequence import Epoch
 from engine.status import InstanceStatus
 from global_scheduler.affinity import prefix_keys
+from global_scheduler.attainment import Attainment, attainment
 from global_scheduler.journey import (
     Action,
     Event,
@@ -37,6 +40,7 @@ from global_scheduler.journey import (
     Wait,
     Waited,
 )
+from global_scheduler.placement import PREFILL
 from global_scheduler.scheduler import Scheduler
 from global_scheduler.view import Summary
 from migration.events import Bounds
@@ -105,6 +109,8 @@ class SimulatedCluster:
         self._journeys: dict[str, Journey] = {}
         self._left = 0
         self._counts: dict[str, int] = {}
+        self._expected: Counter[str] = Counter()
+        self._ended: deque[tuple[float, Record]] = deque()
         for pool in setup.pools:
             for _ in range(pool.replicas):
                 self.spawn(pool)
@@ -130,6 +136,30 @@ class SimulatedCluster:
     def over(self) -> bool:
         """Whether every request has ended."""
         return self._left == 0
+
+    def vacant(self, name: str) -> bool:
+        """Whether an instance has nothing left to do, and no request is on its way to it or from it."""
+        core = self.members[name].instance.core
+        return not (
+            core.running
+            or len(core.queue)
+            or self._expected[name]
+            or any(name in (one.source.name, one.destination.name) for one in self.movements.values())
+        )
+
+    def attained(self, role: str) -> Attainment | None:
+        """Of the requests that ended lately, those that met the objective of a role's phase."""
+        now, window = self.clock.now(), self.setup.window
+        while self._ended and self._ended[0][0] < now - window:
+            self._ended.popleft()
+        objectives = self.setup.objectives
+        most = objectives.ttft if role == PREFILL else objectives.tpot
+        if most is None or not self._ended:
+            return None
+        records = [record for _, record in self._ended]
+        took = [record.ttft if role == PREFILL else record.tpot for record in records]
+        told = [(now - one.arrival.at, each <= most) for one, each in zip(records, took, strict=True)]
+        return attainment(window, told)
 
     def retire(self, name: str) -> None:
         """An instance that has nothing left to do is taken away."""
@@ -160,6 +190,7 @@ class SimulatedCluster:
             self.records,
             coasting=self.setup.coasting,
         )
+        instance.foresee(partial(self._foresee, instance))
         instance.observe(partial(self._observe, instance))
         if isinstance(queue, FairQueue):
             instance.observe(queue.observe)
@@ -191,7 +222,7 @@ class SimulatedCluster:
             priority=int(arrival.tenant in self.setup.urgent_tenants),
             adapter=arrival.adapter,
         )
-        self._lengths[request_id] = arrival.output_tokens
+        self._lengths[request_id] = min(arrival.output_tokens, request.sampling.max_tokens)
         journey = self._journeys[request_id] = Journey(request, self.setup.patience)
         self._do(journey, journey.begin(self.clock.now()))
 
@@ -204,9 +235,9 @@ class SimulatedCluster:
                 case Place():
                     self.network.tell(partial(self._place, journey, action))
                 case Start(placement, epoch):
-                    self.network.tell(
-                        partial(self._start, journey, placement.prefill, placement.decode, epoch)
-                    )
+                    ends = placement.prefill, placement.decode
+                    self._expected.update(ends)
+                    self.network.tell(partial(self._start, journey, *ends, epoch))
                 case Wait(seconds):
                     self.clock.after(seconds, partial(self._step, journey, Waited()))
                 case Fail(error):
@@ -235,20 +266,23 @@ class SimulatedCluster:
             self._step(journey, Placed(placement))
 
     def _start(self, journey: Journey, prefill: str, decode: str, epoch: Epoch) -> None:
-        source = self.members[prefill].instance
-        away = prefill != decode
-
         def enter(core: EngineCore) -> None:
-            try:
-                core.submit(journey.request, epoch=epoch, home="home", handoff=away)
-            except TandemError as error:
-                self._step(journey, Refused(error, prefill))
-                return
-            self._step(journey, Started(epoch.attempt))
-            if away:
-                self.move(journey.request.id, source, self.members[decode].instance, epoch)
+            self._enter(journey, core, prefill, decode, epoch)
+            self._expected.subtract((prefill, decode))
 
-        source.call(enter)
+        self.members[prefill].instance.call(enter)
+
+    def _enter(self, journey: Journey, core: EngineCore, prefill: str, decode: str, epoch: Epoch) -> None:
+        away = prefill != decode
+        try:
+            core.submit(journey.request, epoch=epoch, home="home", handoff=away)
+        except TandemError as error:
+            self._step(journey, Refused(error, prefill))
+            return
+        self._step(journey, Started(epoch.attempt))
+        if away:
+            source, destination = self.members[prefill].instance, self.members[decode].instance
+            self.move(journey.request.id, source, destination, epoch)
 
     def move(
         self,
@@ -258,7 +292,7 @@ class SimulatedCluster:
         epoch: Epoch,
         live: Bounds | None = None,
     ) -> None:
-        """Hand a request over while its prompt is read, or with `live` migrate it while it runs."""
+        """Hand a request over, from its first chunk on, or with `live` migrate it while it runs."""
         journey = self._journeys[request_id]
         begun = self.clock.now()
 
@@ -281,7 +315,17 @@ class SimulatedCluster:
         ends = source, destination, self.network, self.clock
         movement = Movement(journey.request, epoch, *ends, block_bytes, claimed, ended, live)
         self.movements[request_id] = movement
-        movement.begin()
+        if live is not None:
+            movement.begin()
+
+    def _foresee(self, instance: SimulatedInstance, plan: StepPlan) -> None:
+        """The handoffs whose first chunk a step computes set out."""
+        if not self.movements:
+            return
+        for work in plan.works:
+            movement = self.movements.get(work.request_id)
+            if movement is not None and movement.source is instance and not movement.begun:
+                movement.begin()
 
     def _observe(self, instance: SimulatedInstance, outcome: StepOutcome) -> None:
         """What movements out of an instance hear of a step."""
@@ -328,6 +372,8 @@ class SimulatedCluster:
 
     def _finished(self, request_id: str) -> None:
         journey = self._journeys[request_id]
+        if self.setup.autoscaling:
+            self._ended.append((self.clock.now(), self.records.records[request_id]))
         self._step(journey, Progress(0, (), finished=True))
         self._end(request_id)
 

@@ -63,6 +63,7 @@ class SimulatedInstance:
         self._clock = clock
         self._sink = sink
         self._coasting = coasting
+        self._foreseers: list[Callable[[StepPlan], None]] = []
         self._observers: list[Callable[[StepOutcome], None]] = []
         self._mail: list[Callable[[EngineCore], None]] = []
         self._asked: list[Callable[[InstanceStatus], None]] = []
@@ -122,6 +123,10 @@ class SimulatedInstance:
             self._coast = float(ends[steps - 1]), ends[steps:]
             self._leap(start, ends[:steps])
 
+    def foresee(self, foreseer: Callable[[StepPlan], None]) -> None:
+        """Call `foreseer` with each step as it begins, but for those of a leap, which are decode alone."""
+        self._foreseers.append(foreseer)
+
     def observe(self, observer: Callable[[StepOutcome], None]) -> None:
         """Call `observer` after each step."""
         self._observers.append(observer)
@@ -151,6 +156,8 @@ class SimulatedInstance:
                 self._go_on()
             return
         self._stepping = True
+        for foreseer in self._foreseers:
+            foreseer(plan)
         seconds = self._runner.seconds(plan)
         self.busy += seconds
         if self.spans is not None:

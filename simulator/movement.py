@@ -90,6 +90,10 @@ class Movement:
         self._reservation: Reservation | None = None
         self._state: RequestState | None = None
 
+    @property
+    def begun(self) -> bool:
+        return self._giving.state is not SourceState.WAITING
+
     def begin(self) -> None:
         """Reserve what the request holds now, or will when its prompt has been read."""
         core = self.source.core

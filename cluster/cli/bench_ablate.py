@@ -9,7 +9,7 @@ import typer
 from cluster.ablation import ablate as ablated
 from cluster.cli.options import ConfigFile, Format, Output, Settings, overrides
 from cluster.cli.output import out, print_json, table
-from cluster.cli.simulate import Costs, costs_of, value_at
+from cluster.cli.simulate import Costs, MaxTokens, costs_of, value_at
 from cluster.config import load
 from cluster.simulation import Hardware
 from cluster.units import parse_duration
@@ -42,6 +42,7 @@ def ablate(
     bandwidth: Annotated[float, typer.Option(help="Of each instance's link, in GB/s.")] = 50.0,
     ttft: Annotated[str, typer.Option(metavar="TIME", help="Objective for the first token.")] = "1s",
     tpot: Annotated[str, typer.Option(metavar="TIME", help="Objective for each later one.")] = "100ms",
+    max_tokens: MaxTokens = None,
     output: Output = Format.TABLE,
 ) -> None:
     """Switch off each policy that a config has on, one at a time, and see what it is worth on one trace."""
@@ -50,7 +51,7 @@ def ablate(
         raise ConfigError(f"{trace}: there are no requests in it")
     hardware = Hardware(costs_of(cost), kv_tokens, kv_bytes, LinkSettings(bandwidth * 1e9))
     objectives = {"ttft": parse_duration(ttft), "tpot": parse_duration(tpot)}
-    reports = ablated(load(file, overrides(settings)), hardware, arrivals, objectives)
+    reports = ablated(load(file, overrides(settings)), hardware, arrivals, objectives, max_tokens)
     if output is Format.JSON:
         print_json("Ablation", [{"name": name, "report": report} for name, report in reports.items()])
         return

@@ -42,6 +42,16 @@ Costs = Annotated[
 ]
 
 
+MaxTokens = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="What every request asks for at most; longer answers end there. Without it each asks for just "
+        "the tokens that its answer has in the trace, which no client knows.",
+    ),
+]
+
+
 def command(
     context: typer.Context,
     trace: Annotated[
@@ -68,6 +78,7 @@ def command(
     overhead: Annotated[float, typer.Option(help="Time of the engine itself in each step, in ms.")] = 0.0,
     ttft: Annotated[str | None, typer.Option(metavar="TIME", help="Objective for the first token.")] = None,
     tpot: Annotated[str | None, typer.Option(metavar="TIME", help="Objective for each later one.")] = None,
+    max_tokens: MaxTokens = None,
     output: Annotated[Form, typer.Option("--output", "-o", help="How to print.")] = Form.TABLE,
 ) -> None:
     """Try a config on a trace without a cluster: same scheduler, queues and engines, on a virtual clock."""
@@ -86,7 +97,7 @@ def command(
     runs = []
     short = {Path(name).name for name in configs}
     for name, config in configs.items():
-        cluster = simulate(setup_of(config, hardware), arrivals)
+        cluster = simulate(setup_of(config, hardware, max_tokens), arrivals)
         report = summarise(cluster, **objectives) | {"trace": trace, "seed": seed, "speed": speed}
         runs.append(Run(Path(name).name if len(short) == len(configs) else name, cluster, report))
     if output is Form.HTML:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from cluster import control_pb2 as pb
-from cluster.config import Config, DecodePool, PoolsConfig, PrefillPool
+from cluster.config import Config, DecodePool, ObserveConfig, PoolsConfig, PrefillPool
 from cluster.config_scheduler import AutoscaleConfig
 from cluster.controller import Controller
 from engine.errors import NotFound, RefusedError
+from global_scheduler.attainment import SLICES
 from tests.cluster.made_up import CONTROL, Fleet, MadeUp, controlling, run, seen
 
 QUICK = AutoscaleConfig(
@@ -24,7 +26,7 @@ def config(prefill: int = 1, decode: int = 2, *, most: int = 5, **more: object) 
         prefill=PrefillPool(replicas=prefill, max_replicas=most, autoscale=scale),
         decode=DecodePool(replicas=decode, max_replicas=most, autoscale=scale),
     )
-    return Config(control=CONTROL, pools=pools)
+    return Config(control=CONTROL, pools=pools, observe=ObserveConfig(window=0.06))
 
 
 def load(fleet: Fleet, role: str, *, used: int, running: int) -> None:
@@ -96,6 +98,70 @@ def test_an_instance_changes_its_role_before_another_is_started() -> None:
     run(test())
 
 
+def test_bounds_that_an_operator_moved_are_those_of_a_change_of_role_too() -> None:
+    """Decode has as many as the config allows, and more by a later wish: prefill's instance may come."""
+
+    async def test() -> None:
+        fleet = Fleet()
+        load(fleet, "decode", used=90, running=5)
+        settings = config(prefill=2, decode=3, most=3, in_above=50.0, in_patience=0.3, out_patience=0.3)
+        async with controlling(fleet, settings) as controller:
+            controller.scale("decode", automatic=True, most=4)
+            await seen(controller, "role")
+            await until(controller, "decode", 4)
+            assert len(fleet.made) == 5 and controller.pools["prefill"].target == 1
+
+    run(test())
+
+
+def test_a_change_of_role_that_is_refused_becomes_a_new_instance() -> None:
+    async def test() -> None:
+        fleet = Fleet()
+        load(fleet, "decode", used=90, running=5)
+        settings = config(prefill=2, decode=2, most=3, in_above=50.0)
+        async with controlling(fleet, settings) as controller:
+
+            async def refuse(name: str, role: str, deadline: float) -> None:
+                raise RefusedError(f"{name} is asked for by a test", param="instance")
+
+            controller.scaler._change_role = refuse
+            await until(controller, "decode", 3)
+            assert not [one for one in controller.events.after(0) if one.kind in ("role_failed", "autoscale")]
+            reason = resizes_reason(controller)
+            assert "prefill-0 does not change its role: prefill-0 is asked for by a test" in reason
+            assert "gives up an instance" not in reason
+            assert len([name for name in fleet.made if name.startswith("decode")]) == 3
+
+    run(test())
+
+
+def test_while_an_instance_changes_its_role_no_other_is_started() -> None:
+    """Its requests take their time to leave."""
+
+    async def test() -> None:
+        fleet = Fleet()
+        load(fleet, "decode", used=90, running=5)
+        settings = config(prefill=2, decode=2, in_above=50.0)
+        async with controlling(fleet, settings) as controller:
+            await seen(controller, "ready", 4)
+            for name in ("prefill-0", "prefill-1"):
+                fleet[name].moves.clear()
+                fleet[name].running["r"] = "decode"
+            await seen(controller, "autoscale", subject="decode")
+            await thought(controller, "decode", "1 instances are starting")
+            assert len(fleet.made) == 4 and controller.pools["decode"].target == 2
+
+    run(test())
+
+
+async def thought(controller: Controller, pool: str, text: str) -> None:
+    async with asyncio.timeout(10):
+        while True:
+            if text in next(one.opinion for one in controller.status().pools if one.name == pool):
+                return
+            await asyncio.sleep(0.01)
+
+
 def test_an_explicit_size_ends_autoscaling_until_it_is_given_back() -> None:
     async def test() -> None:
         fleet = Fleet()
@@ -153,6 +219,54 @@ def test_bounds_can_be_moved_and_hold_for_the_next_controller_too() -> None:
     run(test())
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [{"replicas": 4}, {"replicas": 2}, {"automatic": True}],
+    ids=["a size", "the same", "autoscaling"],
+)
+def test_a_size_that_was_asked_for_is_told_from_one_of_the_settings(asked: dict[str, Any]) -> None:
+    async def test() -> None:
+        async with controlling(Fleet(), config(enabled="automatic" not in asked)) as controller:
+            assert not decode(controller).sized
+            controller.scale("decode", most=9)
+            controller.scale("decode", **asked, dry_run=True)
+            assert not decode(controller).sized
+            controller.scale("decode", **asked)
+            assert decode(controller).sized
+            assert not next(one for one in controller.status().pools if one.name == "prefill").sized
+
+    run(test())
+
+
+def test_a_size_that_autoscaling_set_is_not_one_that_was_asked_for() -> None:
+    async def test() -> None:
+        fleet = Fleet()
+        load(fleet, "decode", used=90, running=5)
+        async with controlling(fleet, config(role_change=False)) as controller:
+            assert not (await until(controller, "decode", 5)).sized
+
+    run(test())
+
+
+def test_that_a_size_was_asked_for_is_known_to_the_next_controller_and_not_to_another_cluster_s() -> None:
+    async def test() -> None:
+        fleet = Fleet()
+        async with controlling(fleet, config(in_patience=60.0)) as controller:
+            controller.scale("decode", 4)
+            await until(controller, "decode", 4)
+            await asyncio.sleep(0.05)
+        async with controlling(fleet, config(in_patience=60.0)) as controller:
+            assert (decode(controller).target, decode(controller).sized) == (4, True)
+        async with controlling(Fleet(), config(in_patience=60.0)) as controller:
+            assert (decode(controller).target, decode(controller).sized) == (2, False)
+
+    run(test())
+
+
+def decode(controller: Controller) -> pb.Pool:
+    return next(one for one in controller.status().pools if one.name == "decode")
+
+
 def test_the_prefill_pool_may_be_emptied_where_that_is_asked_for_twice() -> None:
     async def test() -> None:
         async with controlling(Fleet(), config()) as controller:
@@ -172,13 +286,24 @@ def test_a_missed_objective_of_its_own_phase_makes_a_pool_grow() -> None:
         fleet = Fleet()
         async with controlling(fleet, config(in_patience=60.0, role_change=False)) as controller:
             await seen(controller, "ready", 3)
-            lately = pb.Lately(requests=10, attainment=0.4, ttft_attainment=1.0, tpot_attainment=0.4)
-            controller.join(pb.Gateway(name="g", lately=lately))
+            controller.join(pb.Gateway(name="g", lately=lately(10, tpot=4)))
+            await asyncio.sleep(0.1)
+            assert controller.pools["decode"].target == 2, "ten say nothing yet"
+            controller.join(pb.Gateway(name="g", lately=lately(100, tpot=40)))
             pool = await until(controller, "decode", 5)
             assert "40.0% of requests met" in resizes_reason(controller) and pool.autoscale
             assert controller.pools["prefill"].target == 1
 
     run(test())
+
+
+def lately(requests: int, tpot: int, *, slice: int = 0) -> pb.Lately:
+    """All in time for their first token, `tpot` of them for the others; `slice` is when they began."""
+
+    def at(count: int) -> list[int]:
+        return [count if number == slice else 0 for number in range(SLICES)]
+
+    return pb.Lately(requests=requests, began=at(requests), ttft_met=at(requests), tpot_met=at(tpot))
 
 
 def resizes_reason(controller: Controller) -> str:

@@ -90,6 +90,11 @@ GOLDEN = [
         "1:18: pools.prefill: 0 replicas are not within min_replicas 1 and max_replicas 64: "
         "change one of them",
     ),
+    (
+        "scheduler:\n  crowded_below: 10.0",
+        "2:3: scheduler: crowded_below is 10 and roomy_above 6: what is crowded would take requests, and "
+        "instances swap them for ever: lower crowded_below or raise roomy_above",
+    ),
     ('engine: {token_budget: "8"}', '1:24: engine.token_budget: expected integer ≥ 1, got "8"'),
     ("engine: {token_budget: true}", "1:24: engine.token_budget: expected integer ≥ 1, got true"),
     ("engine: {token_budget: 1.5}", "1:24: engine.token_budget: expected integer ≥ 1, got 1.5"),

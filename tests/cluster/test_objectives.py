@@ -20,17 +20,21 @@ def test_shares_are_of_the_window_only() -> None:
     now = 0.0
     objectives = Objectives(ObserveConfig(slo_ttft=1.0, slo_tpot=0.1, window=60.0), lambda: now)
     assert objectives.lately().requests == 0
-    objectives.add(0.5, 0.05)
-    objectives.add(0.5, 0.2)
-    objectives.add(2.0, None)
-    objectives.add(None, None)
+    objectives.add(0.5, 0.05, -5.0)
+    objectives.add(0.5, 0.2, -15.0)
+    objectives.add(2.0, None, -15.0)
+    objectives.add(None, None, -500.0)
     lately = objectives.lately()
     assert lately.requests == 4
     assert (lately.attainment, lately.ttft_attainment, lately.tpot_attainment) == (0.25, 0.5, 0.75)
     assert lately.ttft == pytest.approx(1.0)
     assert lately.tpot == pytest.approx(0.125)
+    ages = [1, 2, *[0] * 9, 1]
+    assert [*lately.began] == ages, "the last that began long ago"
+    assert [*lately.ttft_met] == [1, 1, *[0] * 10]
+    assert [*lately.tpot_met] == [1, 1, *[0] * 9, 1]
     now = 59.0
-    objectives.add(0.1, 0.01)
+    objectives.add(0.1, 0.01, 58.0)
     now = 61.0
     assert (objectives.lately().requests, objectives.lately().attainment) == (1, 1.0)
 

@@ -360,6 +360,27 @@ def test_a_round_that_is_asked_for_moves_what_its_dry_run_named() -> None:
     run(test())
 
 
+@pytest.mark.parametrize("headroom", [0, 20])
+def test_an_instance_with_urgent_requests_keeps_headroom_clear(headroom: int) -> None:
+    """30 of 100 blocks are left for 2 requests: with 20 kept clear, 5 for each."""
+
+    async def test() -> None:
+        fleet = Fleet()
+        scheduler = SELDOM.scheduler.model_copy(
+            update={"headroom_blocks": headroom, "crowded_below": 6.0, "roomy_above": 7.0}
+        )
+        async with controlling(fleet, SELDOM.model_copy(update={"scheduler": scheduler})) as controller:
+            await seen(controller, "ready", 3)
+            status = fleet["decode-0"].status_message
+            status.blocks_used, status.blocks_free, status.urgent = 70, 30, 1
+            fleet["decode-0"].run("a~1-0", "b~1-0")
+            await until(lambda: any(load.urgent for load in controller.scheduler.view.loads(0.0)))
+            moves = (await controller.operations.rebalance(dry_run=True)).moves
+            assert [move.source for move in moves] == (["decode-0"] if headroom else [])
+
+    run(test())
+
+
 def test_a_round_says_why_a_crowded_instance_gives_nothing() -> None:
     async def test() -> None:
         fleet = Fleet()

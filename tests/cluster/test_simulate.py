@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -38,6 +39,23 @@ def test_equal_seeds_give_equal_bytes_and_others_don_t(cost: str) -> None:
     report = json.loads(one)
     assert report["schema"] == "tandem.simulation/1" and report["requests"]["finished"] == 30
     assert report["handoffs"]["moved"] > 0
+
+
+def test_what_requests_ask_for_can_be_said_and_answers_stay_those_of_the_trace(cost: str) -> None:
+    """Who reserves the longest runs fewer at a time then; and where less is asked for, answers end there."""
+
+    def report(*options: str) -> dict[str, Any]:
+        reserving = ("--set", "engine.admission=reserve_max", "--kv-tokens", "5000")
+        found: dict[str, Any] = json.loads(
+            run("--trace", MADE, "--cost", cost, "-o", "json", *reserving, *options).stdout
+        )
+        return found
+
+    exact, more, less = report(), report("--max-tokens", "2000"), report("--max-tokens", "10")
+    tokens = [one["throughput"]["output_tokens"] * one["seconds"] for one in (exact, more, less)]
+    assert tokens[1] == pytest.approx(tokens[0]) and tokens[2] == pytest.approx(300)
+    assert more["e2e"]["mean"] > 1.5 * exact["e2e"]["mean"]
+    assert all(one["invariants"]["every_answer_whole"] for one in (exact, more, less))
 
 
 def test_two_configs_stand_side_by_side(cost: str, tmp_path: Path) -> None:

@@ -6,7 +6,14 @@ import math
 
 import pytest
 
-from global_scheduler.autoscaling import Autoscaler, AutoscalingSettings, PoolState, Resize
+from global_scheduler.attainment import Attainment, attainment
+from global_scheduler.autoscaling import (
+    LEAST_REQUESTS,
+    Autoscaler,
+    AutoscalingSettings,
+    PoolState,
+    Resize,
+)
 from global_scheduler.forecast import Constant, HoltWinters
 from global_scheduler.view import Load
 
@@ -29,6 +36,19 @@ FULL = {"held": 900, "running": 50}  # 2 blocks a request
 EASY = {"held": 100, "running": 5}  # 180 blocks a request
 
 
+WINDOW = 60.0
+
+
+def ended(began: list[float], met: list[bool], now: float) -> Attainment:
+    """Requests that began then and ended in the last window."""
+    return attainment(WINDOW, [(now - at, did) for at, did in zip(began, met, strict=True)])
+
+
+def share(of: float, count: int = 100) -> Attainment:
+    """So many requests of the last seconds, of which so large a part met the objective."""
+    return ended([0.0] * count, [number < of * count for number in range(count)], 5.0)
+
+
 def sizes(resizes: list[Resize]) -> list[tuple[str, int]]:
     return [(resize.pool, resize.target) for resize in resizes]
 
@@ -39,8 +59,48 @@ def test_a_full_pool_grows_by_what_it_lacks() -> None:
 
 
 def test_a_missed_objective_makes_a_pool_grow_although_it_has_room() -> None:
-    (resize,) = Autoscaler(QUICK).decide([pool(2, **EASY, attained=0.5)], 0.0)
+    (resize,) = Autoscaler(QUICK).decide([pool(2, **EASY, attained=share(0.5))], 0.0)
     assert resize.target == 3 and "50.0% of requests met the objective" in resize.reason
+
+
+@pytest.mark.parametrize("requests", [1, 10, LEAST_REQUESTS - 1])
+def test_of_few_requests_one_that_missed_says_nothing(requests: int) -> None:
+    """By itself it is more than the 5 % that may miss."""
+    met = [False] + [True] * (requests - 1)
+    easy = {"held": 800, "running": 10}
+    assert Autoscaler(QUICK).decide([pool(1, **easy, attained=ended([0.0] * requests, met, 5.0))], 0.0) == []
+    enough = share(0.5, LEAST_REQUESTS)
+    assert sizes(Autoscaler(QUICK).decide([pool(1, **easy, attained=enough)], 0.0)) == [("decode", 2)]
+
+
+def grown(*, since: bool, missing: bool = False) -> int:
+    """The most instances of a pool in 10 minutes, one request a second of 2 s each: those that begin before
+    the second instance is ready at 35 s miss, later ones only where `missing`.
+
+    Not `since` is the mutant: all that ended in the window count.
+    """
+    autoscaler = Autoscaler(AutoscalingSettings(warm_up=5.0))
+    ready, coming = [-1000.0], list[float]()
+    for now in map(float, range(0, 600, 5)):
+        ready += [at for at in coming if at <= now]
+        coming = [at for at in coming if at > now]
+        began = [at for at in range(-100, int(now)) if now - WINDOW <= at + 2 <= now]
+        seen = ended([float(at) for at in began], [at > 35 and not missing for at in began], now)
+        if not since:
+            seen = Attainment(1e-9, seen.requests, seen.met)
+        names = {f"decode-{i}": now - at for i, at in enumerate(ready)}
+        loads = tuple(load(name, 800, 10) for name in names)
+        state = PoolState("decode", len(ready) + len(coming), loads, names, seen, starting=len(coming))
+        for resize in autoscaler.decide([state], now):
+            coming += [now + 30.0] * (resize.target - state.target)
+    return len(ready)
+
+
+def test_a_miss_counts_for_one_change_and_not_again() -> None:
+    """What began before the new instance was there is as it was, however long the window remembers it."""
+    assert grown(since=True) == 2
+    assert grown(since=True, missing=True) > 5, "what goes on to miss goes on to count"
+    assert grown(since=False) > 2, "the mutant grows again for the same misses"
 
 
 def test_an_idle_pool_shrinks_one_by_one_down_to_the_least() -> None:
@@ -97,6 +157,7 @@ def test_a_pool_that_can_spare_an_instance_lends_it_before_a_machine_is_asked_fo
     resizes = Autoscaler(QUICK).decide([pool(3, **EASY, name="prefill"), pool(2, **FULL)], 0.0)
     assert sizes(resizes) == [("prefill", 2), ("decode", 3)]
     assert resizes[1].donor == "prefill" and "prefill gives up an instance" in resizes[1].reason
+    assert resizes[1].otherwise and "gives up" not in resizes[1].otherwise
 
 
 def test_a_forecast_makes_a_pool_grow_beforehand() -> None:

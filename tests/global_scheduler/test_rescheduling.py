@@ -119,6 +119,17 @@ def test_who_took_does_not_give_back_at_once() -> None:
     assert [m.source for m in rescheduler.decide(turned, 2.1)] == ["b"]
 
 
+@pytest.mark.parametrize("blocks", [(7, 8), (9, 8), (7, 8, 9), (9, 8, 9, 8)])
+def test_who_takes_does_not_give_in_the_same_round(blocks: tuple[int, ...]) -> None:
+    """Even where thresholds overlap, so that each of them would be both; one that has a single request gives
+    none, and takes where nobody freer is left."""
+    rescheduler = Rescheduler(ReschedulingSettings(low=10.0, high=6.0))
+    loads = [load(f"d-{i}", held=100 - 5 * each, running=5) for i, each in enumerate(blocks)]
+    moves = rescheduler.decide([*loads, load("single", held=93, running=1)], 0.0)
+    assert moves
+    assert not {move.source for move in moves} & {move.destination for move in moves}
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_moving_by_the_rules_comes_to_rest(seed: int) -> None:
     """Unchanging requests, any start: after some rounds nobody moves any more, and nobody went round."""

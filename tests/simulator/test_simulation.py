@@ -11,7 +11,13 @@ import pytest
 from decode_pool.continuous_batching import ContinuousBatching
 from engine.cost_model import LinearCost
 from engine.queues.fair import FairQueue
+from engine.queues.fcfs import FCFSQueue
+from engine.request import SLO
+from engine.reserve_max import ReserveMax
 from engine.service import Counters
+from global_scheduler.autoscaling import AutoscalingSettings
+from global_scheduler.forecast import HoltWinters
+from global_scheduler.rescheduling import ReschedulingSettings
 from global_scheduler.tape import Heard, Input
 from prefill_pool.chunked_prefill import ChunkedPrefill
 from simulator import records
@@ -100,6 +106,126 @@ def test_nobody_but_the_runner_knows_how_long_an_answer_becomes() -> None:
     arrivals = [Arrival(0.0, 100, 7), Arrival(5.0, 100, 9)]
     cluster = simulate(two_pools(), arrivals)
     assert [record.tokens for record in cluster.records.records.values()] == [7, 9]
+
+
+@pytest.mark.parametrize("late", [14.85, 14.9])
+def test_an_instance_stays_until_those_who_are_placed_there_have_come(late: float) -> None:
+    """decode-1 is to go at 15 s, when two requests of decode-1 still wait for a long step of prefill-0."""
+    cost = LinearCost(0.005, 0.005, 0.1e-3, 0.0)
+    pools = (
+        PoolSetup("prefill", 1, cost, 600, fcfs(lambda: ChunkedPrefill(2048, 16))),
+        PoolSetup("decode", 2, cost, 600, fcfs(lambda: ContinuousBatching(2048))),
+    )
+    arrivals = [
+        Arrival(1.0, 100, 3000),
+        Arrival(14.0, 1900, 70),
+        Arrival(late, 2000, 5),
+        Arrival(14.9, 1000, 5),
+    ]
+    setup = Setup(
+        pools,
+        rescheduling=ReschedulingSettings(),
+        reschedule_every=1.0,
+        autoscaling={"decode": AutoscalingSettings(in_patience=10.0, warm_up=0.0)},
+    )
+    cluster = simulate(setup, arrivals)
+    assert [(one.at, one.target) for one in cluster.scale_events] == [(15.0, 1)]
+    assert [record.tokens for record in cluster.records.records.values()] == [3000, 70, 5, 5]
+    assert [member.instance.name for member in cluster.retired] == ["decode-1"]
+
+
+def scaled(**more: object) -> Setup:
+    """Prefill takes a second for 1,000 tokens, and both pools follow their load."""
+    slow = LinearCost(0.0, 0.001, 1e-3, 0.0)
+    pools = (
+        PoolSetup("prefill", 1, slow, 2000, fcfs(lambda: ChunkedPrefill(512, 16)), start_up=2.0),
+        PoolSetup("decode", 3, COST, 2000, fcfs(lambda: ContinuousBatching(512)), start_up=2.0),
+    )
+    setting = AutoscalingSettings(
+        most=4, out_below=0.0, in_above=1e9, out_patience=2.0, in_patience=2.0, cool_down=2.0, warm_up=1.0
+    )
+    setup = Setup(
+        pools,
+        rescheduling=ReschedulingSettings(),
+        reschedule_every=0.5,
+        autoscaling={pool.role: setting for pool in pools},
+        autoscale_every=1.0,
+        objectives=SLO(ttft=1.0, tpot=1.0),
+        window=12.0,
+    )
+    return replace(setup, **more)  # type: ignore[arg-type]
+
+
+def often(count: int = 150) -> list[Arrival]:
+    return [Arrival(0.2 * number, 400, 20) for number in range(count)]
+
+
+def test_in_the_simulator_too_a_pool_grows_where_the_objective_of_its_phase_is_missed() -> None:
+    events = simulate(scaled(), often()).scale_events
+    assert events and all(one.pool == "prefill" and "of requests met the objective" in one.reason
+                          for one in events)  # fmt: skip
+    assert not simulate(scaled(objectives=SLO()), often()).scale_events
+
+
+@pytest.mark.parametrize("lends", [True, False])
+def test_in_the_simulator_too_an_instance_that_can_be_spared_changes_its_role(lends: bool) -> None:
+    """With it prefill need not wait for a new one: no instance is started, and the pools' sizes follow."""
+    setup = scaled()
+    wished = simulate(setup, often()).scale_events[0].at
+    spare = replace(setup.autoscaling["decode"], in_above=20.0, in_patience=wished - 1.0)
+    pools = tuple(replace(pool, lends=lends) for pool in setup.pools)
+    cluster = simulate(
+        replace(setup, pools=pools, autoscaling=setup.autoscaling | {"decode": spare}), often()
+    )
+    changed = [one for one in cluster.scale_events if "becomes a prefill instance" in one.reason]
+    assert bool(changed) == lends
+    assert all(record.finished for record in cluster.records.records.values())
+    if lends:
+        given = cluster.scale_events.index(changed[0])
+        taken = cluster.scale_events[given + 1]
+        assert (taken.pool, taken.at) == ("prefill", changed[0].at)
+        assert any(one.instance.born == taken.at for one in cluster.members.values() if
+                   one.pool.role == "prefill")  # fmt: skip
+
+
+def test_in_the_simulator_too_a_forecast_makes_a_pool_grow_beforehand() -> None:
+    """Answers run on and more come: full in a while, and by its forecast already."""
+    setting = AutoscalingSettings(out_below=15.0, out_patience=0.0, warm_up=0.0, most=2)
+    pool = PoolSetup("decode", 1, COST, 1200, fcfs(lambda: ContinuousBatching(512)), start_up=2.0)
+    arrivals = [Arrival(0.5 * number, 300, 1000) for number in range(40)]
+
+    def first(pool: PoolSetup) -> float:
+        setup = Setup((pool,), autoscaling={"decode": setting}, autoscale_every=1.0)
+        return simulate(setup, arrivals).scale_events[0].at
+
+    assert first(replace(pool, forecast=HoltWinters, horizon=60)) < first(pool)
+
+
+def test_without_migration_instances_that_are_to_go_still_go() -> None:
+    setup = scaled(rescheduling=None)
+    spare = replace(setup.autoscaling["decode"], in_above=20.0)
+    cluster = simulate(replace(setup, autoscaling={"decode": spare}), often())
+    assert {one.pool for one in cluster.scale_events} == {"decode"}
+    assert cluster.retired and len(cluster.retired) >= len(cluster.scale_events) - 1, "but for the last one"
+
+
+@pytest.mark.parametrize("most", [None, 4000])
+def test_what_requests_ask_for_is_not_what_their_answers_have(most: int | None) -> None:
+    """Who reserves the longest has room for two at a time of those that ask for 4,000 tokens."""
+    pool = PoolSetup(
+        "decode", 1, COST, 600, lambda: (FCFSQueue(), ReserveMax(ContinuousBatching(512), 600 * 16))
+    )
+    cluster = simulate(Setup((pool,), max_tokens=most), [Arrival(0.0, 100, 50)] * 4)
+    assert [record.tokens for record in cluster.records.records.values()] == [50] * 4
+    waited = [record.ttft for record in cluster.records.records.values()]
+    assert (max(waited) > 0.4) == (most is not None)
+
+
+@pytest.mark.parametrize("coasting", [True, False])
+def test_an_answer_ends_at_what_was_asked_for_whether_steps_are_leapt_over_or_not(coasting: bool) -> None:
+    cluster = simulate(replace(two_pools(coasting=coasting), max_tokens=40), [Arrival(0.0, 100, 300)])
+    assert cluster.records.records["0"].tokens == 40
+    assert summarise(cluster)["invariants"]["every_answer_whole"]
 
 
 def test_two_transfers_over_one_link_take_twice_as_long() -> None:
