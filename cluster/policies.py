@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from cluster.config import Config, PoolConfig
 from cluster.config_engine import EngineConfig
-from cluster.role_policy import RolePolicy
+from cluster.role_policy import RolePolicy, of_roles
 from decode_pool.continuous_batching import ContinuousBatching
 from decode_pool.slice_batches import SliceBatches, slice_time
 from decode_pool.stall_free import StallFree
@@ -95,7 +95,7 @@ def batch_policy(engine: EngineConfig, role: str) -> BatchPolicy:
 
 def role_policy(engine: EngineConfig, role: str) -> RolePolicy:
     """What shares a step, in either role. Raises ConfigError."""
-    return RolePolicy({each: batch_policy(engine, each) for each in (PREFILL, DECODE)}, role)
+    return of_roles({each: batch_policy(engine, each) for each in (PREFILL, DECODE)}, role)
 
 
 def arrange(engine: EngineConfig, policy: BatchPolicy, slots: int) -> tuple[WaitingQueue, BatchPolicy]:

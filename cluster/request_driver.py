@@ -96,12 +96,15 @@ class RequestDriver:
         A resumable one goes on at its instance when this gateway ends. Raises Overloaded when there are too
         many.
         """
-        if len(self.runs) >= MOST_RUNS:
-            raise Overloaded(f"{MOST_RUNS} requests run through this gateway; try again later")
+        self._check_room()
         return Run(self, request, changed, before, resumable=resumable)
 
     async def take(self, name: str, digest: bytes, instances: Sequence[str]) -> dict[int, Taken]:
-        """What instances have of a client's question by its name, and drop; by number of the prompt."""
+        """What instances have of a client's question by its name, and drop; by number of the prompt.
+
+        Raises Overloaded when there are too many requests here to go on with it.
+        """
+        self._check_room()
 
         async def ask(instance: str) -> pb.TakenRequests:
             try:
@@ -113,6 +116,10 @@ class RequestDriver:
             return pb.TakenRequests.FromString(answer)
 
         return gathered(await asyncio.gather(*map(ask, instances)))
+
+    def _check_room(self) -> None:
+        if len(self.runs) >= MOST_RUNS:
+            raise Overloaded(f"{MOST_RUNS} requests run through this gateway; try again later")
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)

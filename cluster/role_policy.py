@@ -9,6 +9,7 @@ from decode_pool.slice_batches import SliceBatches
 from engine.batch import BatchPolicy, Share
 from engine.coasting import Steady
 from engine.sequence import Sequence as LiveSequence
+from engine.tiers import Ranked
 
 
 class RolePolicy:
@@ -27,6 +28,24 @@ class RolePolicy:
         """As long as the policy of the present role."""
         policy = self.policies[self.role]
         return policy.steady(running, now) if isinstance(policy, Steady) else 0
+
+
+class RankedRolePolicy(RolePolicy):
+    """Where one of the roles ranks who runs; in another role the last who came is needed last."""
+
+    def latest(self, sequences: Iterable[LiveSequence], now: float) -> list[LiveSequence]:
+        policy = self.policies[self.role]
+        return policy.latest(sequences, now) if isinstance(policy, Ranked) else list(sequences)[::-1]
+
+    def before(self, first: LiveSequence, second: LiveSequence) -> bool:
+        policy = self.policies[self.role]
+        return isinstance(policy, Ranked) and policy.before(first, second)
+
+
+def of_roles(policies: Mapping[str, BatchPolicy], role: str) -> RolePolicy:
+    """The policy that asks the one of the present role."""
+    ranked = any(isinstance(policy, Ranked) for policy in policies.values())
+    return (RankedRolePolicy if ranked else RolePolicy)(policies, role)
 
 
 def slices_message(policy: RolePolicy) -> pb.Slices | None:

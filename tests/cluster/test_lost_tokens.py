@@ -24,6 +24,7 @@ class Fake:
     def __init__(self, name: str) -> None:
         self.name = name
         self.started: list[bytes] = []
+        self.taken = 0
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def die(self) -> None:
@@ -41,6 +42,7 @@ class Fake:
         pass
 
     async def take(self, name: str, digest: str) -> bytes:
+        self.taken += 1
         return b""
 
     async def lifetime(self) -> None:
@@ -201,5 +203,17 @@ def test_an_instance_that_only_could_not_be_reached_is_used_again(monkeypatch: p
         scene.run()
         await until(lambda: scene.instances["a"].started)
         assert not scene.driver.instances.died()
+
+    play(test, monkeypatch)
+
+
+def test_a_full_gateway_takes_nothing_from_instances(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What they have given up nobody would go on with."""
+
+    async def test(scene: Scene) -> None:
+        monkeypatch.setattr(request_driver, "MOST_RUNS", 0)
+        with pytest.raises(Overloaded):
+            await scene.driver.take("r", b"", ["a"])
+        assert not scene.instances["a"].taken
 
     play(test, monkeypatch)

@@ -16,7 +16,7 @@ from engine.reserve_max import ReserveMax
 from engine.sequence import SequenceKey
 from engine.shared_service import News, Served
 from engine.status import InstanceStatus
-from engine.tiers import TierSettings
+from engine.tiers import Ranked, TierSettings
 from global_scheduler.placement import DECODE, PREFILL
 from tests.engine.mutants import mutate
 from tests.engine.toy import Bench, prompt, request
@@ -213,3 +213,28 @@ def test_every_number_of_a_status_arrives() -> None:
     numbers = {field.name: at for at, field in enumerate(fields(InstanceStatus)) if field.type == "int"}
     status = InstanceStatus("prefill-0", "prefill", step_seconds=0.5, **numbers)  # type: ignore[arg-type]
     assert numbers["prefill_tokens"] and status_from(status_message(status)) == status
+
+
+def test_slices_rank_in_production_as_in_the_simulator() -> None:
+    """Else the last who came would make room, and not who is in no batch."""
+    engine = EngineConfig(batch="slices", max_sequences=2, step_cost=COST)
+    policy = role_policy(engine, DECODE)
+    alone = policy.policies[DECODE]
+    assert isinstance(policy, Ranked)
+    assert isinstance(alone, Ranked)
+    one = Bench(total=4000, block_size=engine.block_size, policy=policy, max_sequences=8)
+    for number in range(4):
+        one.core.submit(request(f"r{number}", prompt(20, number), 50))
+        one.step()
+    everybody = [each for number in range(4) for each in one.core.sequences(f"r{number}")]
+    assert policy.latest(everybody, one.now) == alone.latest(everybody, one.now)
+    orders = {policy.before(first, second) for first in everybody for second in everybody}
+    assert (
+        orders
+        == {alone.before(first, second) for first in everybody for second in everybody}
+        == {False, True}
+    )
+    policy.role = PREFILL
+    assert policy.latest(everybody, one.now) == everybody[::-1]
+    assert not any(policy.before(first, second) for first in everybody for second in everybody)
+    assert not isinstance(role_policy(EngineConfig(), DECODE), Ranked)
