@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -41,3 +43,5 @@ def test_a_gateway_that_leaves_ends_what_it_has_and_keeps_no_connection(
         assert said == [f"{gateway.name} has ended its requests"]
         with pytest.raises(httpx.TransportError):
             client.get("/ready")
+    os.kill(gateway.pid, signal.SIGKILL)  # as its pod does then
+    cluster.until(lambda status: bool({one.name for one in status.gateways} - {gateway.name}))
