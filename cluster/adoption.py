@@ -46,8 +46,16 @@ class Adoption:
 
     def __init__(self, config: ControlConfig, handles: Sequence[FoundHandle] = ()) -> None:
         self._config = config
-        self._asked = {handle.name: asyncio.create_task(self._ask(handle)) for handle in handles}
-        self.late = set(self._asked)
+        self._asked: dict[str, asyncio.Task[Found | None]] = {}
+        self.late: set[str] = set()
+        self.ask(handles)
+
+    def ask(self, handles: Sequence[FoundHandle]) -> None:
+        """Ask these too, those that have not been."""
+        for handle in handles:
+            if handle.name not in self._asked:
+                self._asked[handle.name] = asyncio.create_task(self._ask(handle))
+                self.late.add(handle.name)
 
     async def memos(self) -> list[Memo]:
         """Of those that answer within `call_timeout`; where none does, of the first that does later."""

@@ -158,6 +158,7 @@ class Controller:
             adoption = Adoption(config.control, await self._fleet.existing())
             await adoption.memos()
             await self.close()
+            adoption.ask(await self._fleet.existing())  # what was started meanwhile
             memo = self._memo()
             self._changes, self._fleet = dict(wanted), self._fleet.renewed(config)
             self._assemble(config)

@@ -13,6 +13,7 @@ from cluster.controller import Controller
 from cluster.memo import Memo
 from cluster.pool import PATIENCE
 from engine.errors import InstanceDied, Overloaded
+from tests.cluster.doubles import until
 from tests.cluster.made_up import CONFIG, CONTROL, Fleet, MadeUp, controlling, run, seen
 from tests.engine.mutants import mutate
 
@@ -165,6 +166,27 @@ def test_settings_are_changed_without_killing_one_that_is_slow() -> None:
             await seen(controller, "ready", 6)
             assert controller.config.scheduler.crowded_below == 2.0
             assert sorted(fleet.made) == THREE and not fleet["decode-0"].calls
+
+    run(test())
+
+
+def test_one_that_is_started_while_settings_change_is_adopted_too() -> None:
+    """Nobody would ever end it else."""
+
+    async def test() -> None:
+        fleet = Fleet()
+        async with controlling(fleet, PATIENT) as controller:
+            await seen(controller, "ready", 3)
+            slow = Slow(fleet, ["decode-0"])
+            renewing = asyncio.create_task(controller.renew({"scheduler.crowded_below": 2.0}))
+            await until(lambda: slow.asked)
+            controller.scale("prefill", 2)
+            await until(lambda: "prefill-1" in fleet.made)
+            slow.enough.set()
+            await renewing
+            await seen(controller, "adopted", 4)
+            await seen(controller, "ready", 7)
+            assert fleet.alive == sorted([*THREE, "prefill-1"])
 
     run(test())
 
