@@ -77,6 +77,7 @@ def test_every_line_does_what_it_should(tmp_path: Path, full: bool) -> None:
         "TANDEM_GATEWAY__PORT": str(port),
     }
     environment.pop(MARKER, None)
+    environment.pop("COLUMNS", None)  # which pytest-xdist sets: what is piped is cut off then
     lines = [line for line in "\n".join(blocks(PAGE)).splitlines() if line not in NOT_TYPED]
     text = "\n".join(lines).replace("8000", str(port)).replace('"max_tokens": 600', f'"max_tokens": {TOKENS}')
     # How long streams stand still is for the command to measure: here many things share the machine.
