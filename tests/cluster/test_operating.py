@@ -20,7 +20,7 @@ from tests.cluster.tiny_model import make_tiny_model
 PAGE = (Path(__file__).resolve().parents[2] / "docs/operating.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))
 LIMIT = 900.0
-TOKENS = 10_000
+TOKENS = 20_000
 """A tiny model would have written 600 before the next lines look at the request and do something about it."""
 NOT_TYPED = {
     "make install": "it is installed where tests run",
@@ -70,9 +70,9 @@ def test_every_line_does_what_it_should(tmp_path: Path, full: bool) -> None:
         "XDG_STATE_HOME": str(tmp_path / "state"),
         "XDG_CACHE_HOME": str(tmp_path / "cache"),
         "NO_COLOR": "1",
-        "TANDEM_MODEL__PATH": str(make_tiny_model(tmp_path / "tiny", context=16_384)),
+        "TANDEM_MODEL__PATH": str(make_tiny_model(tmp_path / "tiny", context=32_768)),
         "TANDEM_MODEL__NAME": "SmolLM2-135M-Instruct",
-        "TANDEM_ENGINE__KV_MEMORY": "16Mi",
+        "TANDEM_ENGINE__KV_MEMORY": "48Mi",
         "TANDEM_ENGINE__THREADS": "1",
         "TANDEM_GATEWAY__PORT": str(port),
     }
