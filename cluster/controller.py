@@ -158,7 +158,10 @@ class Controller:
             adoption = Adoption(config.control, await self._fleet.existing())
             await adoption.memos()
             await self.close()
-            adoption.ask(await self._fleet.existing())  # what was started meanwhile
+            try:
+                adoption.ask(await self._fleet.existing())
+            except Exception:  # of whatever kind: without its loops nobody would control anything
+                logger.exception("instances that were started meanwhile cannot be found")
             memo = self._memo()
             self._changes, self._fleet = dict(wanted), self._fleet.renewed(config)
             self._assemble(config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,12 +15,29 @@ GROUPS = Path("/sys/fs/cgroup")
 
 def cores(groups: Path = GROUPS, membership: Path = Path("/proc/self/cgroup")) -> int:
     """Those that this process may run on; in a container with a limit no more than that, rounded up."""
-    return min(len(os.sched_getaffinity(0)), *_quotas(groups, membership), 1 << 20)
+    return min([len(os.sched_getaffinity(0)), *_quotas(groups, membership)])
 
 
 def threads_of(config: Config, instances: int) -> int:
     """CPU threads of an instance where `instances` share the machine."""
     return config.engine.threads or max(1, cores() // instances)
+
+
+def on_one_node(
+    instances: int, nodes: Iterable[Mapping[str, float]], roles: Sequence[Mapping[str, float]]
+) -> int:
+    """How many of all `instances` one node may have to share its cores among.
+
+    `nodes` are Ray's resources of each, `roles` those that an instance of each role asks for: a pod that
+    offers one `decode` has one. A role that asks for nothing may have all its instances on one node.
+    """
+    rooms = [sum(_room(node, role, instances) for role in roles) for node in nodes]
+    return min(instances, max(1, *rooms)) if rooms else instances
+
+
+def _room(node: Mapping[str, float], role: Mapping[str, float], instances: int) -> int:
+    fits = (int(node.get(name, 0.0) // amount) for name, amount in role.items() if amount > 0)
+    return min(fits, default=instances)
 
 
 def _quotas(groups: Path, membership: Path) -> list[int]:

@@ -8,6 +8,7 @@ import math
 import ray
 
 from cluster.config import Config
+from cluster.cores import on_one_node
 from cluster.instance_handle import InstanceHandle, existing, spawn
 from cluster.worker import Instance, Worker
 
@@ -28,11 +29,12 @@ class RayFleet:
 
     def spawn(self, name: str, role: str, generation: int, memo: bytes, instances: int) -> InstanceHandle:
         """Start a worker; `instances` is how many there will be in all. Raises TandemError."""
-        beside = math.ceil(instances / sum(node["Alive"] for node in ray.nodes()))
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        roles = [self._resources(each, instances) for each in ("prefill", "decode")]
         return spawn(
             Worker,
             name,
-            *(assemble, self._json, name, role, memo, generation, beside),
+            *(assemble, self._json, name, role, memo, generation, on_one_node(instances, nodes, roles)),
             resources=self._resources(role, instances),
             timeout=self._config.control.call_timeout,
         )

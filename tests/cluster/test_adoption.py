@@ -191,6 +191,28 @@ def test_one_that_is_started_while_settings_change_is_adopted_too() -> None:
     run(test())
 
 
+def test_settings_change_though_who_was_started_meanwhile_cannot_be_found() -> None:
+    async def test() -> None:
+        fleet = Fleet()
+        async with controlling(fleet, PATIENT) as controller:
+            await seen(controller, "ready", 3)
+            find, looks = fleet.existing, iter([True, False])
+
+            async def existing() -> list[MadeUp]:
+                if next(looks):
+                    return await find()
+                raise ConnectionError("Ray's head is away")
+
+            fleet.existing = existing  # type: ignore[method-assign]
+            await controller.renew({"scheduler.crowded_below": 2.0})
+            await seen(controller, "ready", 6)
+            fleet.existing = find  # type: ignore[method-assign]
+            controller.scale("prefill", 2)
+            await seen(controller, "ready", 7)
+
+    run(test())
+
+
 def test_a_late_one_has_the_role_that_it_says_and_the_mark_that_it_had() -> None:
     async def test() -> None:
         fleet = Fleet()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.cores import cores
+from cluster.cores import cores, on_one_node
 
 HERE = len(os.sched_getaffinity(0))
 
@@ -52,3 +52,29 @@ def test_the_groups_of_version_1_count_too(groups: Path) -> None:
 def test_a_limit_that_cannot_be_read_is_none(groups: Path) -> None:
     (groups / "cpu.max").write_text("many\n")
     assert seen(groups) == HERE
+
+
+BIG = {"CPU": 64.0, "memory": 1e12}
+PODS = [{"controller": 1.0}, {"gateway": 1.0}, {"prefill": 1.0}, {"decode": 1.0}, {"decode": 1.0}]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "prefill", "decode", "most"),
+    [
+        ([BIG], {}, {}, 3),
+        ([{"CPU": 2.0}, BIG], {}, {}, 3),
+        (PODS, {"prefill": 1.0}, {"decode": 1.0}, 1),
+        ([{"prefill": 1.0, "decode": 1.0}, *PODS], {"prefill": 1.0}, {"decode": 1.0}, 2),
+        ([BIG], {"CPU": 40.0}, {"CPU": 30.0}, 3),
+        ([BIG], {"CPU": 40.0}, {"CPU": 40.0}, 2),
+        ([BIG], {"GPU": 1.0}, {"GPU": 1.0}, 1),
+        ([BIG], {"CPU": 0.0}, {"CPU": 64.0}, 3),
+        ([], {}, {}, 3),
+    ],
+    ids=["one node", "all may be on one of two", "a pod each", "one with both", "by cores", "two", "pending",
+         "for nothing", "no node"],
+)  # fmt: skip
+def test_cores_are_shared_among_those_that_one_node_may_have(
+    nodes: list[dict[str, float]], prefill: dict[str, float], decode: dict[str, float], most: int
+) -> None:
+    assert on_one_node(3, nodes, [prefill, decode]) == most

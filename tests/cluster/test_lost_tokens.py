@@ -199,7 +199,7 @@ def test_an_instance_that_only_could_not_be_reached_is_used_again(monkeypatch: p
         scene.known = ["a"]
         scene.instances["a"].break_off()
         scene.instances["a"] = Fake("a")
-        await asyncio.sleep(0)
+        await until(lambda: "a" not in scene.driver.instances.known())
         scene.run()
         await until(lambda: scene.instances["a"].started)
         assert not scene.driver.instances.died()
