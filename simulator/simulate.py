@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from global_scheduler.tape import Input
 from simulator.cluster import SimulatedCluster
@@ -22,10 +24,22 @@ def simulate(
 
     `tape` is given what its scheduler hears and decides from its instances' first step on.
     """
-    cluster = SimulatedCluster(setup)
-    cluster.scheduler.tape = tape
-    cluster.add(arrivals)
-    Control(cluster).start()
-    cluster.run(until)
-    cluster.check()
+    with _few_collections():
+        cluster = SimulatedCluster(setup)
+        cluster.scheduler.tape = tape
+        cluster.add(arrivals)
+        Control(cluster).start()
+        cluster.run(until)
+        cluster.check()
     return cluster
+
+
+@contextmanager
+def _few_collections() -> Iterator[None]:
+    """Look for garbage in cycles seldom: a run makes hardly any, and each look passes every object of it."""
+    before = gc.get_threshold()
+    gc.set_threshold(100_000, 20, 100)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
