@@ -65,7 +65,7 @@ class BlockPool:
 
     def allocate(self, count: int) -> list[int]:
         """`count` blocks with one reference each. Raises Overloaded if there are not so many."""
-        if count > len(self._free) + len(self._cache):
+        if count > self.available:
             raise Overloaded(
                 f"{count} KV blocks asked for, {self.available} of {self.total} available: "
                 "try again later or raise engine.kv_memory",
@@ -73,11 +73,9 @@ class BlockPool:
             )
         blocks = self._free[: -count - 1 : -1]
         del self._free[len(self._free) - len(blocks) :]
-        if len(blocks) < count:
-            blocks += self._cache.evict(count - len(blocks))
-        refs = self._refs
+        blocks += self._cache.evict(count - len(blocks))
         for block in blocks:
-            refs[block] = 1
+            self._refs[block] = 1
         return blocks
 
     def reserve(self, count: int) -> list[int]:
@@ -99,13 +97,13 @@ class BlockPool:
 
     def release(self, blocks: Sequence[int]) -> None:
         """One reference less to each, the last first: the end of a prefix is evicted before its start."""
-        refs = self._refs
-        for block in blocks:
+        refs, unread = self._refs, []
+        for block in reversed(blocks):
             assert refs[block] > 0, f"block {block} freed twice"
             refs[block] -= 1
-        unread = [block for block in reversed(blocks) if refs[block] == 0]
-        if self._reserved:
-            self._reserved.difference_update(unread)
+            if refs[block] == 0:
+                unread.append(block)
+        self._reserved.difference_update(unread)
         self._free += self._cache.retire(unread)
 
     def find(self, keys: Iterable[bytes], limit: int) -> list[int]:

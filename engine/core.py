@@ -303,16 +303,15 @@ class EngineCore:
         still share a block that they will write, it counts a copy too many.
         """
         pool, roster = self.pool, self._roster
-        running, waiting = roster.running, [len(sequence) for sequence in roster.queue]
         fresh = self._coasting.blocks(ahead) if ahead else 0
         evicted = max(0, fresh - pool.free)
         return InstanceStatus(
             instance=instance,
             role=role,
             steps=self._steps + ahead,
-            running=len(running),
-            waiting=len(waiting),
-            waiting_tokens=sum(waiting),
+            running=len(roster.running),
+            waiting=len(roster.queue),
+            waiting_tokens=sum(len(sequence) for sequence in roster.queue),
             blocks_total=pool.total,
             blocks_free=pool.free - fresh + evicted,
             blocks_used=pool.used + fresh,
@@ -320,7 +319,7 @@ class EngineCore:
             blocks_reserved=pool.reserved,
             block_size=pool.block_size,
             prompt_tokens=self._commits.prompt_tokens,
-            output_tokens=self._commits.output_tokens + ahead * len(running),
+            output_tokens=self._commits.output_tokens + ahead * len(roster.running),
             prefix_queries=self._planner.prefix_queries,
             prefix_hits=self._planner.prefix_hits,
             preemptions=roster.preemptions,
@@ -329,9 +328,9 @@ class EngineCore:
             chunks=self._commits.chunks,
             step_seconds=self._step_seconds,
             arrivals=self._submitted + self._reserved,
-            head_tokens=waiting[0] if waiting else 0,
-            urgent=sum([sequence.request.priority > 0 for sequence in running]),
-            prefill_tokens=sum([one.remaining for one in running if one.phase is Phase.PREFILL]),
+            head_tokens=next((len(sequence) for sequence in roster.queue), 0),
+            urgent=sum(sequence.request.priority > 0 for sequence in roster.running),
+            prefill_tokens=sum(one.remaining for one in roster.running if one.phase is Phase.PREFILL),
         )
 
     def check(self) -> None:

@@ -14,6 +14,7 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from itertools import islice
 
 
 def fingerprint(*fields: str | bytes) -> bytes:
@@ -42,10 +43,9 @@ def extend(keys: list[bytes], start: bytes, tokens: Sequence[int], block_size: i
         data.byteswap()
     raw = memoryview(data).cast("B")
     parent, size, sha256 = keys[-1] if keys else start, data.itemsize * block_size, hashlib.sha256
-    keys += [
-        parent := sha256(parent + raw[first : first + size]).digest()
-        for first in range(0, len(raw) - size + 1, size)
-    ]
+    for first in range(0, len(raw) - size + 1, size):
+        parent = sha256(parent + raw[first : first + size]).digest()
+        keys.append(parent)
 
 
 @lru_cache(maxsize=16)
@@ -100,10 +100,13 @@ class PrefixCache:
     def retire(self, blocks: Sequence[int]) -> list[int]:
         """Nobody reads `blocks` any more. Those that stay cached are the last to be evicted, in this order;
         the others are given back."""
-        key_of = self._key
-        known = [block for block in blocks if block in key_of]
-        self._idle.update(dict.fromkeys(known))
-        return [block for block in blocks if block not in key_of] if len(known) < len(blocks) else []
+        key_of, idle, unknown = self._key, self._idle, []
+        for block in blocks:
+            if block in key_of:
+                idle[block] = None
+            else:
+                unknown.append(block)
+        return unknown
 
     def revive(self, block: int) -> None:
         """`block` is read again: it may not be evicted."""
@@ -111,9 +114,10 @@ class PrefixCache:
 
     def evict(self, count: int) -> list[int]:
         """Forget the blocks that have been unread for longest and return them."""
-        block_of, key_of, oldest = self._block, self._key, self._idle.popitem
-        blocks = [oldest(last=False)[0] for _ in range(min(count, len(self._idle)))]
+        block_of, key_of, idle = self._block, self._key, self._idle
+        blocks = list(islice(idle, count))
         for block in blocks:
+            del idle[block]
             del block_of[key_of.pop(block)]
         return blocks
 

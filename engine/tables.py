@@ -80,10 +80,11 @@ class BlockTables:
 
     def missing(self, sequence: Sequence, tokens: int) -> int:
         """Blocks to allocate before `sequence` can compute `tokens` more, a copy on write included."""
-        pool, computed, blocks = self.pool, sequence.computed, sequence.blocks
-        first, held = computed // pool.block_size, len(blocks)
-        need = pool.blocks_for(computed + tokens) - held
-        if first < held and pool.refs(blocks[first]) > 1:
+        size = self.pool.block_size
+        first = sequence.computed // size
+        held = len(sequence.blocks)
+        need = -(-(sequence.computed + tokens) // size) - held
+        if first < held and self.pool.refs(sequence.blocks[first]) > 1:
             need += 1
         return need
 
@@ -93,29 +94,27 @@ class BlockTables:
         The block that is written first is the only one that others can read too; its last reader
         writes in place.
         """
-        pool, computed, blocks = self.pool, sequence.computed, sequence.blocks
-        first = computed // pool.block_size
+        first = sequence.computed // self.pool.block_size
         copies: tuple[tuple[int, int], ...] = ()
-        if first < len(blocks) and pool.refs(blocks[first]) > 1:
-            source, (target,) = blocks[first], pool.allocate(1)
-            blocks[first] = target
-            pool.release((source,))
+        if first < len(sequence.blocks) and self.pool.refs(sequence.blocks[first]) > 1:
+            source, (target,) = sequence.blocks[first], self.pool.allocate(1)
+            sequence.blocks[first] = target
+            self.pool.release((source,))
             copies = ((source, target),)
-        need = pool.blocks_for(computed + tokens) - len(blocks)
+        need = self.pool.blocks_for(sequence.computed + tokens) - len(sequence.blocks)
         if need > 0:
-            blocks += pool.allocate(need)
+            sequence.blocks += self.pool.allocate(need)
         return copies
 
     def advance(self, sequence: Sequence, tokens: int, keys: list[bytes], start: bytes) -> None:
         """`tokens` more are computed: the blocks that they filled can be found by their prefix."""
-        pool = self.pool
-        size = pool.block_size
+        size = self.pool.block_size
         full = sequence.computed // size
         sequence.computed += tokens
         now_full = sequence.computed // size
-        if now_full > full and pool.caching:
+        if self.pool.caching and now_full > full:
             self.extend_keys(sequence, keys, start, sequence.computed)
-            pool.register(sequence.blocks[full:now_full], keys[full:now_full])
+            self.pool.register(sequence.blocks[full:now_full], keys[full:now_full])
 
     def fork(self, sequence: Sequence, choice: int) -> Sequence:
         """Another choice that shares every block of `sequence`."""

@@ -299,7 +299,7 @@ class SimulatedCluster:
         def claimed(instance: str, raised: Epoch) -> None:
             self._step(journey, Moved(instance, raised))
 
-        def ended(movement: Movement, moved: bool) -> None:
+        def ended(moved: bool) -> None:
             del self.movements[request_id]
             if live is None:
                 self.handoffs += moved
@@ -313,9 +313,8 @@ class SimulatedCluster:
 
         block_bytes = self.members[source.name].pool.block_size * self.setup.kv_bytes
         ends = source, destination, self.network, self.clock
-        movement = self.movements[request_id] = Movement(
-            journey.request, epoch, *ends, block_bytes, claimed, ended, live
-        )
+        movement = Movement(journey.request, epoch, *ends, block_bytes, claimed, ended, live)
+        self.movements[request_id] = movement
         if live is not None:
             movement.begin()
 

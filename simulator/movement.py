@@ -55,7 +55,7 @@ NEVER = Timeouts(*(1e9,) * 6)
 class Movement:
     """A handoff, or with `live` a migration of a request that runs.
 
-    `claimed(instance, epoch)` is told when the destination takes over, `ended(movement, moved)` how it ended.
+    `claimed(instance, epoch)` is told when the destination takes over, `ended(moved)` how it ended.
     `paused` is when the source stopped for the last copy, `adopted` when the destination could go on.
     """
 
@@ -69,7 +69,7 @@ class Movement:
         clock: VirtualClock,
         block_bytes: int,
         claimed: Callable[[str, Epoch], None],
-        ended: Callable[[Movement, bool], None],
+        ended: Callable[[bool], None],
         live: Bounds | None = None,
     ) -> None:
         self.request = request
@@ -133,7 +133,7 @@ class Movement:
         for action in actions:
             self._act(action)
         if self._giving.ended:
-            self._ended(self, self._giving.state is SourceState.GIVEN)
+            self._ended(self._giving.state is SourceState.GIVEN)
 
     def _act(self, action: SourceAction) -> None:
         request_id, epoch = self.request.id, self._giving.epoch

@@ -33,7 +33,6 @@ class Line:
     """y over x as a Curve, for one number or an array of them with the same result to the last bit."""
 
     def __init__(self, xs: Sequence[float], ys: Sequence[float]) -> None:
-        self._inner = list(xs[1:-1])
         self._xs = np.asarray(xs, dtype=np.float64)
         self._ys = np.asarray(ys, dtype=np.float64)
         self._rise = np.diff(self._ys)
@@ -44,7 +43,7 @@ class Line:
         xs, ys = self._xs, self._ys
         if len(xs) == 1:
             return np.full_like(x, ys[0])
-        first, last = bisect_right(self._inner, float(x[0])), bisect_right(self._inner, float(x[-1]))
+        first, last = xs[1:-1].searchsorted(x[[0, -1]], side="right")
         right = first if first == last else xs[1:-1].searchsorted(x, side="right")
         y: FloatArray = ys[right] + self._rise[right] * (x - xs[right]) / self._width[right]
         return y if x[0] > xs[0] else np.where(x <= xs[0], ys[0], y)

@@ -178,7 +178,7 @@ def test_no_reference_is_lost_in_a_long_run(full: bool) -> None:
 MUTANTS = {
     "in-place write at ref > 1": (BlockTables, "grow", "> 1", "> 99"),
     "copy left out": (BlockTables, "grow", "copies = ((source, target),)", "pass"),
-    "source of a copy kept": (BlockTables, "grow", "pool.release((source,))", "pass"),
+    "source of a copy kept": (BlockTables, "grow", "self.pool.release((source,))", "pass"),
     "freed block still referenced": (BlockPool, "release", "refs[block] == 0", "True"),
     "referenced block evicted": (PrefixCache, "revive", "del self._idle[block]", "pass"),
     "evicted block still known": (
