@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+_DONE = b"[DONE]"
+
 
 @dataclass(slots=True)
 class Recording:
@@ -63,22 +65,33 @@ class Outcome:
 
 
 def read(recording: Recording, *, prompt_tokens: int, asked_tokens: int) -> Outcome:
-    """`prompt_tokens` counts where the server's usage does not say."""
+    """`prompt_tokens` counts where the server's usage does not say.
+
+    A stream that only ends has failed: a server that dies closes its connections as one that is done does. It
+    must have had a finish_reason or [DONE], of which some servers send only one.
+    """
     times: list[float] = []
     usage: dict[str, Any] = {}
-    failure = recording.failure
+    failure, whole = recording.failure, False
     try:
         for moment, event in events(recording):
+            if event is None:
+                whole = True
+                continue
             if event.get("error"):
                 failure = failure or _message(event)
             if event.get("usage"):
                 usage = event["usage"]
-            if any(_brings(choice) for choice in event.get("choices") or ()):
+            choices = event.get("choices") or ()
+            whole = whole or any(choice.get("finish_reason") for choice in choices)
+            if any(map(_brings, choices)):
                 times.append(moment)
     except ValueError as error:
         failure = failure or str(error)
     if not times:
         failure = failure or "the answer has no tokens"
+    elif not whole:
+        failure = failure or f"the stream broke off after {len(times)} events, without an end"
     return Outcome(
         begun=recording.begun,
         times=tuple(times),
@@ -102,8 +115,8 @@ def _message(event: dict[str, Any]) -> str:
     return str(error.get("message", error) if isinstance(error, dict) else error)[:300]
 
 
-def events(recording: Recording) -> Iterator[tuple[float, dict[str, Any]]]:
-    """Each event of the stream with the time of the piece that completed it.
+def events(recording: Recording) -> Iterator[tuple[float, dict[str, Any] | None]]:
+    """Each event of the stream with the time of the piece that completed it, None for [DONE].
 
     Raises ValueError for an answer that is none, with the server's own words where it has any.
     """
@@ -120,15 +133,22 @@ def events(recording: Recording) -> Iterator[tuple[float, dict[str, Any]]]:
     yield from _events(body)
 
 
-def _events(body: Iterator[tuple[float, bytes]]) -> Iterator[tuple[float, dict[str, Any]]]:
+def _events(body: Iterator[tuple[float, bytes]]) -> Iterator[tuple[float, dict[str, Any] | None]]:
     """Lines of data; comments, names and ids are skipped."""
-    left = b""
+    moment, left = 0.0, b""
     for moment, data in body:
         *lines, left = (left + data).split(b"\n")
         for line in lines:
-            text = line.strip()
-            if text.startswith(b"data:") and (value := text[5:].strip()) != b"[DONE]":
-                yield moment, json.loads(value)
+            if (value := _value(line)) is not None:
+                yield moment, None if value == _DONE else json.loads(value)
+    # The client hangs up at [DONE], so the rest of that line may be missing.
+    if _value(left) == _DONE:
+        yield moment, None
+
+
+def _value(line: bytes) -> bytes | None:
+    text = line.strip()
+    return text[5:].strip() if text.startswith(b"data:") else None
 
 
 def _refusal(status: str, body: bytes) -> str:

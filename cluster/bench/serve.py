@@ -23,6 +23,8 @@ from engine.errors import ConfigError
 TEST_FORMS = "single, prefill=512, batch=32 or rate=2"
 LEAST_REQUESTS = 30
 RATE_SECONDS = 20
+FASTEST = 1e6
+"""The highest rate, in requests a second: far more than one client can send."""
 
 Plan = Callable[[int], Workload]
 """Makes a test's requests for a repetition, so that each has lengths and arrivals of its own."""
@@ -61,7 +63,7 @@ def _plans(text: str, shape: Shape) -> Iterator[Plan]:
 
 def _positive(text: str, *, whole: bool) -> bool:
     try:
-        return (int(text) if whole else float(text)) > 0
+        return int(text) > 0 if whole else 0 < float(text) <= FASTEST
     except ValueError:
         return False
 

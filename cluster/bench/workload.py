@@ -20,6 +20,11 @@ from simulator.workload.arrivals import Arrival
 
 P90 = 1.2815515655446004
 """Standard deviations from the median to the 90th percentile of a normal distribution."""
+WIDEST = 12.2
+"""Standard deviations from the mean that no draw exceeds, of a normal distribution of random.Random."""
+
+LEAST_CV, MOST_CV = 1e-3, 1e3
+"""Coefficients of variation that gaps can be drawn with; 0 stands for a metronome."""
 
 Kind = Literal["single", "prefill", "batch", "rate", "trace"]
 """One stream · prompts one by one · many at once · arrivals at a rate · arrivals of a trace."""
@@ -61,11 +66,12 @@ def length(text: str, rng: Random, *, param: str) -> generators.Length:
             parts = rest.split(":")
             median, sigma = float(parts[0]), float(parts[1])
             most = int(parts[2]) if len(parts) > 2 else None
-            if median > 0 and sigma > 0 and len(parts) < 4 and (most is None or most >= 1):
+            finite = 0 < median * math.exp(WIDEST * sigma) < math.inf
+            if finite and median > 0 and sigma > 0 and len(parts) < 4 and (most is None or most >= 1):
                 return generators.lognormal(median, median * math.exp(P90 * sigma), rng, high=most)
         elif (fixed := int(text)) >= 1:
             return generators.fixed(fixed)
-    except (ValueError, IndexError):
+    except (ValueError, IndexError, OverflowError):
         pass
     raise ConfigError(f"expected a length such as {LENGTH_FORMS}, got {text!r}", param=param)
 
@@ -76,7 +82,7 @@ def variation(text: str) -> float:
     try:
         if kind == "poisson" and not rest:
             return 1.0
-        if kind == "gamma" and float(rest) >= 0:
+        if kind == "gamma" and (float(rest) == 0 or LEAST_CV <= float(rest) <= MOST_CV):
             return float(rest)
     except ValueError:
         pass

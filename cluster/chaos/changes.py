@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from cluster import control_pb2 as pb
 from cluster.chaos.scenario import Fault
+from cluster.chaos.threads import to_its_end
 from cluster.control_client import ControlClient
 from cluster.settings_change import flat
 from engine.errors import TandemError
@@ -50,10 +51,10 @@ async def _scale(control: ControlClient, target: str) -> None:
     if target not in sizes:
         raise LookupError(f"there is no pool {target}: scale {' or '.join(sizes)}")
     try:
-        await asyncio.to_thread(control.scale, target, sizes[target] + 1)
+        await to_its_end(control.scale, target, sizes[target] + 1)
         await _until(control)
     finally:
-        await asyncio.to_thread(control.scale, target, sizes[target])
+        await to_its_end(control.scale, target, sizes[target])
     await _until(control)
 
 
@@ -64,10 +65,10 @@ async def _apply(control: ControlClient, settings: dict[str, object]) -> None:
     if before == settings:
         raise LookupError(f"nothing would change: {settings}")
     try:
-        await asyncio.to_thread(control.apply, settings)
+        await to_its_end(control.apply, settings)
         await _until(control)
     finally:
-        await asyncio.to_thread(control.apply, before)
+        await to_its_end(control.apply, before)
     await _until(control)
 
 

@@ -17,6 +17,7 @@ from cluster import control_pb2 as pb
 from cluster.chaos import victims
 from cluster.chaos.changes import CHANGES, change
 from cluster.chaos.scenario import Fault
+from cluster.chaos.threads import to_its_end
 from cluster.chaos.victims import CONTROLLER, GATEWAY, Victim
 from cluster.control_client import ControlClient
 from cluster.step_watch import HANG
@@ -31,6 +32,8 @@ BUSY = 2.0
 """Seconds in which what is to be killed must have a request; then one that has none has to do."""
 MOVABLE = 2.0
 """Seconds in which there must be a request to move: a load has just begun, or a pool is not whole."""
+STEPS = ("migrate", "drain", "role", "rolling_restart", *CHANGES)
+"""Faults that have been carried out when their last step has; the others have as soon as they begin."""
 
 
 class Missed(Exception):
@@ -41,9 +44,9 @@ class Missed(Exception):
 class Done:
     """A fault that was begun, at `time` on the monotonic clock, or why it was not.
 
-    `error` says why it could not be carried out, `missed` why there was nothing to do; both are "" for one
-    that was carried out. `role` is the kind of process that the victim was, "" where there was none, and
-    `target` what the scenario called it.
+    `error` says why it could not be carried out, `missed` why there was nothing to do or no time to do all of
+    it; both are "" for one that was carried out. `role` is the kind of process that the victim was, "" where
+    there was none, `target` what the scenario called it, and `fault` the place that it has in the scenario.
     """
 
     time: float
@@ -53,6 +56,7 @@ class Done:
     role: str = ""
     target: str = ""
     missed: str = ""
+    fault: int = 0
 
     @property
     def carried_out(self) -> bool:
@@ -71,34 +75,36 @@ class Injector:
         self._say = say
 
     async def run(self, faults: tuple[Fault, ...]) -> None:
-        """The whole schedule, from now."""
-        await asyncio.gather(*map(self._schedule, faults))
+        """The whole schedule, from now. Cancelled, it is over when what has to be undone is."""
+        async with asyncio.TaskGroup() as group:
+            for number, fault in enumerate(faults):
+                group.create_task(self._schedule(number, fault))
 
-    async def _schedule(self, fault: Fault) -> None:
+    async def _schedule(self, number: int, fault: Fault) -> None:
         await asyncio.sleep(fault.at)
-        for number in range(fault.count if fault.every else 1):
-            if number:
+        for turn in range(fault.count if fault.every else 1):
+            if turn:
                 await asyncio.sleep(fault.every)
             if fault.settled:
                 async with self._turn:
                     await self._whole(fault)
                     await asyncio.sleep(self._rng.uniform(0, fault.spread))
-                    await self._inject(fault)
+                    await self._inject(number, fault)
             else:
                 await asyncio.sleep(self._rng.uniform(0, fault.spread))
-                await self._inject(fault)
+                await self._inject(number, fault)
 
-    async def _inject(self, fault: Fault) -> None:
+    async def _inject(self, number: int, fault: Fault) -> None:
         try:
             victim, status = await self._aim(fault)
         except (TandemError, LookupError) as error:
-            self._end(self._begin(fault, Victim(fault.target, "", 0, "")), error=str(error))
+            self._end(self._begin(number, fault, Victim(fault.target, "", 0, "")), error=str(error))
             return
-        place = self._begin(fault, victim)
+        place = self._begin(number, fault, victim)
         try:
             await self._carry_out(fault, victim, status)
         except asyncio.CancelledError:
-            if fault.kind == "migrate":  # it may have waited for a request; the others begin at once
+            if fault.kind in STEPS:
                 self._end(place, missed="the load ended before")
             raise
         except (Missed, InstanceDied, ProcessLookupError, psutil.NoSuchProcess) as missed:
@@ -107,12 +113,23 @@ class Injector:
             named = "" if isinstance(error, TandemError | OSError | LookupError) else type(error).__name__
             told = ": ".join(part for part in (named, str(error)) if part)
             self._end(place, error=told or type(error).__name__)
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():  # and what undoes the fault failed
+            raise asyncio.CancelledError
 
-    def _begin(self, fault: Fault, victim: Victim) -> int:
+    def _begin(self, number: int, fault: Fault, victim: Victim) -> int:
         """Gives its place in `done`."""
         self._say(f"{fault.kind} {victim.name}")
-        done = Done(time.monotonic(), fault.kind, victim.name, role=victim.kind, target=fault.target)
-        self.done.append(done)
+        self.done.append(
+            Done(
+                time.monotonic(),
+                fault.kind,
+                victim.name,
+                role=victim.kind,
+                target=fault.target,
+                fault=number,
+            )
+        )
         return len(self.done) - 1
 
     def _end(self, place: int, *, error: str = "", missed: str = "") -> None:
@@ -159,9 +176,7 @@ class Injector:
             case "migrate":
                 await self._migrate(victim.name)
             case "drain":
-                await asyncio.to_thread(self._control.drain, victim.name)
-                await self._until(victim.name, lambda one: one.state != "draining")
-                await asyncio.to_thread(self._control.cordon, victim.name, on=False)
+                await self._out_and_in(victim.name)
             case "role":
                 await self._there_and_back(victim.name)
             case "rolling_restart":
@@ -173,12 +188,12 @@ class Injector:
         """Something is wrong with an instance's links, its clock, or its next step, for a while."""
         if victim.kind in (CONTROLLER, GATEWAY):
             raise LookupError(f"links, clocks and steps are those of instances, not of a {victim.kind}")
-        await asyncio.to_thread(self._control.afflict, victim.name, fault)
         try:
+            await to_its_end(self._control.afflict, victim.name, fault)
             await asyncio.sleep(seconds)
         finally:
             with contextlib.suppress(TandemError):  # it may have died meanwhile
-                await asyncio.to_thread(self._control.afflict, victim.name, "")
+                await to_its_end(self._control.afflict, victim.name, "")
 
     async def _migrate(self, victim: str) -> None:
         """Move one running request of the victim to another instance of its role, as soon as there is one.
@@ -211,13 +226,27 @@ class Injector:
             raise LookupError(f"no request decodes on {victim}")
         self._control.migrate(self._rng.choice(running).id, self._rng.choice(others), wait=False)
 
+    async def _out_and_in(self, victim: str) -> None:
+        try:
+            await to_its_end(self._control.drain, victim)
+            await self._until(victim, _settled)
+        finally:
+            await to_its_end(self._control.cordon, victim, on=False)
+
     async def _there_and_back(self, victim: str) -> None:
         status = await asyncio.to_thread(self._control.status)
         role = _role(victim, status)
-        other = "prefill" if role == "decode" else "decode"
-        for to in (other, role):
-            await asyncio.to_thread(self._control.change_role, victim, to)
-            await self._until(victim, lambda one: one.state != "draining")
+        try:
+            await self._turn_into("prefill" if role == "decode" else "decode", victim)
+        finally:
+            # On its way to the other role it still has this one, and would be left on its way.
+            await self._until(victim, _settled)
+            await self._turn_into(role, victim)
+
+    async def _turn_into(self, role: str, victim: str) -> None:
+        """Raises TimeoutError if it does not, RefusedError if it must not."""
+        await to_its_end(self._control.change_role, victim, role)
+        await self._until(victim, lambda one: _settled(one) and one.role == role)
 
     async def _restart_all(self) -> None:
         """SIGTERM to one instance after the other: each drains, ends, and is replaced before the next."""
@@ -231,7 +260,7 @@ class Injector:
                 with contextlib.suppress(TandemError):
                     now = await asyncio.to_thread(self._control.status)
                     gone = one.name not in {each.name for each in now.instances}
-                    if gone and all(pool.ready == pool.target for pool in now.pools):
+                    if now.pools and gone and all(pool.ready == pool.target for pool in now.pools):
                         break
                 if time.monotonic() > end:
                     raise TimeoutError(f"{one.name} was not replaced in {SETTLED:g} s")
@@ -245,7 +274,7 @@ class Injector:
             with contextlib.suppress(TandemError, LookupError):
                 status = await asyncio.to_thread(self._control.status)
                 pools = all(pool.ready == pool.target and not pool.draining for pool in status.pools)
-                if pools and self._served(status):
+                if status.pools and pools and self._served(status):
                     if fault.kind not in CHANGES:
                         victims.pick(fault.target, status, random.Random(0))
                     return
@@ -263,7 +292,8 @@ class Injector:
         while time.monotonic() < end:
             status = await asyncio.to_thread(self._control.status)
             found = [one for one in status.instances if one.name == name]
-            if not found or good(found[0]):
+            # A controller that has just begun knows nobody yet.
+            if status.pools and (not found or good(found[0])):
                 return
             await asyncio.sleep(POLL)
         raise TimeoutError(f"{name} did not settle in {SETTLED:g} s")
@@ -278,6 +308,11 @@ def _spared(fault: Fault) -> Callable[[Victim], bool]:
         return False
 
     return spared
+
+
+def _settled(one: pb.Instance) -> bool:
+    """Whether an instance is not being emptied."""
+    return one.state != "draining"
 
 
 def _role(name: str, status: pb.ClusterStatus) -> str:

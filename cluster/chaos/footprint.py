@@ -13,6 +13,7 @@ import contextlib
 import math
 import os
 import platform
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ import psutil
 
 from cluster import control_pb2 as pb
 from cluster.chaos.handles import handles, segments, strays
+from cluster.chaos.threads import to_its_end
 from cluster.chaos.victims import Victim, processes
 
 LOOK = 5.0
@@ -131,11 +133,12 @@ class Footprint:
         self._shared = set(_shared())
         self._times: list[float] = []
         self._strays: set[int] = set()
+        self._turn = threading.Lock()
 
     async def watch(self, victims: Callable[[], Sequence[Victim]]) -> None:
-        """Look again and again; `victims` gives those of now."""
+        """Look again and again; `victims` gives those of now. Cancelled, it is over when its last look is."""
         while True:
-            await asyncio.to_thread(self.look, victims())
+            await to_its_end(self.look, victims())
             await asyncio.sleep(LOOK)
 
     def begin(self, victims: Sequence[Victim]) -> None:
@@ -144,6 +147,11 @@ class Footprint:
         self._strays = set(strays(self._segments()))
 
     def look(self, victims: Sequence[Victim]) -> None:
+        """At one time, which all that is seen then has. Of two threads one waits for the other."""
+        with self._turn:
+            self._look(victims)
+
+    def _look(self, victims: Sequence[Victim]) -> None:
         now = time.monotonic()
         self._times.append(now)
         for victim in victims:

@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import ssl
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 
 from cluster import control_pb2 as pb
 from cluster.chaos.client import Answer
@@ -15,7 +16,7 @@ from cluster.chaos.footprint import Footprint
 from cluster.chaos.likeness import bound_of, settle
 from cluster.chaos.load import Access, drive
 from cluster.chaos.scenario import Scenario
-from cluster.chaos.verdict import Aftermath, Verdict, judge, ledger, moves
+from cluster.chaos.verdict import Aftermath, Verdict, by_outcome, judge, ledger, moves
 from cluster.chaos.victims import processes
 from cluster.control_client import ControlClient
 from cluster.settings_change import flat
@@ -32,19 +33,28 @@ QUIET = 60.0
 
 
 class Sight:
-    """What the controller said last; while it is away, what was known before stays."""
+    """What the controller said last; while it is away, what was known before stays.
+
+    `moved` counts the moves that came to an end, by cause and outcome, over the lives of all controllers.
+    """
 
     def __init__(self, control: ControlClient, status: pb.ClusterStatus) -> None:
         self._control = control
         self.status = status
         self.gateways = [one.url for one in status.gateways]
+        self.moved: Counter[tuple[str, str]] = Counter()
 
     async def watch(self) -> None:
         while True:
             await asyncio.sleep(LOOK)
             with contextlib.suppress(TandemError):
-                self.status = await asyncio.to_thread(self._control.status)
+                self.see(await asyncio.to_thread(self._control.status))
                 self.gateways = [one.url for one in self.status.gateways] or self.gateways
+
+    def see(self, status: pb.ClusterStatus) -> None:
+        """What it says now."""
+        self.moved += moves(self.status, status)
+        self.status = status
 
 
 async def run(
@@ -72,8 +82,8 @@ async def run(
     )
     _require(undisturbed)
     bound = await asyncio.to_thread(_bound, control, status)
-    _, status = await _quiet(control)
-    await asyncio.to_thread(footprint.begin, processes(status))
+    _, sight.status = await _quiet(control)
+    await asyncio.to_thread(footprint.begin, processes(sight.status))
 
     def told(answer: Answer) -> None:
         settle([answer], undisturbed, bound)
@@ -101,14 +111,27 @@ async def run(
         if not harm.cancelled():
             harm.result()
         books, after = await _quiet(control)
+        await _end(watching)
+        sight.see(after)
         await asyncio.to_thread(footprint.look, processes(after))
         left = await footprint.left(after)
     finally:
-        for task in (*watching, harm):
-            task.cancel()
-        await asyncio.gather(*watching, harm, return_exceptions=True)
-    aftermath = Aftermath(books, tuple(left), tuple(footprint.growths()), moves(status, after))
+        await _end([*watching, harm])
+    aftermath = Aftermath(
+        books,
+        tuple(left),
+        tuple(footprint.growths()),
+        moves=by_outcome(sight.moved),
+        asked=by_outcome(sight.moved, "operator"),
+    )
     return judge(scenario, undisturbed, answers, injector.done, aftermath, bound)
+
+
+async def _end(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancel them, and wait for what they have under way."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _bound(control: ControlClient, status: pb.ClusterStatus) -> float | None:
@@ -135,10 +158,16 @@ async def _quiet(control: ControlClient) -> tuple[str, pb.ClusterStatus]:
     while time.monotonic() < end:
         with contextlib.suppress(TandemError):
             status = await asyncio.to_thread(control.status)
-            wrong = ledger(status)
-            short = [pool.name for pool in status.pools if pool.ready != pool.target]
-            if not wrong and not short:
-                return "", status
-            wrong = wrong or f"{short[0]} has fewer instances than it should"
+            wrong = _wrong(status)
+            if not wrong:
+                break
         await asyncio.sleep(LOOK)
     return wrong, status
+
+
+def _wrong(status: pb.ClusterStatus) -> str:
+    """Why the cluster is not whole and idle; "" if it is."""
+    if not status.pools:
+        return "the controller knows of no pools"
+    short = [pool.name for pool in status.pools if pool.ready != pool.target]
+    return ledger(status) or (f"{short[0]} has fewer instances than it should" if short else "")

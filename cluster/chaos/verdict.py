@@ -15,6 +15,7 @@ from cluster.chaos.footprint import Growth
 from cluster.chaos.likeness import settle
 from cluster.chaos.scenario import Expect, Fault, Scenario
 from cluster.chaos.victims import CONTROLLER, KILLING
+from migration.moved import COMMITTED
 
 ENDING = (*KILLING, "stop", "terminate")
 
@@ -25,12 +26,14 @@ LATER = 15.0
 @dataclass(frozen=True, slots=True)
 class Aftermath:
     """What was found at the end. `ledger` says what is wrong with the instances' books, `left` what of the
-    cluster should not be there any more; both empty if nothing is."""
+    cluster should not be there any more; both empty if nothing is. `moves` are all moves by outcome, `asked`
+    those that were asked for, and not made for the cluster's own reasons."""
 
     ledger: str = ""
     left: tuple[str, ...] = ()
     growth: tuple[Growth, ...] = ()
     moves: Mapping[str, int] = field(default_factory=dict)
+    asked: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +142,7 @@ def judge(
     failures = (
         *_failures(scenario.expect, told, undisturbed),
         *_undone(scenario.faults, faults),
-        *_unseen(scenario, told, carried_out),
+        *_unseen(scenario, told, carried_out, aftermath.asked),
     )
     return replace(told, failures=failures)
 
@@ -175,18 +178,24 @@ def _failures(expect: Expect, told: Verdict, undisturbed: Sequence[Answer]) -> I
 
 def _undone(asked: Sequence[Fault], faults: Sequence[Done]) -> Iterator[str]:
     """What a run proves nothing about: faults that failed, and those that were not carried out even once."""
-    for kind, target in dict.fromkeys((one.kind, one.target) for one in asked):
-        begun = [one for one in faults if (one.kind, one.target) == (kind, target)]
+    alike = Counter((one.kind, one.target) for one in asked)
+    for number, fault in enumerate(asked):
+        name = f"{fault.kind} {fault.target}"
+        if alike[fault.kind, fault.target] > 1:
+            name += f" at {fault.at:g} s"
+        begun = [one for one in faults if one.fault == number]
         failed = [one for one in begun if one.error]
         if failed:
             count = f"{len(failed)} of {len(begun)}"
-            yield f"{kind} {target}: {count} could not be carried out: {failed[0].error}"
+            yield f"{name}: {count} could not be carried out: {failed[0].error}"
         elif not any(one.carried_out for one in begun):
             why = begun[0].missed if begun else "the load ended before"
-            yield f"{kind} {target}: not carried out even once: {why}"
+            yield f"{name}: not carried out even once: {why}"
 
 
-def _unseen(scenario: Scenario, told: Verdict, carried_out: Sequence[Done]) -> Iterator[str]:
+def _unseen(
+    scenario: Scenario, told: Verdict, carried_out: Sequence[Done], asked: Mapping[str, int]
+) -> Iterator[str]:
     """What a run proves nothing about, although its faults were carried out."""
     least = scenario.expect.hit
     if least is None:
@@ -194,6 +203,8 @@ def _unseen(scenario: Scenario, told: Verdict, carried_out: Sequence[Done]) -> I
     if told.hit < least:
         what = f"only {told.hit} streams were hit" if told.hit else "nothing was hit"
         yield f"{what}: it had to be {least} streams at least"
+    if any(fault.kind == "migrate" for fault in carried_out) and not asked.get(COMMITTED):
+        yield f"no move that was asked for was committed ({_counted(asked) or 'none came to an end'})"
     if scenario.load.logprobs and told.bound is not None and told.finished and not told.compared:
         yield "no log-probabilities were compared"
 
@@ -247,28 +258,35 @@ def _by_fault(hits: Sequence[tuple[str, float]]) -> tuple[Resume, ...]:
     return tuple(found)
 
 
-def moves(before: pb.ClusterStatus, after: pb.ClusterStatus) -> dict[str, int]:
-    """Moves between two looks, by outcome; all since the controller began if it began in between.
+def moves(before: pb.ClusterStatus, after: pb.ClusterStatus) -> Counter[tuple[str, str]]:
+    """Moves between two looks, by cause and outcome; all since the controller began if it began in between.
 
     It has if it is younger, or has counted less: it may be older than the one before it became.
     """
-    earlier, later = _by_outcome(before), _by_outcome(after)
-    anew = after.uptime < before.uptime or any(later[outcome] < count for outcome, count in earlier.items())
-    found = later if anew else later - earlier
-    return {outcome: count for outcome, count in found.items() if count}
+    earlier, later = _moved(before), _moved(after)
+    anew = after.uptime < before.uptime or any(later[key] < count for key, count in earlier.items())
+    return later if anew else later - earlier
 
 
-def _by_outcome(status: pb.ClusterStatus) -> Counter[str]:
+def _moved(status: pb.ClusterStatus) -> Counter[tuple[str, str]]:
+    return Counter({(one.cause, one.outcome): one.count for one in status.migrations.counts})
+
+
+def by_outcome(moves: Mapping[tuple[str, str], int], cause: str = "") -> dict[str, int]:
+    """Those of a cause, or all."""
     counts: Counter[str] = Counter()
-    for one in status.migrations.counts:
-        counts[one.outcome] += one.count
-    return counts
+    for (why, outcome), count in moves.items():
+        if cause in ("", why):
+            counts[outcome] += count
+    return dict(counts)
 
 
 def ledger(status: pb.ClusterStatus) -> str:
     """What is wrong with the instances' books when nothing runs any more; "" if nothing is."""
     for one in status.instances:
         blocks = one.status
+        if not blocks.blocks_total:
+            return f"{one.name} has told nothing of its blocks"
         if blocks.running or blocks.waiting:
             return f"{one.name} still has {blocks.running + blocks.waiting} requests"
         if blocks.blocks_used or blocks.blocks_reserved:

@@ -104,6 +104,29 @@ def test_a_connection_that_breaks_off_is_a_failure_of_the_request() -> None:
     assert not read(asyncio.run(ask()), prompt_tokens=1, asked_tokens=1).ok
 
 
+@pytest.mark.parametrize("chunked", [False, True], ids=["plain", "chunked"])
+def test_a_server_that_dies_between_two_tokens_is_a_failure_of_the_request(chunked: bool) -> None:
+    """Its system closes the connection as if all had been sent."""
+
+    async def dying(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await body_of(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\n" + b"Transfer-Encoding: chunked\r\n" * chunked + b"\r\n")
+        for _ in range(2):
+            data = token("x")
+            writer.write(b"%x\r\n%s\r\n" % (len(data), data) if chunked else data)
+        await writer.drain()
+        writer.close()
+
+    async def ask() -> Recording:
+        async with raw_server(dying) as endpoint:
+            return await post(endpoint, endpoint.message("/", {}), within=BOUND)
+
+    found = read(asyncio.run(ask()), prompt_tokens=1, asked_tokens=64)
+    assert len(found.times) == 2
+    assert found.failure == "the stream broke off after 2 events, without an end"
+    assert not found.meets(float("inf"), float("inf"))
+
+
 def test_a_server_that_never_answers_is_given_up() -> None:
     release = asyncio.Event()
 

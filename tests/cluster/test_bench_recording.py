@@ -112,6 +112,24 @@ def test_an_answer_that_breaks_off_has_failed_although_it_had_tokens() -> None:
     assert not read(recording, prompt_tokens=1, asked_tokens=2).ok
 
 
+@pytest.mark.parametrize(
+    "end",
+    [
+        event("b", "length"),
+        event("", "stop"),
+        b"data: [DONE]\n\n",
+        b"data: [DONE]",
+        b"data:[DONE]\n",
+        event("b", "length") + usage(5, 2) + b"data: [DONE]\n\n",
+    ],
+)
+def test_a_finish_reason_or_done_is_an_end_and_nothing_else_is(end: bytes) -> None:
+    assert outcome((1.0, event("a")), (2.0, end)).ok
+    for other in (b"", b": bye\n\n", event("b"), usage(5, 2), event("[DONE]"), end[:5]):
+        found = outcome((1.0, event("a")), (2.0, other))
+        assert not found.ok and "broke off" in (found.failure or "")
+
+
 def figures(outcomes: list[Outcome]) -> Result:
     work = closed("batch", "batch", requests=len(outcomes), at_once=2, prompt="5", output="3", seed=0)
     return result(

@@ -95,12 +95,14 @@ class Controller:
 
     def __init__(self, url: str) -> None:
         here = {"node": platform.node(), "pid": os.getpid()}
+        books = pb.InstanceStatus(blocks_total=4, blocks_free=4)
         self._status = pb.ClusterStatus(
             ready=True,
             controller_pid=os.getpid(),
             controller_node=platform.node(),
             gateways=[pb.Gateway(name="gateway-a", url=url, **here)],
-            instances=[pb.Instance(name="decode-0", role="decode", state="ready", **here)],
+            pools=[pb.Pool(name="decode", target=1, ready=1)],
+            instances=[pb.Instance(name="decode-0", role="decode", state="ready", status=books, **here)],
         )
 
     def status(self) -> pb.ClusterStatus:

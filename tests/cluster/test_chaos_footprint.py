@@ -10,8 +10,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -19,12 +20,16 @@ import psutil
 import pytest
 
 from cluster import control_pb2 as pb
+from cluster.chaos import footprint
 from cluster.chaos.footprint import Footprint, Growth, Held, Life, growth
-from cluster.chaos.handles import LINKS, handles, segments, strays
+from cluster.chaos.handles import LINKS, Handles, handles, segments, strays
 from cluster.chaos.scenario import Expect, Fault, Load, Scenario
 from cluster.chaos.verdict import Aftermath, judge
 from cluster.chaos.victims import Victim
 from migration.shm import SLOTS, Segment
+from tests.cluster.doubles import until
+
+BOUND = 20.0
 
 
 def held(*memory: int, start: float = 0.0) -> Life:
@@ -54,6 +59,56 @@ def test_handles_are_those_of_whoever_lived_to_the_end_against_the_first_look_at
 
 def handles_of(one: Growth) -> tuple[int, int]:
     return one.handles, one.sockets
+
+
+def test_two_looks_come_one_after_the_other_and_hide_no_leak(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last look begins while one is under way, which has noted its time and seen nothing yet."""
+    held_up, go_on, opened = threading.Event(), threading.Event(), 10
+
+    def counted(pid: int) -> Handles:
+        if threading.current_thread() is watcher:
+            held_up.set()
+            assert go_on.wait(BOUND)
+        return Handles(opened, 0)
+
+    monkeypatch.setattr(footprint, "handles", counted)
+    found, here = Footprint(), [Victim("decode-0", "decode", os.getpid(), platform.node())]
+    watcher, last = (threading.Thread(target=found.look, args=(here,)) for _ in range(2))
+    found.begin(here)
+    watcher.start()
+    assert held_up.wait(BOUND)
+    opened = 50
+    last.start()
+    last.join(0.2)  # it could be over if it did not wait
+    go_on.set()
+    watcher.join(BOUND)
+    last.join(BOUND)
+    assert {one.kind: one.handles for one in found.growths()}["decode"] == 40
+
+
+def test_a_watch_is_over_when_its_last_look_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on, looked = threading.Event(), threading.Event(), []
+
+    def slow(self: Footprint, victims: Sequence[Victim]) -> None:
+        begun.set()
+        assert go_on.wait(BOUND)
+        looked.append(victims)
+
+    monkeypatch.setattr(Footprint, "look", slow)
+
+    async def ended() -> bool:
+        watching = asyncio.create_task(Footprint().watch(list))
+        await until(begun.is_set)
+        watching.cancel()
+        for _ in range(10):
+            await asyncio.sleep(0)
+        early = watching.done()
+        go_on.set()
+        await asyncio.wait([watching])
+        return early
+
+    assert not asyncio.run(ended())
+    assert looked == [[]]
 
 
 def test_too_little_was_seen_to_say_how_it_grows() -> None:

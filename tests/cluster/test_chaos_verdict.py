@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from cluster.chaos.faults import Done
 from cluster.chaos.footprint import Growth
 from cluster.chaos.likeness import RECOMPUTED, bound_of
 from cluster.chaos.scenario import Expect, Fault, Load, Scenario
-from cluster.chaos.verdict import Aftermath, Verdict, judge, ledger, moves, resume_times
+from cluster.chaos.verdict import Aftermath, Verdict, judge, ledger, resume_times
 
 KILL = Done(100.0, "kill", "decode-1", role="decode", target="decode")
 SCENARIO = Scenario(
@@ -118,7 +119,7 @@ def test_a_fault_that_could_not_be_carried_out_fails_the_run_and_does_not_count(
     [
         ((), "the load ended before"),
         ((replace(KILL, missed="no request decodes on decode-1"),), "no request decodes on decode-1"),
-        ((replace(KILL, kind="stop"), replace(KILL, target="prefill")), "the load ended before"),
+        ((replace(KILL, kind="stop", fault=1), replace(KILL, fault=2)), "the load ended before"),
     ],
     ids=["none began", "nothing to do", "only others"],
 )
@@ -130,6 +131,20 @@ def test_a_fault_that_found_nothing_to_do_once_is_no_failure() -> None:
     told = verdict([answer()], faults=(replace(KILL, missed="the request has ended"), KILL))
     assert told.passed
     assert (told.faults, told.faults_failed, told.faults_missed) == (1, 0, 1)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [Fault(kind="apply", settings={"a": 1}, at=1.0), Fault(kind="link", link="cut=1", at=1.0)],
+    ids=["apply", "link"],
+)
+def test_a_fault_that_never_began_is_not_hidden_by_another_of_its_kind(fault: Fault) -> None:
+    scenario = SCENARIO.model_copy(update={"faults": (fault, fault.model_copy(update={"at": 8.0}))})
+    first = Done(100.0, fault.kind, "decode", target="decode")
+    told = verdict([answer()], faults=(first,), scenario=scenario)
+    why = "not carried out even once: the load ended before"
+    assert told.failures == (f"{fault.kind} decode at 8 s: {why}",)
+    assert verdict([answer()], faults=(first, replace(first, fault=1)), scenario=scenario).passed
 
 
 def test_an_undisturbed_run_that_failed_is_no_measure() -> None:
@@ -157,6 +172,7 @@ def test_an_event_behind_the_last_position_is_a_repetition() -> None:
 def test_the_ledger_is_checked_on_every_instance() -> None:
     good = pb.InstanceStatus(blocks_total=10, blocks_free=7, blocks_cached=3)
     bad = pb.InstanceStatus(blocks_total=10, blocks_free=7, blocks_cached=2)
+    unknown = pb.InstanceStatus()
     used = pb.InstanceStatus(blocks_total=10, blocks_free=9, blocks_used=1)
 
     def status(*each: pb.InstanceStatus) -> pb.ClusterStatus:
@@ -165,16 +181,7 @@ def test_the_ledger_is_checked_on_every_instance() -> None:
     assert ledger(status(good, good)) == ""
     assert "7 free + 2 cached of 10" in ledger(status(good, bad))
     assert "1 blocks in use" in ledger(status(used))
-
-
-def test_moves_are_those_of_the_run() -> None:
-    def status(uptime: float, committed: int) -> pb.ClusterStatus:
-        counts = [pb.MigrationCount(cause="operator", outcome="committed", count=committed)]
-        return pb.ClusterStatus(uptime=uptime, migrations=pb.MigrationTotals(counts=counts))
-
-    assert moves(status(5, 3), status(9, 7)) == {"committed": 4}
-    assert moves(status(5, 3), status(2, 7)) == {"committed": 7}
-    assert moves(status(5, 9), status(9, 7)) == {"committed": 7}
+    assert ledger(status(good, unknown)) == "decode-0 has told nothing of its blocks"
 
 
 def test_growth_that_was_not_measured_fails_a_run_that_has_a_bound_on_it_and_no_other() -> None:
@@ -229,9 +236,36 @@ def test_of_a_controller_that_is_killed_the_streams_under_way_count(time: float,
 
 
 def test_without_a_fault_that_kills_nothing_has_to_be_hit() -> None:
-    move = Done(100.0, "migrate", "decode-1", role="decode", target="decode")
+    assert moving({"committed": 1}, faults=(MOVE,)).passed
+
+
+MOVE = Done(100.0, "migrate", "decode-1", role="decode", target="decode")
+
+
+def moving(asked: dict[str, int], faults: tuple[Done, ...], **more: int) -> Verdict:
+    """Of a run that asked for moves, which came to this; `more` were made for the cluster's own reasons."""
     scenario = hitting(None).model_copy(update={"faults": (Fault(kind="migrate"),)})
-    assert verdict([UNDER_WAY], faults=(move,), scenario=scenario).passed
+    aftermath = Aftermath(moves=Counter(asked) + Counter(more), asked=asked)
+    return verdict([UNDER_WAY], faults=faults, aftermath=aftermath, scenario=scenario)
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [({"aborted": 80}, "80 aborted"), ({}, "none came to an end")],
+    ids=["aborted", "none"],
+)
+def test_mutant_a_run_in_which_no_move_was_committed_fails(asked: dict[str, int], found: str) -> None:
+    told = moving(asked, (MOVE,) * 80, committed=5)
+    assert told.failures == (f"no move that was asked for was committed ({found})",)
+    assert told.moves["committed"] == 5
+
+
+def test_of_moves_that_were_asked_for_one_must_be_committed() -> None:
+    missed = replace(MOVE, missed="the request has ended")
+    assert moving({"aborted": 79, "committed": 1}, (MOVE,) * 80).passed
+    assert moving({"committed": 1}, (missed, MOVE, missed)).passed
+    told = moving({}, (missed, missed))
+    assert told.failures == ("migrate decode: not carried out even once: the request has ended",)
 
 
 ASKED = {"n": 1, "logprobs": 2}
