@@ -96,8 +96,9 @@ class Operations:
     async def cordon(self, name: str, *, on: bool) -> pb.Instance:
         """Place nothing more on an instance, or let it take requests again. Raises NotFound, RefusedError."""
         member = self._usable(name)
-        if not on and member.emptying is not None:
-            member.emptying.cancel()
+        if not on and (emptying := member.emptying) is not None:
+            emptying.cancel()
+            await asyncio.wait([emptying])
         if member.cordoned != on:
             await self._cordon(member, on)
             self._events.add("cordoned" if on else "uncordoned", name, "by request")
@@ -182,8 +183,11 @@ class Operations:
                 await member.handle.drain(generation)
                 await self._until_idle(member)
                 await member.handle.change_role(target.role, generation)
+        except asyncio.CancelledError:
+            if member.state is State.READY:
+                await member.handle.undrain(generation)
+            raise
         except (TimeoutError, TandemError) as error:
-            member.emptying = None
             reason = str(error) or f"it still had requests after {deadline:g} s"
             self._events.add("role_failed", member.name, f"it stays a {source.role} instance: {reason}")
             await member.handle.undrain(generation)
@@ -205,7 +209,8 @@ class Operations:
         task = member.emptying = self._task(work)
 
         def over(task: asyncio.Task[None]) -> None:
-            member.emptying = None
+            if member.emptying is task:
+                member.emptying = None
             if not task.cancelled() and (error := task.exception()) is not None:
                 self._events.add("failed", member.name, str(error) or type(error).__name__)
 

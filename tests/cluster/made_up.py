@@ -31,6 +31,10 @@ class MadeUp:
         self.running: dict[str, str] = {}
         self.moves = asyncio.Event()
         self.moves.set()
+        self.undrains = asyncio.Event()
+        self.undrains.set()
+        self.turns = asyncio.Event()
+        self.turns.set()
         self.stubborn = False
         self.cordoned = False
         self.generation = Memo.from_bytes(memo).generation
@@ -126,11 +130,14 @@ class MadeUp:
         self.answer()
         if self.running:
             raise Conflict("it has requests")
+        await self.turns.wait()
         self.calls.append(f"become {role}")
-        self.role = role
+        self.role, self.state = role, "ready"
 
     async def undrain(self, generation: int | None = None) -> None:
         self.calls.append("undrain")
+        await self.undrains.wait()
+        self.state = "ready"
 
     async def status(self, generation: int | None = None, memo: bytes = b"") -> bytes:
         assert generation is not None
@@ -147,6 +154,7 @@ class MadeUp:
 
     async def drain(self, generation: int | None = None) -> None:
         self.calls.append("drain")
+        self.state = "draining"
 
     async def stop(self, generation: int | None = None) -> None:
         self.calls.append("stop")

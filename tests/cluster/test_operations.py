@@ -281,6 +281,59 @@ def test_a_role_change_that_cannot_be_is_undone() -> None:
     run(test())
 
 
+@pytest.mark.parametrize("undone", ["by the operator", "when its time is up"])
+def test_an_instance_whose_role_change_is_undone_does_not_pass_for_one_that_was_told_to_end(
+    undone: str,
+) -> None:
+    """Both refuse what is new, and say so. Until it takes requests again nobody else may have it."""
+
+    async def test() -> None:
+        fleet = Fleet()
+        async with controlling(fleet) as controller:
+            await seen(controller, "ready", 3)
+            one, operations = fleet["decode-0"], controller.operations
+            one.turns.clear()
+            one.undrains.clear()
+            await operations.change_role("decode-0", "prefill", 60.0 if undone == "by the operator" else 0.05)
+            await until(lambda: one.state == "draining")
+            back = (
+                operations.cordon("decode-0", on=False) if undone == "by the operator" else asyncio.sleep(0)
+            )
+            taken_back = asyncio.create_task(back)
+            await until(lambda: one.calls[-1] == "undrain")
+            await asyncio.sleep(5 * CONTROL.beat)
+            with pytest.raises(RefusedError, match="is being drained"):
+                await operations.drain("decode-0", 5)
+            one.undrains.set()
+            await taken_back
+            await until(lambda: controller.pools["decode"].members["decode-0"].emptying is None)
+            await asyncio.sleep(5 * CONTROL.beat)
+            assert fleet.alive == ["decode-0", "decode-1", "prefill-0"]
+            (left,) = [one for one in controller.status().instances if one.name == "decode-0"]
+            assert (left.state, left.role, left.cordoned) == ("ready", "decode", False)
+
+    run(test())
+
+
+def test_a_drain_that_follows_another_at_once_is_known_as_one_that_is_under_way() -> None:
+    async def test() -> None:
+        fleet = Fleet()
+        async with controlling(fleet) as controller:
+            await seen(controller, "ready", 3)
+            await controller.operations.drain("decode-0", 5)
+            first = controller.pools["decode"].members["decode-0"].emptying
+            assert first is not None
+            first.add_done_callback(lambda _: fleet["decode-0"].run("stays~1-0"))
+            fleet["decode-0"].stubborn = True
+            while controller.pools["decode"].members["decode-0"].emptying is first:
+                await asyncio.sleep(0)
+            await controller.operations.drain("decode-0", 5)
+            await asyncio.sleep(5 * CONTROL.beat)
+            assert controller.pools["decode"].members["decode-0"].emptying is not None
+
+    run(test())
+
+
 def test_a_pool_is_not_left_empty_by_a_role_change() -> None:
     async def test() -> None:
         fleet = Fleet()
