@@ -271,9 +271,9 @@ class Controller:
             status.model.CopyFrom(known[0])
         status.controller_pid, status.controller_node = os.getpid(), platform.node()
         status.draining = self.draining
-        status.ready = not self.draining and all(
-            pool.ready or (pool.name == PREFILL and not pool.target) for pool in status.pools
-        )
+        filled = [pool.ready or (pool.name == PREFILL and not pool.target) for pool in status.pools]
+        # Until `start` has found what there is, there are no pools.
+        status.ready = bool(filled) and all(filled) and not self.draining
         status.migrations.CopyFrom(self.mover.migrations.totals())
         return status
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from decimal import Decimal
 from typing import Annotated
 
 from pydantic import BeforeValidator, PlainSerializer, ValidationInfo, WithJsonSchema
@@ -27,7 +29,10 @@ def parse_quantity(text: str) -> int:
     match = re.fullmatch(_QUANTITY, text)
     if match is None:
         raise ValueError("not a quantity")
-    return round(float(match[1]) * QUANTITY_UNITS[match[2]])
+    value = float(match[1]) * QUANTITY_UNITS[match[2]]
+    if value == math.inf:
+        raise ValueError("too large a quantity")
+    return round(value)
 
 
 def format_quantity(value: int) -> str:
@@ -43,15 +48,18 @@ def parse_duration(text: str) -> float:
     match = re.fullmatch(_DURATION, text)
     if match is None:
         raise ValueError("not a duration")
-    return float(match[1]) * DURATION_UNITS[match[2]]
+    value = float(match[1]) * DURATION_UNITS[match[2]]
+    if value == math.inf:
+        raise ValueError("too long a duration")
+    return value
 
 
 def format_duration(value: float) -> str:
-    """An exact duration in seconds, or in milliseconds below one second."""
-    milliseconds = round(value * 1000, 6)
-    if value < 1 and milliseconds == int(milliseconds):
-        return f"{int(milliseconds)}ms"
-    return f"{int(value)}s" if value == int(value) else f"{value!r}s"
+    """An exact duration in seconds, or in whole milliseconds below one second; never with an exponent."""
+    milliseconds = round(value * 1000)
+    if value < 1 and math.isclose(value * 1000, milliseconds, rel_tol=1e-12):
+        return f"{milliseconds}ms"
+    return f"{int(value)}s" if value == int(value) else f"{Decimal(repr(value)):f}s"
 
 
 def _quantity(value: object, info: ValidationInfo) -> object:

@@ -27,11 +27,11 @@ from cluster.cli.options import (
 )
 from cluster.cli.output import messages, out, plain, print_json, table
 from cluster.cli.progress import Advance, Steps
+from cluster.cli.waiting import look
 from cluster.config import Config, read
 from cluster.config_schema import is_secret
 from cluster.control_client import ControlClient
 from cluster.settings_change import AT_ONCE, INSTANCES, RESTART
-from engine.errors import Unreachable
 
 POLL = 0.25
 TAKES = {
@@ -71,9 +71,8 @@ def command(
     _print(changes, output, dry_run=dry_run)
     left = [change.path for change in changes if change.effect == RESTART]
     if left and not dry_run:
-        raise Failure(
-            Exit.REFUSED, "restart_needed", f"not in force before a restart: {', '.join(left)}", HINT
-        )
+        message = f"not in force before a restart: {', '.join(left)}"
+        raise Failure(Exit.REFUSED, "restart_needed", message, HINT, after_data=True)
 
 
 def diff(
@@ -116,10 +115,7 @@ def _settle(client: ControlClient, timeout: float, advance: Advance) -> None:
     """Until no instance is outdated and the pools are at their targets."""
     end, most = time.monotonic() + timeout, 0
     while True:
-        try:
-            status = client.status()
-        except Unreachable:
-            status = pb.ClusterStatus()
+        status = look(client)
         old = [one.name for one in status.instances if one.outdated]
         most = max(most, len(old))
         advance(most - len(old), max(1, most))

@@ -7,12 +7,11 @@ from typing import Annotated
 import typer
 
 from cluster.ablation import ablate as ablated
-from cluster.cli.options import ConfigFile, Format, Output, Settings, overrides
+from cluster.cli.options import ConfigFile, Format, Output, Settings, above_zero, overrides, seconds
 from cluster.cli.output import out, print_json, table
 from cluster.cli.simulate import Costs, MaxTokens, costs_of, value_at
 from cluster.config import load
 from cluster.simulation import Hardware
-from cluster.units import parse_duration
 from engine.errors import ConfigError
 from simulator.network import LinkSettings
 from simulator.workload.named import workload
@@ -35,13 +34,21 @@ def ablate(
     file: ConfigFile = None,
     settings: Settings = None,
     seed: Annotated[int, typer.Option(help="Of made workloads.")] = 0,
-    speed: Annotated[float, typer.Option(help="Let requests come so many times as fast.")] = 1.0,
+    speed: Annotated[
+        float, typer.Option(callback=above_zero, help="Let requests come so many times as fast.")
+    ] = 1.0,
     requests: Annotated[int | None, typer.Option(min=1, help="Only so many, the first.")] = None,
     kv_tokens: Annotated[int, typer.Option(min=1, help="KV cache of an instance, in tokens.")] = 400_000,
     kv_bytes: Annotated[int, typer.Option(min=1, help="KV of one token, in bytes.")] = 131_072,
-    bandwidth: Annotated[float, typer.Option(help="Of each instance's link, in GB/s.")] = 50.0,
-    ttft: Annotated[str, typer.Option(metavar="TIME", help="Objective for the first token.")] = "1s",
-    tpot: Annotated[str, typer.Option(metavar="TIME", help="Objective for each later one.")] = "100ms",
+    bandwidth: Annotated[
+        float, typer.Option(callback=above_zero, help="Of each instance's link, in GB/s.")
+    ] = 50.0,
+    ttft: Annotated[
+        float, typer.Option(metavar="TIME", parser=seconds, help="Objective for the first token.")
+    ] = "1s",  # type: ignore[assignment]
+    tpot: Annotated[
+        float, typer.Option(metavar="TIME", parser=seconds, help="Objective for each later one.")
+    ] = "100ms",  # type: ignore[assignment]
     max_tokens: MaxTokens = None,
     output: Output = Format.TABLE,
 ) -> None:
@@ -50,7 +57,7 @@ def ablate(
     if not arrivals:
         raise ConfigError(f"{trace}: there are no requests in it")
     hardware = Hardware(costs_of(cost), kv_tokens, kv_bytes, LinkSettings(bandwidth * 1e9))
-    objectives = {"ttft": parse_duration(ttft), "tpot": parse_duration(tpot)}
+    objectives = {"ttft": ttft, "tpot": tpot}
     reports = ablated(load(file, overrides(settings)), hardware, arrivals, objectives, max_tokens)
     if output is Format.JSON:
         print_json("Ablation", [{"name": name, "report": report} for name, report in reports.items()])

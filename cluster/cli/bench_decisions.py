@@ -71,4 +71,5 @@ def _replay(config: Config, tape: Path, output: Format) -> None:
             "disagreement",
             f"{len(wrong)} of {agreement.decisions} decisions came out otherwise",
             "replay with the settings of the recorded cluster",
+            after_data=True,
         )

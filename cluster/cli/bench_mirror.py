@@ -27,7 +27,7 @@ from cluster.cli.bench_options import (
 from cluster.cli.bench_output import Watch
 from cluster.cli.connect import certificates, control, trust
 from cluster.cli.failures import Exit, Failure
-from cluster.cli.options import ConfigFile, Format, Output, Settings, overrides, root
+from cluster.cli.options import ConfigFile, Format, Output, Settings, above_zero, overrides, root
 from cluster.cli.output import messages, out, print_json, table
 from cluster.cli.simulate import Costs, costs_of
 from cluster.config import Config, load
@@ -48,7 +48,7 @@ def mirror(
     longest_answer: LongestAnswer = None,
     requests: Annotated[int, typer.Option("--requests", min=1, help="Only the first so many.")] = 100,
     kv_bytes: Annotated[int, typer.Option(min=1, help="KV of one token, in bytes.")] = 131_072,
-    bandwidth: Annotated[float, typer.Option(help="Between instances, in GB/s.")] = 2.0,
+    bandwidth: Annotated[float, typer.Option(callback=above_zero, help="Between instances, in GB/s.")] = 2.0,
     api_key: ApiKey = None,
     within: RequestTimeout = "600s",  # type: ignore[assignment]
     output: Output = Format.TABLE,

@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 
 from cluster.bench.workload import Workload, replayed
-from cluster.cli.failures import Exit, Failure
-from cluster.cli.options import seconds
+from cluster.cli.options import above_zero, seconds, writable
 from simulator.workload.traces import read_trace
 
 Url = Annotated[
@@ -45,8 +44,10 @@ RequestTimeout = Annotated[
 TraceFile = Annotated[
     Path, typer.Option("--trace", metavar="FILE", help="Of tandem, Azure, BurstGPT or Mooncake; .gz too.")
 ]
-Shrink = Annotated[float, typer.Option("--shrink", help="Divide all lengths by this.")]
-Speed = Annotated[float, typer.Option("--speed", help="How many times as fast as it happened.")]
+Shrink = Annotated[float, typer.Option("--shrink", callback=above_zero, help="Divide all lengths by this.")]
+Speed = Annotated[
+    float, typer.Option("--speed", callback=above_zero, help="How many times as fast as it happened.")
+]
 LongestPrompt = Annotated[
     int | None, typer.Option("--longest-prompt", min=1, help="Cut longer prompts, in tokens.")
 ]
@@ -54,7 +55,10 @@ LongestAnswer = Annotated[
     int | None, typer.Option("--longest-answer", min=1, help="Cut longer answers, in tokens.")
 ]
 Html = Annotated[
-    Path | None, typer.Option("--html", metavar="FILE", help="Also write one page with tables and plots.")
+    Path | None,
+    typer.Option(
+        "--html", metavar="FILE", callback=writable, help="Also write one page with tables and plots."
+    ),
 ]
 
 
@@ -67,9 +71,7 @@ def workload_of(
     longest_answer: int | None,
     requests: int | None,
 ) -> Workload:
-    """The requests of a trace, as its options say. Raises Failure and ConfigError."""
-    if speed <= 0 or shrink <= 0:
-        raise Failure(Exit.USAGE, "usage", "--speed and --shrink are numbers above 0")
+    """The requests of a trace, as its options say. Raises ConfigError."""
     return replayed(
         read_trace(trace),
         trace,

@@ -10,8 +10,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cluster.bench.load import Advance
 from cluster.bench.page import Report, Section, page, show, write_page
+from cluster.cli.failures import failure
 from cluster.cli.options import Format
 from cluster.cli.output import out, print_json
+from engine.errors import SetupError
 
 
 class Watch:
@@ -55,10 +57,15 @@ class Watch:
 def present(
     report: Report, sections: Sequence[Section], title: str, html: Path | None, output: Format
 ) -> None:
-    """The report as tables or JSON, and as a page if a file for it is named."""
-    if html is not None:
-        write_page(html, page(title, sections, report))
+    """The report as tables or JSON, and as a page if a file for it is named. Raises Failure."""
     if output is Format.JSON:
         print_json(type(report).__name__, [report.model_dump(mode="json")])
     else:
         show(out(), report.machine.line(), sections)
+    if html is not None:
+        try:
+            write_page(html, page(title, sections, report))
+        except SetupError as error:
+            failed = failure(error)
+            failed.after_data = True
+            raise failed from None

@@ -246,4 +246,5 @@ def _require_answers(results: Sequence[Result]) -> None:
     for result in results:
         if result.failed == result.requests:
             reason = result.errors[0] if result.errors else "no answers"
-            raise Failure(Exit.FAILED, "failed", f"{result.server} failed all of {result.test}: {reason}")
+            message = f"{result.server} failed all of {result.test}: {reason}"
+            raise Failure(Exit.FAILED, "failed", message, after_data=True)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -36,7 +39,8 @@ def command(
 ) -> None:
     """Break a running cluster under load and say whether a request was lost, repeated or changed.
 
-    Ends with 0 for a pass and 1 for a failure, such as a fault that could not be carried out.
+    Ends with 0 for a pass and 1 for a failure, such as a fault that could not be carried out. Ctrl-C ends it
+    with 130, once the faults that were in force are taken back.
     Processes are killed on this machine only.
     """
     if listing or scenario is None:
@@ -47,17 +51,40 @@ def command(
     console = messages(quiet=root(context).quiet)
 
     def say(text: str) -> None:
-        console.print(f"  {text}", markup=False)
+        # Whether or not anybody can hear it: no fault stays in force for want of a reader.
+        with suppress(OSError, SystemExit):
+            console.print(f"  {text}", markup=False)
 
     trusting = partial(trust, shown=certificates(root(context).tls))
     with control(context, address, token) as client:
-        verdict = asyncio.run(run(plan, client, say, api_key=api_key, trust=trusting))
+        work = run(plan, client, say, api_key=api_key, trust=trusting)
+        try:
+            verdict = asyncio.run(_to_its_end(work, say))
+        except asyncio.CancelledError:
+            raise typer.Exit(int(Exit.INTERRUPTED)) from None
     if output is Format.JSON:
         print_json("ChaosVerdict", [asdict(verdict) | {"passed": verdict.passed}])
     else:
         _show(verdict)
     if not verdict.passed:
         raise typer.Exit(int(Exit.FAILED))
+
+
+async def _to_its_end(work: Coroutine[Any, Any, Verdict], say: Callable[[str], None]) -> Verdict:
+    """What `work` comes to. SIGINT and SIGTERM cancel it, once, so that it takes back what it has done.
+
+    Raises CancelledError then.
+    """
+    task = asyncio.ensure_future(work)
+
+    def interrupt() -> None:
+        if not task.cancelling():
+            say("interrupted: taking back what was done")
+            task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, interrupt)
+    return await task
 
 
 def _show(verdict: Verdict) -> None:

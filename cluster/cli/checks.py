@@ -28,6 +28,7 @@ from cluster.tls import Tls
 from cluster.units import format_quantity
 from engine.errors import SetupError
 from model.installation import kernels_obstacle
+from model.memory import available_memory
 
 GROUP = "tandem.checks"
 OK, WARN, FAIL = "ok", "warn", "fail"
@@ -179,7 +180,7 @@ def ports(around: Surroundings) -> Iterator[Finding]:
 
 def memory(around: Surroundings) -> Iterator[Finding]:
     """Memory, disk and shared memory for the config; those of a running cluster are in use already."""
-    free = format_quantity(preflight.available_memory() // 2**20 * 2**20)
+    free = format_quantity(available_memory() // 2**20 * 2**20)
     looks: list[Callable[[], None]] = [
         lambda: preflight.check_disk(around.config.cache_directory.absolute(), 0),
     ]

@@ -40,14 +40,14 @@ def detach(timeout: float) -> LocalState:
 
 
 def _spawn(log: Path) -> subprocess.Popen[bytes]:
-    arguments = [one for one in sys.argv[1:] if one not in ("--detach", "-d")]
+    # --log tells the child that it is the one in the background, in whatever form the flag was given.
     # -P: the current folder, which may hold a folder named cluster, stays out of the search path.
     command = [
         sys.executable,
         "-P",
         "-c",
         "from cluster.cli.start import main; main()",
-        *arguments,
+        *sys.argv[1:],
         "--log",
         str(log),
     ]

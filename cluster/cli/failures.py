@@ -58,14 +58,20 @@ SHOW_HINT = "where it asks clients for a certificate, show one that it believes:
 
 
 class Failure(Exception):
-    """A command's own end: what happened, what to do about it, and the exit code."""
+    """A command's own end: what happened, what to do about it, and the exit code.
 
-    def __init__(self, exit_code: Exit, code: str, message: str, hint: str = "") -> None:
+    `after_data`: the command has printed its data, which with -o json are the one object on stdout.
+    """
+
+    def __init__(
+        self, exit_code: Exit, code: str, message: str, hint: str = "", *, after_data: bool = False
+    ) -> None:
         super().__init__(message)
         self.exit_code = exit_code
         self.code = code
         self.message = message
         self.hint = hint
+        self.after_data = after_data
 
 
 def failure(error: errors.TandemError) -> Failure:
@@ -82,8 +88,8 @@ def tls_hint(message: str) -> str:
 
 
 def report(failed: Failure, *, as_json: bool) -> None:
-    """To stderr for people; with -o json also to stdout, so that a program reads one JSON object."""
-    if as_json:
+    """To stderr for people; with -o json to stdout, so that a program reads one JSON object."""
+    if as_json and not failed.after_data:
         body = {"code": failed.code, "message": failed.message, "hint": failed.hint}
         sys.stdout.write(json.dumps({"error": body}, ensure_ascii=False) + "\n")
         return

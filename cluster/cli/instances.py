@@ -23,6 +23,7 @@ from cluster.cli.options import (
 )
 from cluster.cli.output import messages, out, plain, print_json
 from cluster.cli.progress import Steps
+from cluster.cli.waiting import look
 from cluster.control_client import ControlClient
 from cluster.units import counted
 from migration.moved import COMMITTED
@@ -152,18 +153,26 @@ def role(
 def _watch(
     context: typer.Context, client: ControlClient, told: pb.Instance, title: str, timeout: float
 ) -> pb.Instance:
-    """The instance when it is not draining any more. Raises Failure when time is up, or it is gone."""
+    """The instance when it is not draining any more. Raises Failure when time is up, or it is gone.
+
+    A controller that is started again takes its instances up one by one, so one that it lacks may yet come.
+    """
     console = messages(quiet=root(context).quiet)
     most = told.status.running + told.status.waiting
     end = time.monotonic() + timeout
 
-    def look(advance: Callable[[int, int], None]) -> pb.Instance:
+    def settled(advance: Callable[[int, int], None]) -> pb.Instance:
+        now, first, again = told, 0, False
         while True:
-            now = next((one for one in client.status().instances if one.name == told.name), None)
-            if now is None:
+            status = look(client)
+            first = first or status.controller_pid
+            again = again or not status.pools or status.controller_pid != first
+            seen = next((one for one in status.instances if one.name == told.name), None)
+            if seen is None and not again:
                 raise Failure(Exit.FAILED, "gone", f"{told.name} ended meanwhile", GONE)
-            if now.state != "draining":
-                return now
+            if seen is not None and seen.state != "draining":
+                return seen
+            now = seen or now
             if time.monotonic() > end:
                 left = now.status.running + now.status.waiting
                 message = f"{told.name} still has {counted(left, 'request')} after {timeout:g} s"
@@ -172,7 +181,7 @@ def _watch(
             time.sleep(POLL)
 
     with Steps(console).step(title) as advance:
-        return look(advance)
+        return settled(advance)
 
 
 def _tell(told: pb.Instance, output: Format, text: str) -> None:

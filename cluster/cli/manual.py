@@ -25,7 +25,8 @@ Verbs find the local cluster by the record that `tandem up` leaves. `--address H
 another one. A verb's own flag wins over the global one of the same name, which stands before the verb.
 
 `-o json` prints one object, `{"apiVersion": "tandem.dev/v1", "kind": "PoolList", "items": [...]}`, and for an
-error `{"error": {"code", "message", "hint"}}`. Fields are added, never renamed or removed.
+error `{"error": {"code", "message", "hint"}}`; an error that comes after the data goes to stderr. Fields are
+added, never renamed or removed.
 """
 CODES = {
     Exit.OK: "done",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import shlex
 import sys
 from dataclasses import dataclass
 from enum import StrEnum
@@ -85,6 +87,35 @@ def seconds(text: str) -> float:
         raise typer.BadParameter(
             f'expected a duration with its unit, such as 30s or 5m, got "{text}"'
         ) from None
+
+
+def above_zero(value: float | None) -> float | None:
+    """A finite number above 0. Raises BadParameter."""
+    if value is not None and not 0 < value < math.inf:
+        raise typer.BadParameter(f"expected a number above 0, got {value:g}")
+    return value
+
+
+def not_negative(value: float | None) -> float | None:
+    """A finite number, 0 or more. Raises BadParameter."""
+    return value if value == 0 else above_zero(value)
+
+
+def writable(parameter: typer.CallbackParam, path: Path | None) -> Path | None:
+    """A file that can be written: said before what goes into it is measured. Raises Failure."""
+    if path is None:
+        return None
+    flag, folder = parameter.opts[0], path.absolute().parent
+    if not folder.is_dir():
+        message = f"there is no folder {path.parent}"
+        hint = f"make it: mkdir -p {shlex.quote(str(path.parent))}"
+    elif path.is_dir():
+        message, hint = "that is a folder", "name a file in it"
+    elif not os.access(path if path.exists() else folder, os.W_OK):
+        message, hint = "it cannot be written", "name a file that may be written"
+    else:
+        return path
+    raise Failure(Exit.USAGE, "usage", f"{flag} {path}: {message}", hint)
 
 
 Output = Annotated[Format, typer.Option("--output", "-o", help="How to print data.", callback=chosen)]

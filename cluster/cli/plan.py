@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from cluster.cli.options import ConfigFile, Format, Output, Settings, overrides
+from cluster.cli.options import ConfigFile, Format, Output, Settings, above_zero, overrides, writable
 from cluster.cli.output import messages, out, print_json, table
 from cluster.config import Config, load
 from cluster.config_yaml import read_document
@@ -55,13 +55,20 @@ def command(
     file: ConfigFile = None,
     settings: Settings = None,
     write: Annotated[
-        Path | None, typer.Option("--write", "-w", metavar="FILE", help="Write the config of the best plan.")
+        Path | None,
+        typer.Option(
+            "--write", "-w", metavar="FILE", callback=writable, help="Write the config of the best plan."
+        ),
     ] = None,
     node: Annotated[int, typer.Option("--node-gpus", min=1, help="GPUs of one node.")] = 8,
     tensor: Annotated[list[int] | None, typer.Option("--tensor", min=1, help="Degrees to try.")] = None,
     pipeline: Annotated[list[int] | None, typer.Option("--pipeline", min=1, help="Degrees to try.")] = None,
-    bandwidth: Annotated[float, typer.Option(help="Between nodes, each instance's link, in GB/s.")] = 50.0,
-    node_bandwidth: Annotated[float, typer.Option(help="Within a node, in GB/s.")] = 300.0,
+    bandwidth: Annotated[
+        float, typer.Option(callback=above_zero, help="Between nodes, each instance's link, in GB/s.")
+    ] = 50.0,
+    node_bandwidth: Annotated[
+        float, typer.Option(callback=above_zero, help="Within a node, in GB/s.")
+    ] = 300.0,
     shared: Annotated[bool, typer.Option("--shared-link", help="One link between nodes for all.")] = False,
     kv_tokens: Annotated[int, typer.Option(min=1, help="KV cache of one GPU, in tokens.")] = 66_144,
     kv_bytes: Annotated[int, typer.Option(min=1, help="KV of one token, in bytes.")] = 131_072,

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from cluster.cli.bench_engine import whole
-from cluster.cli.options import ConfigFile, Format, Output, Settings, overrides
+from cluster.cli.options import ConfigFile, Format, Output, Settings, overrides, writable
 from cluster.cli.output import messages, out, print_json
 from cluster.config import load
 from cluster.installation import installed_version
@@ -18,7 +18,10 @@ from simulator.cost_tables.fit import error, fit
 
 def command(
     write: Annotated[
-        Path, typer.Option("--write", "-w", metavar="FILE.csv", help="Where the table of steps goes.")
+        Path,
+        typer.Option(
+            "--write", "-w", metavar="FILE.csv", callback=writable, help="Where the table of steps goes."
+        ),
     ],
     file: ConfigFile = None,
     settings: Settings = None,

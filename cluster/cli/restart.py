@@ -13,6 +13,7 @@ from cluster.cli.failures import Exit, Failure
 from cluster.cli.options import ControlAddress, ControlToken, Format, Output, Timeout, confirm, root
 from cluster.cli.output import messages, out, print_json
 from cluster.cli.progress import Advance, Steps
+from cluster.cli.waiting import look
 from cluster.control_client import ControlClient
 from cluster.units import counted
 from engine.errors import Unreachable
@@ -82,9 +83,8 @@ def _controller(
                 if time.monotonic() > end:
                     raise Failure(Exit.TIMEOUT, "timeout", f"no other controller after {timeout:g} s")
                 time.sleep(POLL)
-                with suppress(Unreachable):
-                    status = client.status()
-                    after = status.controller_pid if status.pools else before
+                status = look(client)
+                after = status.controller_pid if status.pools else before
     if output is Format.JSON:
         print_json("RestartResult", [{"instances": [], "dry_run": dry_run, "replaced": not dry_run}])
     else:
@@ -92,19 +92,29 @@ def _controller(
 
 
 def watch(client: ControlClient, names: list[str], after: int, timeout: float, advance: Advance) -> None:
-    """Until none of the instances is there and the pools are at their targets. Raises Failure."""
-    end = time.monotonic() + timeout
+    """Until none of the instances is there and the pools are at their targets. Raises Failure.
+
+    A controller that is started again goes on with it; its events count from 1.
+    """
+    end, controller, left = time.monotonic() + timeout, 0, names
     while True:
-        status = client.status()
-        left = [one.name for one in status.instances if one.name in names]
-        settled = all(pool.ready == pool.target and not pool.starting for pool in status.pools)
-        advance(len(names) - len(left), len(names))
-        if not left and settled:
-            return
-        stuck = [event.reason for event in client.events(after=after) if event.kind == "unreplaced"]
-        if stuck:
-            raise Failure(Exit.FAILED, "not_replaced", stuck[-1], "see `tandem events`")
+        status = look(client)
+        if status.pools:
+            left = [one.name for one in status.instances if one.name in names]
+            advance(len(names) - len(left), len(names))
+            if not left and all(pool.ready == pool.target and not pool.starting for pool in status.pools):
+                return
+            controller = controller or status.controller_pid
+            _require_progress(client, after if status.controller_pid == controller else 0)
         if time.monotonic() > end:
             message = f"{', '.join(left) or 'an instance'} not replaced after {timeout:g} s"
             raise Failure(Exit.TIMEOUT, "timeout", message, "it goes on; see `tandem status`")
         time.sleep(POLL)
+
+
+def _require_progress(client: ControlClient, after: int) -> None:
+    """Raises Failure where the controller has said, since the event `after`, that it gives one up."""
+    with suppress(Unreachable):
+        stuck = [event.reason for event in client.events(after=after) if event.kind == "unreplaced"]
+        if stuck:
+            raise Failure(Exit.FAILED, "not_replaced", stuck[-1], "see `tandem events`")

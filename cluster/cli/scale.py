@@ -14,6 +14,7 @@ from cluster.cli.failures import Exit, Failure
 from cluster.cli.options import ControlAddress, ControlToken, Format, Output, Timeout, root
 from cluster.cli.output import messages, out, plain, print_json
 from cluster.cli.progress import Steps
+from cluster.cli.waiting import look
 from cluster.control_client import ControlClient
 from cluster.units import counted
 
@@ -81,10 +82,12 @@ def _wait(client: ControlClient, pool: str, reply: pb.ScaleReply, timeout: float
     """Until as many are ready as shall be, and nobody comes or goes. Raises Failure when time is up."""
     target, end = reply.target, time.monotonic() + timeout
     coming = target >= reply.previous
+    found = pb.Pool(name=pool)
     with steps.step(f"{pool} goes to {counted(target, 'instance')}") as advance:
         while True:
-            found = next(one for one in client.status().pools if one.name == pool)
-            if found.ready == target and not found.starting and not found.draining:
+            seen = {one.name: one for one in look(client).pools}
+            found = seen.get(pool, found)
+            if seen and found.ready == target and not found.starting and not found.draining:
                 return
             if time.monotonic() > end:
                 message = f"{pool} has {found.ready} of {target} instances ready after {timeout:g} s"

@@ -85,7 +85,7 @@ def command(
     }
     given = {key: value for key, value in named.items() if value is not None}
     config = load(file, COLOCATED | overrides(settings) | given, flags=FLAGS)
-    if detach:
+    if detach and log is None:
         print_addresses(start_detached(wait), config)
         return
     run(context, config, wait, log=log)

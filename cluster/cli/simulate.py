@@ -9,11 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster.cli.options import ConfigFile, Settings, overrides, root
+from cluster.cli.options import ConfigFile, Settings, above_zero, not_negative, overrides, root, seconds
 from cluster.cli.output import out, table
 from cluster.config import load
 from cluster.simulation import Hardware, setup_of
-from cluster.units import parse_duration
 from engine.cost_model import CostModel
 from engine.errors import ConfigError
 from global_scheduler.placement import DECODE, PREFILL
@@ -69,15 +68,25 @@ def command(
     ] = None,
     settings: Settings = None,
     seed: Annotated[int, typer.Option(help="Of made workloads.")] = 0,
-    speed: Annotated[float, typer.Option(help="Let requests come so many times as fast.")] = 1.0,
+    speed: Annotated[
+        float, typer.Option(callback=above_zero, help="Let requests come so many times as fast.")
+    ] = 1.0,
     requests: Annotated[int | None, typer.Option(min=1, help="Only so many, the first.")] = None,
     kv_tokens: Annotated[int, typer.Option(min=1, help="KV cache of an instance, in tokens.")] = 400_000,
     kv_bytes: Annotated[int, typer.Option(min=1, help="KV of one token, in bytes.")] = 131_072,
-    bandwidth: Annotated[float, typer.Option(help="Of each instance's link, in GB/s.")] = 50.0,
-    gpus: Annotated[float, typer.Option(help="GPUs of one instance.")] = 1.0,
-    overhead: Annotated[float, typer.Option(help="Time of the engine itself in each step, in ms.")] = 0.0,
-    ttft: Annotated[str | None, typer.Option(metavar="TIME", help="Objective for the first token.")] = None,
-    tpot: Annotated[str | None, typer.Option(metavar="TIME", help="Objective for each later one.")] = None,
+    bandwidth: Annotated[
+        float, typer.Option(callback=above_zero, help="Of each instance's link, in GB/s.")
+    ] = 50.0,
+    gpus: Annotated[float, typer.Option(callback=not_negative, help="GPUs of one instance.")] = 1.0,
+    overhead: Annotated[
+        float, typer.Option(callback=not_negative, help="Time of the engine itself in each step, in ms.")
+    ] = 0.0,
+    ttft: Annotated[
+        float | None, typer.Option(metavar="TIME", parser=seconds, help="Objective for the first token.")
+    ] = None,
+    tpot: Annotated[
+        float | None, typer.Option(metavar="TIME", parser=seconds, help="Objective for each later one.")
+    ] = None,
     max_tokens: MaxTokens = None,
     output: Annotated[Form, typer.Option("--output", "-o", help="How to print.")] = Form.TABLE,
 ) -> None:
@@ -92,13 +101,11 @@ def command(
     configs = {str(file or "config"): load(file, overrides(settings))}
     if compare is not None:
         configs[str(compare)] = load(compare, overrides(settings))
-    objectives = {name: None if text is None else parse_duration(text) for name, text in
-                  (("ttft", ttft), ("tpot", tpot))}  # fmt: skip
     runs = []
     short = {Path(name).name for name in configs}
     for name, config in configs.items():
         cluster = simulate(setup_of(config, hardware, max_tokens), arrivals)
-        report = summarise(cluster, **objectives) | {"trace": trace, "seed": seed, "speed": speed}
+        report = summarise(cluster, ttft=ttft, tpot=tpot) | {"trace": trace, "seed": seed, "speed": speed}
         runs.append(Run(Path(name).name if len(short) == len(configs) else name, cluster, report))
     if output is Form.HTML:
         typer.echo(page(runs))

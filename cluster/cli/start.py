@@ -27,7 +27,7 @@ def main() -> None:
 
 
 def _interrupted(number: int, frame: FrameType | None) -> None:
-    """End at once: no verb but `up`, which has a handler of its own, leaves anything to tidy up.
+    """End at once: no verb leaves anything to tidy up but those that have handlers of their own.
 
     A KeyboardInterrupt would be lost where Python cannot raise one, as in a callback of gRPC.
     """

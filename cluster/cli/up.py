@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Annotated
 
@@ -57,7 +57,7 @@ def command(
 ) -> None:
     """Start a cluster on this machine and serve a model; Ctrl-C ends it."""
     config = load(file, _overrides(model, host, port, prefill, decode, settings), flags=FLAGS)
-    if detach:
+    if detach and log is None:
         print_addresses(start_detached(wait), config)
         return
     run(context, config, wait, address=address, sample=sample, log=log)
@@ -153,15 +153,21 @@ def _run(cluster: LocalCluster, steps: Steps, interrupt: Interrupt, wait: float,
         pass
     finally:
         interrupt.quietly()
-        steps.say("stopping")
+        _say(steps, "stopping")
         cluster.stop(drain=ready and not lost, hurry=lambda: interrupt.again)
-        steps.say("stopped; nothing is left running")
+        _say(steps, "stopped; nothing is left running")
     if lost:
         raise Failure(Exit.FAILED, "lost", "Ray has ended on its own", "start again with `tandem up`")
     if interrupt.signal == signal.SIGINT:
         raise typer.Exit(int(Exit.INTERRUPTED))
     if not ready:
         raise typer.Exit(int(Exit.FAILED))
+
+
+def _say(steps: Steps, text: str) -> None:
+    """Whether or not anybody can hear it: a reader that has gone, as of `| tee`, must not keep a cluster."""
+    with suppress(Exception, SystemExit):  # rich ends the process where a pipe is broken
+        steps.say(text)
 
 
 def _stay(cluster: LocalCluster, interrupt: Interrupt) -> bool:

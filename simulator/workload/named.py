@@ -39,7 +39,7 @@ def _made(name: str, seed: int) -> list[Arrival]:
         times = gamma(float(values["rate"]), float(values["cv"]), rng)
         prompt, output = _length(values["prompt"], rng), _length(values["output"], rng)
         return make(times, prompt, output, int(values["requests"]))
-    except (ValueError, ZeroDivisionError) as error:
+    except (ArithmeticError, ValueError) as error:
         raise ConfigError(f"{name}: {error}") from error
 
 

@@ -47,10 +47,16 @@ class Controller(control_pb2_grpc.ControlServicer):
         )
     )  # fmt: skip
     timelines: list[pb.Timeline] = field(default_factory=list)
+    replaced: list[str] = field(default_factory=list)
+    interlude: list[pb.ClusterStatus | None] = field(default_factory=list)
+    """What it says of itself first: nothing, where it is away."""
     asked: list[Any] = field(default_factory=list)
 
     def GetStatus(self, request: pb.StatusRequest, context: Any) -> pb.ClusterStatus:
         self.guard(context)
+        if self.interlude:
+            said = self.interlude.pop(0)
+            return said or context.abort(grpc.StatusCode.UNAVAILABLE, "it is being started again")
         ready = dict.fromkeys(self.targets, 0) if self.stuck else self.targets
         return pb.ClusterStatus(
             version="0.1.0",
@@ -127,7 +133,7 @@ class Controller(control_pb2_grpc.ControlServicer):
 
     def Restart(self, request: pb.RestartRequest, context: Any) -> pb.RestartReply:
         self.guard(context)
-        return pb.RestartReply()
+        return pb.RestartReply(instances=self.replaced)
 
     def WatchEvents(self, request: pb.EventsRequest, context: Any) -> Iterator[pb.Event]:
         self.guard(context)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
+from unittest.mock import Mock
 
 import jsonschema
 import pytest
@@ -98,6 +100,12 @@ def test_tables_go_to_stdout_and_progress_to_stderr() -> None:
         (["serve", "--url", "a=http://h", "--pid", "b=3"], 2, "no server"),
         (["serve", "--url", "a=http://h", "--pid", "x"], 2, "NAME=PID"),
         (["serve", "--slo-ttft", "500", "--url", "a=http://h"], 2, "unit"),
+        (["serve", "rate=inf", "--url", "http://127.0.0.1:9"], 2, "rate=2"),
+        (["serve", "rate=1e308", "--url", "http://127.0.0.1:9"], 2, "rate=2"),
+        (["serve", "rate=2", "--arrivals", "gamma:1e-200", "--url", "http://127.0.0.1:9"], 2, "gamma"),
+        (["serve", "--slo-ttft", "9" * 400 + "s", "--url", "a=http://h"], 2, "unit"),
+        (["replay", "--trace", "/nowhere.csv", "--speed", "nan", "--url", "http://h"], 2, "above 0"),
+        (["replay", "--trace", "/nowhere.csv", "--shrink", "0", "--url", "http://h"], 2, "above 0"),
         (["replay", "--trace", "/nowhere.csv", "--url", "http://h"], 2, "nowhere"),
     ],
 )
@@ -112,8 +120,33 @@ def test_what_cannot_be_done_ends_with_its_code_and_says_why(
 def test_a_server_that_fails_every_request_is_no_result() -> None:
     with served_in_a_thread(**HERE) as url:
         result = bench("serve", "prefill=500", "--repeat", "1", "--url", url)
-    assert result.exit_code == 1
-    assert "prefill 500" in result.stderr
+        as_json = bench("serve", "prefill=500", "--repeat", "1", "--url", url, "-o", "json")
+    assert result.exit_code == as_json.exit_code == 1
+    assert "prefill 500" in result.stderr and "prefill 500" in as_json.stderr
+    assert json.loads(as_json.stdout)["kind"] == "ServeReport"
+
+
+def test_a_page_that_cannot_be_written_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for file, words in (("missing/x.html", "mkdir -p"), ("folder", "that is a folder")):
+        result = bench("serve", "--url", "http://127.0.0.1:9", "--html", str(tmp_path / file))
+        assert result.exit_code == 2
+        assert words in result.stderr
+
+
+def test_a_page_that_cannot_be_written_after_all_leaves_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(Path, "write_text", Mock(side_effect=full))
+    with served_in_a_thread(**HERE) as url:
+        result = bench(
+            "serve", "batch=2", "--prompt", "4", "--answer", "2", "--repeat", "1", "--url", url,
+            "--html", str(tmp_path / "x.html"), "-o", "json",
+        )  # fmt: skip
+    assert result.exit_code == 2
+    assert json.loads(result.stdout)["kind"] == "ServeReport"
+    assert "No space left" in result.stderr
 
 
 def test_the_engine_is_measured_without_a_cluster(tiny_model: Path, tmp_path: Path) -> None:

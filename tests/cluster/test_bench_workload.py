@@ -51,7 +51,22 @@ def test_a_uniform_length_takes_both_ends() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "0", "-3", "12.5", "uniform:5:3", "uniform:1", "lognormal:0:1", "lognormal:9", "normal:1:2"]
+    "text",
+    [
+        "",
+        "0",
+        "-3",
+        "12.5",
+        "uniform:5:3",
+        "uniform:1",
+        "lognormal:0:1",
+        "lognormal:9",
+        "normal:1:2",
+        "lognormal:192:1000",
+        "lognormal:192:300",
+        "lognormal:inf:1",
+        "lognormal:9:nan",
+    ],
 )
 def test_a_length_that_is_none_is_refused_with_the_forms(text: str) -> None:
     with pytest.raises(ConfigError, match="uniform:64:256"):
@@ -63,7 +78,7 @@ def test_arrivals_as_they_are_written(text: str, cv: float) -> None:
     assert variation(text) == cv
 
 
-@pytest.mark.parametrize("text", ["poisson:2", "gamma", "gamma:-1", "bursty"])
+@pytest.mark.parametrize("text", ["poisson:2", "gamma", "gamma:-1", "gamma:1e-200", "gamma:inf", "bursty"])
 def test_arrivals_that_are_none_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="gamma:CV"):
         variation(text)

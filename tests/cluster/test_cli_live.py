@@ -108,6 +108,15 @@ def test_apply_names_what_takes_a_restart_and_ends_with_6(live: Live, tmp_path: 
     assert live.controller.pools["prefill"].target == 2
 
 
+def test_as_json_what_takes_a_restart_is_said_on_stderr_beside_the_one_object(
+    live: Live, tmp_path: Path
+) -> None:
+    told = run("apply", "-f", config_file(tmp_path, gateway={"port": 9001}), "-o", "json")
+    assert told.exit_code == Exit.REFUSED
+    assert json.loads(told.stdout)["kind"] == "ChangeList"
+    assert "not in force before a restart: gateway.port" in told.stderr
+
+
 def test_a_dry_run_and_a_diff_change_nothing(live: Live, tmp_path: Path) -> None:
     file = config_file(tmp_path, gateway={"port": 9001}, pools={"prefill": {"replicas": 2}})
     for arguments in (["apply", "--dry-run", "-f", file], ["config", "diff", "-f", file]):

@@ -46,6 +46,11 @@ def test_it_is_not_ready_before_both_pools_have_an_instance() -> None:
     run(test())
 
 
+def test_it_is_not_ready_before_it_has_looked_for_what_there_is() -> None:
+    status = Controller(CONFIG, Fleet(), version="1").status()
+    assert not status.pools and not status.ready
+
+
 def test_a_dead_instance_is_replaced_and_the_event_says_why_it_died() -> None:
     async def test() -> None:
         fleet = Fleet()

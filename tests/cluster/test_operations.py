@@ -325,7 +325,7 @@ def test_a_drain_that_follows_another_at_once_is_known_as_one_that_is_under_way(
             assert first is not None
             first.add_done_callback(lambda _: fleet["decode-0"].run("stays~1-0"))
             fleet["decode-0"].stubborn = True
-            while controller.pools["decode"].members["decode-0"].emptying is first:
+            while controller.pools["decode"].members["decode-0"].emptying is first:  # noqa: ASYNC110 (the very next moment counts)
                 await asyncio.sleep(0)
             await controller.operations.drain("decode-0", 5)
             await asyncio.sleep(5 * CONTROL.beat)

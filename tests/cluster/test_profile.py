@@ -47,6 +47,13 @@ def test_the_simulator_reads_the_table(tmp_path: Path) -> None:
         assert cost.seconds(step.work) == pytest.approx(step.seconds, rel=1e-3)
 
 
+def test_a_table_that_cannot_be_written_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    file = tmp_path / "missing" / "steps.csv"
+    result = CliRunner().invoke(build(), ["profile", "--write", str(file), "--set", "model.path=/nowhere"])
+    assert result.exit_code == 2
+    assert f"mkdir -p {file.parent}" in result.stderr
+
+
 def test_a_model_is_profiled(tmp_path: Path) -> None:
     file = tmp_path / "steps.csv"
     small = ("--batches", "1,2", "--contexts", "16,32", "--lengths", "1,8,16", "--cached", "16")

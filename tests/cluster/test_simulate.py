@@ -136,12 +136,38 @@ def test_what_decides_by_the_cost_of_steps_asks_for_it(cost: str, setting: str) 
 
 @pytest.mark.parametrize(
     ("trace", "message"),
-    [("nowhere.csv", "cannot be read"), ("made:speed=3", "no speed"), ("made:rate=0", "made")],
+    [
+        ("nowhere.csv", "cannot be read"),
+        ("made:speed=3", "no speed"),
+        ("made:rate=0", "made"),
+        (f"made:prompt={10**400}~{10**400}", "made"),
+    ],
 )
 def test_a_wrong_workload_is_named(cost: str, trace: str, message: str) -> None:
     result = run("--trace", trace, "--cost", cost)
     assert result.exit_code == 2
     assert message in result.stderr
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--ttft 500",
+        "--tpot 5e3",
+        "--speed nan",
+        "--bandwidth 0",
+        "--gpus -1",
+        "--overhead -5",
+        "--overhead inf",
+    ],
+)
+def test_a_number_that_cannot_be_is_refused_with_its_option(cost: str, option: str) -> None:
+    for verb in (["simulate"], ["bench", "ablate"])[
+        : 1 + ("gpus" not in option and "overhead" not in option)
+    ]:
+        told = CliRunner().invoke(build(), [*verb, "--trace", MADE, "--cost", cost, *option.split()])
+        assert told.exit_code == 2, told.output
+        assert option.split()[0] in told.stderr
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,25 @@ def test_a_formatted_duration_reads_back_the_same(milliseconds: int) -> None:
     assert parse_duration(format_duration(value)) == pytest.approx(value, rel=1e-12)
 
 
+@given(st.floats(min_value=1e-6, max_value=1e9))
+def test_every_duration_down_to_a_microsecond_reads_back_the_same(value: float) -> None:
+    assert parse_duration(format_duration(value)) == pytest.approx(value, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [("0.05ms", "0.00005s"), ("0.001ms", "0.000001s"), ("0s", "0ms"), ("57ms", "57ms"), ("1.5ms", "0.0015s")],
+)
+def test_a_short_duration_is_written_without_an_exponent(text: str, shown: str) -> None:
+    assert format_duration(parse_duration(text)) == shown
+
+
+def test_what_no_number_can_hold_is_refused() -> None:
+    for parse, unit in ((parse_duration, "s"), (parse_quantity, "B")):
+        with pytest.raises(ValueError, match="too"):
+            parse("9" * 400 + unit)
+
+
 def test_a_number_agrees_with_its_noun() -> None:
     assert [counted(n, "object") for n in (0, 1, 2)] == ["0 objects", "1 object", "2 objects"]
     assert counted(1, "request was", "requests were") == "1 request was"
