@@ -41,7 +41,9 @@ class EngineConfig(Section):
         "hold twice the tokens of bfloat16 at some loss. e4m3 needs compute capability 8.9.",
     )
     token_budget: Count = Field(
-        256, description="The most tokens of one step; prompts are cut into chunks to fit it."
+        256,
+        description="The most tokens of one step; prompts are cut into chunks to fit it. Decodes come first, "
+        "and where they fill it a prompt gets one token: let it be well above `max_sequences`.",
     )
     max_sequences: Count = Field(64, description="The most sequences that run at once in one instance.")
     queue_limit: Count = Field(

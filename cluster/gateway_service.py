@@ -36,9 +36,7 @@ from engine.errors import (
 )
 from engine.request import Request, Sampling
 from model.grammar_matcher import Matchers, Vocabulary
-
-LONG_TEXT = 4096
-"""Characters from which a text is tokenised in a thread: below, the change of threads costs more."""
+from model.tokenizer import LONG_TEXT
 
 MOST_CHOICES = 256
 """Choices of one HTTP request: prompts × n."""
@@ -74,6 +72,9 @@ class Tokenizer(Vocabulary, Protocol):
     def chat_template(self) -> Template | None: ...
 
     def decode(self, tokens: Sequence[int]) -> str: ...
+
+    def least_tokens(self, text: str) -> int:
+        """`encode` gives so many or more, which is known without tokenising."""
 
 
 class GatewayService:
@@ -194,7 +195,7 @@ class GatewayService:
         if body.messages is not None:
             turns = [message.plain(f"messages.{number}") for number, message in enumerate(body.messages)]
             return await self._chat_prompt(turns, offered(body.tools, None))
-        return await self._encode(body.prompt or "", add_bos=body.add_special_tokens is not False)
+        return (await self._encode([body.prompt or ""], add_bos=body.add_special_tokens is not False))[0]
 
     def detokenize(self, body: DetokenizeBody) -> str:
         self.check_model(body.model)
@@ -301,12 +302,19 @@ class GatewayService:
             )
 
     async def _prompts(self, body: CompletionBody | ChatBody) -> list[list[int]]:
-        """The token ids of every prompt; raises InvalidParameter for one without any."""
+        """The token ids of every prompt; raises InvalidParameter for one without any, or with an id that the
+        tokenizer knows and the model does not."""
         if isinstance(body, ChatBody):
-            return [await self._chat_prompt(body.conversation(), body.offered())]
-        prompts = [given if isinstance(given, list) else await self._encode(given) for given in body.prompt]
+            chat = await self._chat_prompt(body.conversation(), body.offered())
+            self._in_vocabulary("messages", chat)
+            return [chat]
+        # Texts or token ids: a body with both was refused.
+        tokens = [given for given in body.prompt if isinstance(given, list)]
+        prompts = tokens or await self._encode([given for given in body.prompt if isinstance(given, str)])
         if not all(prompts):
             raise InvalidParameter("'prompt' is empty: it needs at least one token", param="prompt")
+        for prompt in prompts:
+            self._in_vocabulary("prompt", prompt)
         return prompts
 
     def _sampling(self, body: SamplingBody, prompt: int, name: str) -> Sampling:
@@ -317,11 +325,7 @@ class GatewayService:
         seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
         room = self.model.max_length - prompt
         if room < 1:
-            raise ContextLengthExceeded(
-                f"the prompt has {prompt} tokens and the context ends at {self.model.max_length}: "
-                f"shorten it to {self.model.max_length - 1} or fewer",
-                param=body.subject,
-            )
+            raise self._too_long(f"{prompt} tokens", body.subject)
         fitting = self._fitting(prompt, body.n or 1)
         wanted = body.limit
         if wanted is not None and wanted > room:
@@ -362,9 +366,30 @@ class GatewayService:
         prompt = template.render(messages, tools=tools or None)
         if not is_text(prompt):
             raise InvalidParameter("the messages or tools hold a lone surrogate", param="messages")
-        return await self._encode(prompt, add_bos=False)
+        return (await self._encode([prompt], add_bos=False, param="messages"))[0]
 
-    async def _encode(self, text: str, *, add_bos: bool = True) -> list[int]:
-        if len(text) < LONG_TEXT:
-            return self.tokenizer.encode(text, add_bos=add_bos)
-        return await asyncio.to_thread(self.tokenizer.encode, text, add_bos=add_bos)
+    async def _encode(
+        self, texts: Sequence[str], *, add_bos: bool = True, param: str = "prompt"
+    ) -> list[list[int]]:
+        """Token ids of texts, found in a thread where all together are long.
+
+        Raises ContextLengthExceeded for one that is too long whatever its tokens are.
+        """
+        if sum(map(len, texts)) < LONG_TEXT:
+            return [self.tokenizer.encode(text, add_bos=add_bos) for text in texts]
+        return await asyncio.to_thread(self._encode_long, texts, add_bos, param)
+
+    def _encode_long(self, texts: Sequence[str], add_bos: bool, param: str) -> list[list[int]]:
+        for text in texts:
+            least = self.tokenizer.least_tokens(text)
+            if least >= self.model.max_length:
+                raise self._too_long(f"{least} tokens or more", param)
+        return [self.tokenizer.encode(text, add_bos=add_bos) for text in texts]
+
+    def _too_long(self, tokens: str, param: str) -> ContextLengthExceeded:
+        longest = self.model.max_length
+        return ContextLengthExceeded(
+            f"the prompt has {tokens} and the context ends at {longest}: "
+            f"shorten it to {longest - 1} or fewer",
+            param=param,
+        )

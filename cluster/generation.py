@@ -127,6 +127,11 @@ async def _events(
     keepalive: float, reader: Reader, answer: Answer, options: _Options, update: Update | None
 ) -> AsyncGenerator[bytes]:
     """The stream, from its first update on."""
+
+    def where() -> str | None:
+        """The id of an event after which the client has all that it was given; only who asked has ids."""
+        return f"{answer.id}:{position(reader.choices)}" if options.ids else None
+
     try:
         told = time.monotonic()
         while update is None or update:
@@ -135,23 +140,22 @@ async def _events(
                 yield sse.PING
             cut = [(index, part) for index, pieces in update or () for part in answer.parts(pieces)]
             for index, pieces in cut:
-                first, before = index not in reader.begun, position(reader.choices)
+                first = index not in reader.begun
                 bodies = answer.chunk_bodies(index, reader.choices[index], pieces, first=first)
+                before = where() if len(bodies) > 1 else None
                 reader.given(index, pieces)
                 for number, body in enumerate(bodies, 1):
                     told = time.monotonic()
                     if options.usage:
                         body["usage"] = reader.job.usage().body() if options.running_usage else None
                     # Only the last event of these tokens says that the client has them.
-                    where = position(reader.choices) if number == len(bodies) else before
-                    yield sse.event(body, f"{answer.id}:{where}" if options.ids else None)
+                    yield sse.event(body, where() if number == len(bodies) else before)
             update = await reader.next(keepalive)
         if options.usage:
             body = answer.usage_chunk(reader.job.usage())
             if options.debug:
                 body["tandem"] = _debug(reader)
-            where = position(reader.choices)
-            yield sse.event(body, f"{answer.id}:{where}" if options.ids else None)
+            yield sse.event(body, where())
         if options.debug:
             yield sse.comment(f"tandem {json.dumps(_debug(reader))}")
     except Exception as failure:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from itertools import islice
 
 from cluster.openai_answers import Choice, Usage
 from cluster.request_driver import Run
@@ -83,7 +82,7 @@ class Job:
                 choice.tokens += piece.token is not None
                 choice.finish = piece.finish or choice.finish
                 self._tokens.append((number * self._n + piece.choice, piece))
-        found = list(islice(self._tokens, count - self._dropped, None))
+        found = self._tokens[count - self._dropped :]
         if not self.kept:
             self._dropped += len(self._tokens)
             self._tokens.clear()

@@ -128,6 +128,7 @@ class Keys:
         self._stamp = None if self._file is None else _stamp(self._file)
         self._entries = self._all()
         self._looked = clock()
+        self._told: tuple[object, str] | None = None
 
     def __bool__(self) -> bool:
         """Whether a key is asked for at all: also while a key file holds none."""
@@ -150,12 +151,15 @@ class Keys:
         stamp = _stamp(self._file)
         if stamp == self._stamp:
             return
-        self._stamp = stamp
         try:
             self._entries = self._all()
-            logger.info("the key file was read again: %d keys are accepted", len(self._entries))
         except ConfigError as error:
-            logger.error("the keys of before stay in use: %s", error.message)
+            if self._told != (stamp, error.message):
+                self._told = stamp, error.message
+                logger.error("the keys of before stay in use: %s", error.message)
+            return
+        self._stamp, self._told = stamp, None
+        logger.info("the key file was read again: %d keys are accepted", len(self._entries))
 
     def _all(self) -> tuple[Entry, ...]:
         entries = self._fixed + (() if self._file is None else read_file(self._file))

@@ -24,7 +24,7 @@ from engine.errors import RateLimited
 MINUTE = 60.0
 EVERYBODY_ELSE = "*"
 REMEMBERED = 65_536
-"""Pairs of gateway and tenant of which the last report is known."""
+"""Pairs of gateway and tenant of which the last report is known, beside those of gateways in sight."""
 
 
 class Bucket:
@@ -108,8 +108,7 @@ class Limits:
         self._config = config
         self._clock = clock
         self._accounts: dict[str, _Account] = {}
-        self._heard: dict[tuple[str, str], tuple[int, int]] = {}
-        self._begun = False
+        self._heard: dict[str, dict[str, tuple[int, int]]] = {}
 
     def check(self, tenant: str, prompt: int = 1) -> None:
         """Whether a request would be let in. Raises RateLimited, which says when to try again."""
@@ -167,27 +166,35 @@ class Limits:
     def hear(self, others: Iterable[pb.Gateway]) -> None:
         """Count what the other gateways have let in since they were heard last.
 
-        What they had before this one began is the past: nobody knows when it was.
+        What one of them had before it was first heard is the past: nobody knows when it was.
         """
         now = self._clock()
         elsewhere: dict[str, int] = {}
+        present = set()
         for gateway in others:
+            before = self._heard.pop(gateway.name, None)
             for use in gateway.tenants:
-                account, key = self._account(use.tenant), (gateway.name, use.tenant)
-                past = (0, 0) if self._begun else (use.requests, use.tokens)
-                requests, tokens = self._heard.pop(key, past)
+                account = self._account(use.tenant)
+                past = (use.requests, use.tokens) if before is None else before.get(use.tenant, (0, 0))
                 if account.requests is not None:
-                    account.requests.take(use.requests - requests, now)
+                    account.requests.take(use.requests - past[0], now)
                 if account.tokens is not None:
-                    account.tokens.take(use.tokens - tokens, now)
-                self._heard[key] = use.requests, use.tokens
+                    account.tokens.take(use.tokens - past[1], now)
                 elsewhere[use.tenant] = elsewhere.get(use.tenant, 0) + use.running
-        self._begun = True
-        # Of those that are gone too, for they may only be out of sight while a controller starts.
-        while len(self._heard) > REMEMBERED:
-            del self._heard[next(iter(self._heard))]
+            self._heard[gateway.name] = {use.tenant: (use.requests, use.tokens) for use in gateway.tenants}
+            present.add(gateway.name)
+        self._forget(present)
         for tenant, account in self._accounts.items():
             account.elsewhere = elsewhere.get(tenant, 0)
+
+    def _forget(self, present: set[str]) -> None:
+        """Of gateways that are gone, who may only be out of sight while a controller starts, keep so many."""
+        gone = [name for name in self._heard if name not in present]
+        pairs = sum(1 + len(self._heard[name]) for name in gone)
+        for name in gone:
+            if pairs <= REMEMBERED:
+                break
+            pairs -= 1 + len(self._heard.pop(name))
 
     def headers(self, tenant: str) -> dict[str, str]:
         """What a client is told with every answer, in OpenAI's words; nothing of a tenant without limits."""

@@ -18,6 +18,9 @@ OUTCOMES = ("committed", "aborted")
 
 STEP_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 
+REMEMBERED = 4096
+"""Instances out of sight of which the last steps are known: they may only be so while a controller starts."""
+
 _VLLM = ["model_name", "engine"]
 
 
@@ -88,10 +91,13 @@ class StatusCollector(Collector):
             yield counter(f"vllm:spec_decode_num_{name}", "Speculative decoding; none yet.", lambda s: 0)
 
     def _iteration_tokens(self, instances: list[pb.Instance]) -> Metric:
-        """Tokens per step: the mean of the steps between two scrapes counts for each of them."""
+        """Tokens per step: the mean of the steps between two scrapes counts for each of them.
+
+        What an instance did before it was first seen is the past: nobody knows when it was.
+        """
         for each in instances:
             tokens = each.status.prompt_tokens + each.status.output_tokens
-            steps_before, tokens_before = self._steps.get(each.name, (0, 0))
+            steps_before, tokens_before = self._steps.pop(each.name, (each.status.steps, tokens))
             steps = each.status.steps - steps_before
             if steps > 0 and tokens >= tokens_before:
                 mean = (tokens - tokens_before) / steps
@@ -99,8 +105,8 @@ class StatusCollector(Collector):
                 for bound in self._buckets:
                     self._buckets[bound] += steps if mean <= bound else 0
             self._steps[each.name] = each.status.steps, tokens
-        for gone in self._steps.keys() - {each.name for each in instances}:
-            del self._steps[gone]
+        while len(self._steps) > len(instances) + REMEMBERED:
+            del self._steps[next(iter(self._steps))]
         family = HistogramMetricFamily("vllm:iteration_tokens_total", "Tokens of a step.", labels=_VLLM)
         buckets = [("+Inf" if bound == float("inf") else str(bound), n) for bound, n in self._buckets.items()]
         family.add_metric([self._model, "0"], buckets, self._sum)

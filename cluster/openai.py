@@ -248,9 +248,11 @@ def parse(kind: type[AnyBody], content_type: str, body: bytes) -> AnyBody:
         raise InvalidParameter("the body must be a JSON object")
     try:
         parsed = kind.model_validate(value)
+        parsed.check()
     except ValidationError as error:
         raise _refusal(error) from error
-    parsed.check()
+    except RecursionError as error:
+        raise InvalidParameter("the body is nested too deep") from error
     return parsed
 
 

@@ -15,6 +15,7 @@ import psutil
 from cluster.config import Config
 from cluster.units import format_quantity
 from engine.errors import SetupError
+from model.memory import available_memory
 
 MEBI = 2**20
 # Resident memory of one process of ours: an instance that has imported torch, and Ray's own with the gateway.
@@ -65,14 +66,17 @@ def check_memory(config: Config, weights: int, *, available: int | None = None) 
     """`weights`: bytes that all instances of the machine share. Raises SetupError with the sum."""
     instances = config.pools.prefill.replicas + config.pools.decode.replicas
     kv_memory = 0 if uses_gpu(config) else config.engine.kv_memory
-    needed = weights + instances * (kv_memory + INSTANCE_OVERHEAD) + CLUSTER_OVERHEAD
+    host_memory = config.engine.host_memory
+    needed = weights + instances * (kv_memory + host_memory + INSTANCE_OVERHEAD) + CLUSTER_OVERHEAD
     available = available_memory() if available is None else available
     if needed > available:
+        swapped = f"{format_quantity(host_memory)} for swapped KV, " if host_memory else ""
+        remedy = "engine.kv_memory, engine.host_memory" if host_memory else "engine.kv_memory"
         raise SetupError(
             f"not enough memory: {_rough(needed)} needed ({instances} instances with "
-            f"{format_quantity(kv_memory)} of KV cache and {_rough(INSTANCE_OVERHEAD)} each, "
+            f"{format_quantity(kv_memory)} of KV cache, {swapped}{_rough(INSTANCE_OVERHEAD)} besides each, "
             f"{_rough(weights)} of weights, {_rough(CLUSTER_OVERHEAD)} for Ray and the gateway), "
-            f"{_rough(available)} available; lower engine.kv_memory or the replicas of a pool",
+            f"{_rough(available)} available; lower {remedy} or the replicas of a pool",
             param="engine.kv_memory",
         )
 
@@ -98,22 +102,6 @@ def check_numbers(config: Config) -> None:
 def uses_gpu(config: Config) -> bool:
     """Whether the KV cache will lie on a GPU, as far as can be told without asking its driver."""
     return config.engine.device == "cuda" or (config.engine.device == "auto" and GPU.exists())
-
-
-def available_memory() -> int:
-    """Bytes that this process and its children may still use; a container's limit counts."""
-    free = int(psutil.virtual_memory().available)
-    with suppress(OSError, ValueError):
-        group = Path("/sys/fs/cgroup")
-        limit = int((group / "memory.max").read_text())
-        used = int((group / "memory.current").read_text())
-        reclaimable = 0
-        for line in (group / "memory.stat").read_text().splitlines():
-            name, _, value = line.partition(" ")
-            if name in ("inactive_file", "active_file"):
-                reclaimable += int(value)
-        free = min(free, max(0, limit - used + reclaimable))
-    return free
 
 
 def check_disk(cache: Path, weights: int) -> None:

@@ -18,7 +18,8 @@ from engine.sequence import Phase, Sequence
 class ContinuousBatching:
     """Decodes first, one token each; then prefills under way, then new ones, oldest first.
 
-    `token_budget` bounds the tokens of a step; decodes run even where they alone exceed it.
+    `token_budget` bounds the tokens of a step; decodes run even where they alone exceed it, and a prompt gets
+    a token in any case, so that it does not wait as long as they go on.
     """
 
     def __init__(self, token_budget: int) -> None:
@@ -26,9 +27,7 @@ class ContinuousBatching:
 
     def share(self, running: SequenceOf[Sequence], waiting: Iterable[Sequence], now: float) -> list[Share]:
         shares = [Share(one, one.remaining) for one in running if one.phase is Phase.DECODE]
-        left = self.token_budget - len(shares)
-        if left <= 0:
-            return shares
+        left = max(self.token_budget - len(shares), 1)
         for sequence in chain((one for one in running if one.phase is Phase.PREFILL), waiting):
             tokens = min(due(sequence), left)
             shares.append(Share(sequence, tokens))

@@ -20,8 +20,9 @@ from engine.sequence import Phase, Sequence
 class StallFree:
     """`tbt` is the objective in seconds, `tile` the multiple to which budgets are cut, `most` their bound.
 
-    A chunk that is not the last of its prompt has `least` tokens or more, but for a lone prompt that the
-    budget would starve: where nobody decodes it always gets a tile.
+    A chunk that is not the last of its prompt has `least` tokens or more. The first prompt is never starved:
+    where nobody decodes it gets a tile, and beside decodes `least` tokens, by which a step may then exceed
+    the objective and `most`.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class StallFree:
             if left is None:
                 before = len(sequence) - due(sequence)
                 budget = self.budget(decodes, context, before)
-                left = max(0, budget - decodes) if decodes else max(self.tile, budget)
+                left = max(self.least, budget - decodes) if decodes else max(self.tile, budget)
             tokens = min(due(sequence), left)
             if tokens < min(self.least, due(sequence)) or not tokens:
                 break

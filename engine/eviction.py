@@ -15,8 +15,9 @@ class Evictor:
     """Serves one step at a time, from `begin` on.
 
     A sequence that grows always finds room: victims are taken until it does, itself the last. One that is to
-    join finds room at the cost of others only with a policy that ranks them, a second tier, and its guard's
-    consent; else it waits. `evicted` are the ids of those who went in this step.
+    join finds room at the cost of others only with a policy that ranks them, a second tier with room for what
+    they have computed, and its guard's consent; else it waits. `evicted` are the ids of those who went in
+    this step.
     """
 
     def __init__(self, roster: Roster, policy: BatchPolicy) -> None:
@@ -51,13 +52,15 @@ class Evictor:
         self._latest = None
 
     def obtainable(self, sequence: Sequence) -> int:
-        """Blocks that could be taken from those who run behind one that waits, as far as the guard allows."""
+        """Blocks that could be taken from those who run behind one that waits, as far as the guard and the
+        room in host memory allow."""
         if not self._chooses:
             return 0
-        blocks, seconds = 0, self._tiers.guard.left
+        blocks, held, seconds = 0, 0, self._tiers.guard.left
         for victim in self._behind(sequence):
             seconds -= self._tiers.cost(len(victim.blocks))
-            if seconds < 0:
+            held += self._held(victim)
+            if seconds < 0 or not self._tiers.fits(victim, held):
                 break
             blocks += len(victim.blocks)
         return blocks
@@ -67,8 +70,7 @@ class Evictor:
         if not self._chooses:
             return None
         first = next(iter(self._behind(sequence)), None)
-        allowed = first is not None and self._tiers.cost(len(first.blocks)) <= self._tiers.guard.left
-        return first if allowed else None
+        return first if first is not None and self._allowed(first) else None
 
     def ahead(self, busy: Iterable[Sequence]) -> None:
         """Proactively: swap out who is needed latest and is not `busy`, until some blocks are idle."""
@@ -80,8 +82,7 @@ class Evictor:
         for victim in list(self._order()):
             if pool.available >= self.idle:
                 break
-            cost = self._tiers.cost(len(victim.blocks))
-            if id(victim) not in working and cost <= self._tiers.guard.left:
+            if id(victim) not in working and self._allowed(victim):
                 self.evict(victim)
 
     def returning(self) -> Iterable[Sequence]:
@@ -99,6 +100,15 @@ class Evictor:
     def idle(self) -> int:
         """Blocks of the device that are kept free for those who come."""
         return math.ceil(self._tables.pool.total * self._tiers.settings.idle)
+
+    def _held(self, victim: Sequence) -> int:
+        """Blocks with KV in them."""
+        return self._tables.pool.blocks_for(victim.computed)
+
+    def _allowed(self, victim: Sequence) -> bool:
+        """Whether it may be swapped out by choice: in time, and with nothing to be computed again."""
+        in_time = self._tiers.cost(len(victim.blocks)) <= self._tiers.guard.left
+        return in_time and self._tiers.fits(victim, self._held(victim))
 
     def _order(self) -> list[Sequence]:
         if self._latest is None:

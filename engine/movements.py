@@ -20,7 +20,9 @@ from engine.sequence import Phase, Sequence
 class Movements:
     """Moves whole requests: all of their choices that live here.
 
-    `seats` sequences may hold blocks; `reservations` are what `longest` knows of those to come.
+    `seats` sequences may hold blocks; `reservations` are what `longest` knows of those to come. Who comes to
+    run here does not overtake who waits: it finds room only beside the first of the queue, but for one of a
+    lower priority.
     """
 
     def __init__(
@@ -40,30 +42,46 @@ class Movements:
         """Choices that have a place among the running and are not here yet."""
         return sum(one.request.sampling.n for one in self.reservations.values() if one.blocks)
 
-    def _seat(self, request: Request) -> None:
-        """Raises Overloaded if there is no place for the choices of one more request, or none at their
-        longest where that is reserved."""
+    def _before(self, request: Request) -> Sequence | None:
+        """Who waits here and goes before one that comes, if anybody."""
+        queue = self._roster.queue
+        head = next(iter(queue), None) if len(queue) else None
+        if head is not None and queue.by_priority and head.request.priority < request.priority:
+            return None
+        return head
+
+    def _seat(self, request: Request, head: Sequence | None) -> None:
+        """Raises Overloaded if there is no place for the choices of one more request beside those of `head`,
+        or none at their longest where that is reserved."""
         running = self._roster.width() + self.promised
-        if running + request.sampling.n > self._seats:
+        waiting = 0 if head is None else self._roster.live[head.request.id].width(head)
+        if running + waiting + request.sampling.n > self._seats:
             raise Overloaded(
-                f"{running} of {self._seats} sequences run here: raise engine.max_sequences",
+                f"{running} of {self._seats} sequences run here, {waiting} go first: "
+                "raise engine.max_sequences",
                 param="engine.max_sequences",
             )
-        if not self._longest.admits(request):
+        if not self._longest.admits(request, head):
             raise Overloaded(
-                f"{request.id} may outgrow what those who run here leave of {self._pool.total} KV blocks at "
-                "their longest: raise engine.kv_memory, or set engine.admission to paged",
+                f"{request.id} may outgrow what those who run here or go first leave of {self._pool.total} "
+                "KV blocks at their longest: raise engine.kv_memory, or set engine.admission to paged",
                 param="engine.kv_memory",
             )
 
-    def _room(self, found: list[int], need: int) -> None:
-        """Raises Overloaded if `need` blocks cannot be had beside those `found` in the prefix cache."""
-        if not self._tables.room(found, need, alone=not self._roster.running):
+    def _room(self, found: list[int], need: int, head: Sequence | None = None) -> None:
+        """Raises Overloaded if `need` blocks cannot be had beside those `found` in the prefix cache and those
+        that `head` waits for."""
+        first = 0 if head is None else self._pool.blocks_for(len(head)) + self._growth()
+        if not self._tables.room(found, need + first, alone=not self._roster.running):
             raise Overloaded(
-                f"{need} KV blocks asked for, {self._pool.available} of {self._pool.total} available: "
-                "raise engine.kv_memory",
+                f"{need} KV blocks asked for, {first} go first, {self._pool.available} of {self._pool.total} "
+                "available: raise engine.kv_memory",
                 param="engine.kv_memory",
             )
+
+    def _growth(self) -> int:
+        """Blocks that those who run take before anybody who waits is asked again: in two steps at most."""
+        return sum(self._tables.missing(one, 2) for one in self._roster.running if one.phase is Phase.DECODE)
 
     def freeze(self, request_id: str) -> list[Sequence]:
         """Nothing about these sequences changes until they go on: a step in flight is lost on them."""
@@ -99,10 +117,11 @@ class Movements:
         """See EngineCore.reserve; `keys` are the prefix keys of the full blocks of the prompt."""
         if not tokens:
             return self._keep(Reservation(session, request, []))
-        self._seat(request)
+        head = self._before(request)
+        self._seat(request, head)
         found = self._pool.find(keys, tokens // self._pool.block_size)
         need = self._pool.blocks_for(tokens) - len(found)
-        self._room(found, need)
+        self._room(found, need, head)
         self._pool.share(found)
         blocks = found + self._pool.reserve(need)
         return self._keep(Reservation(session, request, blocks, len(found) * self._pool.block_size))
@@ -128,9 +147,11 @@ class Movements:
 
     def extend(self, reservation: Reservation, blocks: int) -> list[int]:
         self._require(reservation)
+        head = None
         if not reservation.blocks:
-            self._seat(reservation.request)
-        self._room([], blocks)
+            head = self._before(reservation.request)
+            self._seat(reservation.request, head)
+        self._room([], blocks, head)
         fresh = self._pool.reserve(blocks)
         reservation.blocks += fresh
         return fresh

@@ -84,9 +84,9 @@ class Longest:
             held += need
             yield sequence
 
-    def admits(self, request: Request) -> bool:
-        """Whether there is room for one that comes from elsewhere."""
-        return self._rule is None or self._held() + self._size(request) <= self._total
+    def admits(self, request: Request, head: Sequence | None = None) -> bool:
+        """Whether there is room for one that comes from elsewhere, beside `head` who waits here."""
+        return self._rule is None or self._held() + self._own(head) + self._size(request) <= self._total
 
     @property
     def _total(self) -> int:
@@ -98,6 +98,9 @@ class Longest:
         if self._rule.slots is None:
             return most_blocks(request, self._pool, self._limits)
         return self._rule.size(request)
+
+    def _own(self, sequence: Sequence | None) -> int:
+        return 0 if sequence is None else self._together([sequence])
 
     def _held(self) -> int:
         here: dict[str, list[Sequence]] = {}

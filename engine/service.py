@@ -2,7 +2,8 @@
 
 After VTC (Sheng et al., OSDI'24). A request's share is charged *up to* what it has had so far, never *by*
 what a step did, so a token that is computed again after a preemption, a movement or a failure costs nothing,
-and it does not matter who reports it or how often.
+and it does not matter who reports it or how often. The prompt of several choices is computed once, and
+charged with the first of them: choice 0, without which no other ever begins.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ class MovingAverage:
 class Charge:
     """What one choice has come to, in tokens, and the `amount` that was charged for it."""
 
+    choice: int
     tenant: str
     prompt: int
     output: int
@@ -97,10 +99,15 @@ class Counters:
         self._most_tenants = most_tenants
         self._active: OrderedDict[str, None] = OrderedDict()
 
-    def amount(self, tenant: str, prompt: int) -> float:
-        """What the counter of a tenant will rise by when such a request of his is admitted."""
+    def amount(self, tenant: str, choice: int, prompt: int) -> float:
+        """What the counter of a tenant will rise by when such a choice of a request of his is admitted."""
         predicted = self._predictor.predict(tenant) if self._predictor else 0
-        return self._cost(prompt, predicted) / self._weights.get(tenant, 1.0)
+        return self._price(choice, prompt, predicted) / self._weights.get(tenant, 1.0)
+
+    def _price(self, choice: int, prompt: int, output: int) -> float:
+        """What a choice has cost: with its prompt, if that is not charged with another."""
+        spared = self._cost(prompt, 0) if choice else 0.0
+        return self._cost(prompt, output) - spared
 
     def come(self, tenant: str, *, lift: bool = True) -> None:
         """A request waits. Who had none waiting is lifted: what he did not ask for is not owed to him.
@@ -166,12 +173,12 @@ class Counters:
         return tenant in self._waiting or tenant in self._running
 
     def _open(self, key: SequenceKey, tenant: str, prompt: int) -> Charge:
-        """It runs: anew, or again after it had left. One that is new pays for its prompt at once."""
+        """It runs: anew, or again after it had left. One that is new pays for a prompt at once."""
         known = self._gone.pop(key, None)
         new = known is None
         if known is None:
             predicted = self._predictor.predict(tenant) if self._predictor else 0
-            known = Charge(tenant, prompt, 0, predicted, 0.0)
+            known = Charge(key.choice, tenant, prompt, 0, predicted, 0.0)
         self._charges[key] = known
         self._running[known.tenant] = self._running.get(known.tenant, 0) + 1
         if new:
@@ -211,7 +218,7 @@ class Counters:
             self._predictor.forget(tenant)
 
     def _settle(self, charge: Charge) -> None:
-        amount = self._cost(charge.prompt, max(charge.output, charge.predicted))
+        amount = self._price(charge.choice, charge.prompt, max(charge.output, charge.predicted))
         weight = self._weights.get(charge.tenant, 1.0)
         self.service[charge.tenant] = self.service.get(charge.tenant, 0.0) + (amount - charge.amount) / weight
         charge.amount = amount

@@ -107,6 +107,10 @@ class Tiers:
         """Seconds to swap so many out, and in again later."""
         return 2 * blocks * self.settings.seconds
 
+    def fits(self, sequence: Sequence, blocks: int) -> bool:
+        """Whether so many of its blocks can be swapped out now; one that is to come back stays there."""
+        return sequence.key in self._given or blocks <= len(self._free)
+
     def take(self, sequence: Sequence, blocks: SequenceOf[int]) -> bool:
         """Swap `blocks` out, all of a sequence's that hold KV; False if there are not so many slots.
 

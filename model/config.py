@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from engine.errors import ModelFileError
@@ -16,6 +17,8 @@ ARCHITECTURES = {
 }
 GGUF_ARCHITECTURES = ("llama", "qwen2", "qwen3")
 ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
+# Settings of yarn in GGUF files that are not served, with the values that change nothing; -1 means not set.
+_GGUF_NEUTRAL = {"yarn_ext_factor": (1.0, -1.0), "yarn_attn_factor": (1.0,), "yarn_log_multiplier": (0.0,)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +196,7 @@ def from_gguf(
 ) -> ModelConfig:
     """Read GGUF metadata: `values` by full key, `tensors` the names in the file, `factors` of rope_freqs.
 
-    Raises ModelFileError for an architecture that is not served or a key that is missing.
+    Raises ModelFileError for an architecture or a setting that is not served, or a key that is missing.
     """
     architecture = values.get("general.architecture")
     if architecture not in GGUF_ARCHITECTURES:
@@ -235,11 +238,30 @@ def _gguf_rope(fields: _Fields, longest: int, factors: tuple[float, ...]) -> Rop
     kind = fields.values.get(f"{fields.prefix}rope.scaling.type") or "none"
     if kind not in ("none", "linear", "yarn"):
         raise fields.error("rope.scaling.type", "none, linear or yarn", kind)
+    attention = fields.number("rope.scaling.attn_factor", 1.0)
+    if kind != "yarn" and attention != 1.0:
+        raise fields.error("rope.scaling.attn_factor", "1 unless rope.scaling.type is yarn", attention)
     if kind == "none":
         return RopeConfig(base=base, factors=factors)
     original = fields.integer("rope.scaling.original_context_length", longest)
     factor = fields.number("rope.scaling.factor")
-    return RopeConfig(base=base, kind=kind, factor=factor, original_context=original, factors=factors)
+    rope = RopeConfig(base=base, kind=kind, factor=factor, original_context=original, factors=factors)
+    return rope if kind == "linear" else _gguf_yarn(fields, rope, attention)
+
+
+def _gguf_yarn(fields: _Fields, rope: RopeConfig, attention: float) -> RopeConfig:
+    """`attention` multiplies the factor that follows from the scaling."""
+    for name, neutral in _GGUF_NEUTRAL.items():
+        value = fields.values.get(f"{fields.prefix}rope.scaling.{name}")
+        if value is not None and value not in neutral:
+            raise fields.error(f"rope.scaling.{name}", " or ".join(f"{one:g}" for one in neutral), value)
+    usual = 0.1 * math.log(max(rope.factor, 1.0)) + 1.0
+    return replace(
+        rope,
+        beta_fast=fields.number("rope.scaling.yarn_beta_fast", rope.beta_fast),
+        beta_slow=fields.number("rope.scaling.yarn_beta_slow", rope.beta_slow),
+        attention_factor=None if attention == 1.0 else attention * usual,
+    )
 
 
 def _checked(config: ModelConfig, source: str) -> ModelConfig:
@@ -249,4 +271,7 @@ def _checked(config: ModelConfig, source: str) -> ModelConfig:
         )
     if config.head_dim % 2:
         raise ModelFileError(f"{source}: an odd head size of {config.head_dim} cannot be rotated")
+    count, expected = len(config.rope.factors), config.head_dim // 2
+    if count and count != expected:
+        raise ModelFileError(f"{source}: rope_freqs.weight has {count} factors, expected {expected}")
     return config

@@ -37,7 +37,17 @@ _Kind = gguf.GGMLQuantizationType
 _BLOCK_BYTES = {_Kind.Q4_0: 18, _Kind.Q4_1: 20, _Kind.Q8_0: 34}
 _ROPE_FACTORS = "rope_freqs.weight"
 # What the reader raises on bytes that are not a whole GGUF file.
-_BROKEN = (ValueError, IndexError, KeyError, TypeError, OverflowError, EOFError, OSError, MemoryError)
+_BROKEN = (
+    ValueError,
+    IndexError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    EOFError,
+    OSError,
+    MemoryError,
+    RecursionError,
+)
 
 
 class Blocks(NamedTuple):
@@ -85,7 +95,7 @@ class GgufFile:
             raise ModelFileError(f"{path}: not a whole GGUF file: {error}") from error
         factors: tuple[float, ...] = ()
         if _ROPE_FACTORS in self._tensors:
-            factors = tuple(self._dequantised(_ROPE_FACTORS).tolist())
+            factors = tuple(self._dequantised(_ROPE_FACTORS).ravel().tolist())
         self.config: ModelConfig = from_gguf(self.metadata, frozenset(self._tensors), factors, str(path))
 
     def array(self, name: str, shape: Shape) -> NDArray[np.float32]:

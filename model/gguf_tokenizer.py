@@ -27,7 +27,17 @@ _TURN_ENDS = frozenset(
 
 
 def tokenizer_json(metadata: Mapping[str, Any], source: str) -> str:
-    """The tokenizers library's own format. Raises ModelFileError for a kind that is not served."""
+    """The tokenizers library's own format. Raises ModelFileError for a kind that is not served, or a broken
+    one."""
+    try:
+        return _built(metadata, source)
+    except ModelFileError:
+        raise
+    except Exception as error:  # The library raises bare Exception.
+        raise ModelFileError(f"{source}: the tokenizer cannot be read: {error}") from error
+
+
+def _built(metadata: Mapping[str, Any], source: str) -> str:
     kind = metadata.get("tokenizer.ggml.model")
     tokens = metadata.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list) or not tokens:
@@ -44,9 +54,10 @@ def tokenizer_json(metadata: Mapping[str, Any], source: str) -> str:
         if role in (_CONTROL, _USER_DEFINED):
             tokenizer.add_tokens([AddedToken(token, normalized=False, special=role == _CONTROL)])
     bos = metadata.get("tokenizer.ggml.bos_token_id")
-    if _starts_with_bos(metadata) and isinstance(bos, int):
+    first = _named(metadata, "bos", tokens, source) if _starts_with_bos(metadata) else None
+    if first is not None:
         tokenizer.post_processor = processors.TemplateProcessing(
-            single=[tokens[bos], "$A"], pair=[tokens[bos], "$A", "$B"], special_tokens=[(tokens[bos], bos)]
+            single=[first, "$A"], pair=[first, "$A", "$B"], special_tokens=[(first, bos)]
         )
     return str(tokenizer.to_str())
 
@@ -61,6 +72,17 @@ def end_tokens(metadata: Mapping[str, Any]) -> tuple[int, ...]:
         if role == _CONTROL and token in _TURN_ENDS:
             ends.append(index)
     return tuple(dict.fromkeys(ends))
+
+
+def _named(metadata: Mapping[str, Any], name: str, tokens: list[str], source: str) -> str | None:
+    """A token that the file names by its id, if it does. Raises ModelFileError for an id that is none."""
+    key = f"tokenizer.ggml.{name}_token_id"
+    token = metadata.get(key)
+    if not isinstance(token, int):
+        return None
+    if not 0 <= token < len(tokens):
+        raise ModelFileError(f"{source}: {key} is {token}, and there are {len(tokens)} tokens")
+    return tokens[token]
 
 
 def _starts_with_bos(metadata: Mapping[str, Any]) -> bool:
@@ -113,11 +135,10 @@ def _sentence_piece(metadata: Mapping[str, Any], tokens: list[str], source: str)
     if not isinstance(scores, list) or len(scores) != len(tokens):
         raise ModelFileError(f"{source}: tokenizer.ggml.scores do not fit the tokens")
     vocabulary = {token: index for index, token in enumerate(tokens)}
-    unknown = metadata.get("tokenizer.ggml.unknown_token_id")
     model = BPE(
         vocabulary,
         _merges(vocabulary, scores),
-        unk_token=tokens[unknown] if isinstance(unknown, int) else None,
+        unk_token=_named(metadata, "unknown", tokens, source),
         fuse_unk=True,
         byte_fallback=True,
     )

@@ -47,6 +47,8 @@ class Matchers:
     def _fault(self, grammar: str) -> str:
         """Why a grammar cannot be followed, "" if two tokens can be drawn by it. Takes milliseconds, and the
         first time as long as it takes to read the vocabulary."""
+        if not self._vocabulary.eos_token_ids:
+            return "the model has no token that ends an answer"
         matcher = self.begin(grammar)
         for _ in range(2):
             if matcher.is_error():

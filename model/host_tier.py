@@ -17,15 +17,18 @@ class HostTier:
     """`slots` blocks beside a KV cache, numbered from 0. Who owns which is the engine's to know."""
 
     def __init__(self, kv: KVCache, slots: int) -> None:
-        """Raises SetupError if they do not fit into the memory that is free now."""
+        """Raises SetupError if they do not fit into the memory that is free now, beside a cache on the CPU
+        of which no block is written yet."""
+        pinned = kv.pool.device.type == "cuda"
         nbytes = slots * kv.block_nbytes
-        if nbytes > available_memory():
+        free = available_memory() - (0 if pinned else kv.blocks * kv.block_nbytes)
+        if slots and nbytes > free:
             raise SetupError(
-                f"{nbytes / 2**20:.0f} MiB of host memory for swapped KV are not free: make it smaller"
+                f"{nbytes / 2**20:.0f} MiB of host memory for swapped KV do not fit into the "
+                f"{max(0, free) / 2**20:.0f} MiB that the KV cache leaves free: make it or the cache smaller"
             )
         self.slots = slots
         self._kv = kv
-        pinned = kv.pool.device.type == "cuda"
         self._tensor = torch.empty(nbytes, dtype=torch.uint8, pin_memory=pinned)
         self._memory = self._tensor.numpy().data.cast("B")
 

@@ -20,12 +20,19 @@ def available_memory() -> int:
         free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):
         return sys.maxsize
+    return min(free, _left_in_group())
+
+
+def _left_in_group() -> int:
+    """Bytes below the control group's limit. Cached files count as free: the kernel drops them first."""
     try:
-        limit = (_CGROUP / "memory.max").read_text().strip()
+        limit = int((_CGROUP / "memory.max").read_text())  # "max" where there is none
         used = int((_CGROUP / "memory.current").read_text())
+        counts = (line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+        cached = sum(int(count) for name, count in counts if name in ("inactive_file", "active_file"))
     except (OSError, ValueError):
-        return free
-    return free if limit == "max" else min(free, int(limit) - used)
+        return sys.maxsize
+    return max(0, limit - used + cached)
 
 
 def small_pages(size: int) -> mmap.mmap:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import codecs
 import json
-import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import tokenizers
@@ -13,6 +13,10 @@ import tokenizers
 from engine.errors import ModelFileError
 from model.assets import Assets
 from model.chat_template import ChatTemplate
+from model.text_floor import floor
+
+LONG_TEXT = 4096
+"""Characters from which other threads go on while a text is tokenised: below, that is not worth it."""
 
 
 class Tokenizer:
@@ -28,19 +32,23 @@ class Tokenizer:
             added = self._tokenizer.get_added_tokens_decoder()
         except Exception as error:  # The library raises bare Exception.
             raise ModelFileError(f"{source}: the tokenizer cannot be read: {error}") from error
-        self._lock = threading.Lock()
         self._added = {int(token): str(entry.content) for token, entry in added.items()}
         self.special_ids = frozenset(int(token) for token, entry in added.items() if entry.special)
         self.vocab_size = assets.config.vocab_size
         self.bos_token_id = assets.bos_token_id
         self.eos_token_ids = assets.eos_token_ids
-        decoder = json.loads(assets.tokenizer).get("decoder") or {}
-        self._piece_bytes, self._strips_space = _piece_decoder(decoder, source)
+        described = json.loads(assets.tokenizer)
+        self._piece_bytes, self._strips_space = _piece_decoder(described.get("decoder") or {}, source)
+        pieces = self._tokenizer.get_vocab(with_added_tokens=False)
+        self._floor = floor(described, pieces, self._piece_bytes)
         self._bytes: dict[int, bytes] = {}
         self.chat_template: ChatTemplate | None = None
         if assets.chat_template is not None:
-            ends = assets.eos_token_ids[:1]
-            special = {"bos_token": self._named(self.bos_token_id), "eos_token": self._named(*ends)}
+            bos, eos, ends = assets.bos_token, assets.eos_token, assets.eos_token_ids[:1]
+            special = {
+                "bos_token": self._named(self.bos_token_id) if bos is None else bos,
+                "eos_token": self._named(*ends) if eos is None else eos,
+            }
             self.chat_template = ChatTemplate(assets.chat_template, special, source)
 
     def encode(self, text: str, *, parse_special: bool = True, add_bos: bool = True) -> list[int]:
@@ -49,10 +57,18 @@ class Tokenizer:
         parse_special: whether the names of special tokens in it become those tokens, or plain text;
         add_bos: whether a model that expects a first token gets it (a chat template writes it itself).
         """
-        with self._lock:
-            self._tokenizer.encode_special_tokens = not parse_special
-            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_bos).ids
+        tokenizer = self._tokenizer if parse_special else self._plain
+        if len(text) < LONG_TEXT:
+            encoding = tokenizer.encode(text, add_special_tokens=add_bos)
+        else:
+            # The library lets go of the interpreter's lock for batches alone.
+            encoding = tokenizer.encode_batch([text], add_special_tokens=add_bos)[0]
+        ids: list[int] = encoding.ids
         return ids
+
+    def least_tokens(self, text: str) -> int:
+        """`encode` gives so many or more; found without tokenising, and far less where a text is usual."""
+        return self._floor.tokens(text)
 
     def decode(self, tokens: Sequence[int], *, skip_special: bool = True) -> str:
         """The text of whole tokens; bytes that are not UTF-8 become U+FFFD."""
@@ -68,6 +84,14 @@ class Tokenizer:
         if known is None:
             known = self._bytes[token] = self._spelled(token)
         return known
+
+    @cached_property
+    def _plain(self) -> tokenizers.Tokenizer:
+        """Reads the names of special tokens as text. One of its own, so that no thread waits for another's
+        setting."""
+        plain = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
+        plain.encode_special_tokens = True
+        return plain
 
     def _spelled(self, token: int) -> bytes:
         if token in self._added:

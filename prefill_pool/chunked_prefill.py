@@ -18,9 +18,10 @@ from engine.sequence import Phase, Sequence
 class ChunkedPrefill:
     """Decodes first, one token each; then the prefill under way, then new ones, oldest first.
 
-    `token_budget` bounds the tokens of a step; decodes run even where they alone exceed it. A chunk
-    that is not the last of its prompt ends at a multiple of `align` tokens if the budget has room for
-    so many. With the KV block as `align`, each chunk of a handoff leaves in whole blocks.
+    `token_budget` bounds the tokens of a step; decodes run even where they alone exceed it, and a prompt
+    gets a token in any case. A chunk that is not the last of its prompt ends at a multiple of `align`
+    tokens if the budget has room for so many. With the KV block as `align`, each chunk of a handoff leaves
+    in whole blocks.
     """
 
     def __init__(self, token_budget: int, align: int) -> None:
@@ -29,9 +30,7 @@ class ChunkedPrefill:
 
     def share(self, running: SequenceOf[Sequence], waiting: Iterable[Sequence], now: float) -> list[Share]:
         shares = [Share(one, one.remaining) for one in running if one.phase is Phase.DECODE]
-        left = self.token_budget - len(shares)
-        if left <= 0:
-            return shares
+        left = max(self.token_budget - len(shares), 1)
         for sequence in chain((one for one in running if one.phase is Phase.PREFILL), waiting):
             tokens = due(sequence)
             if tokens > left:

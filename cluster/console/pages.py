@@ -67,10 +67,9 @@ class Console:
             data = await self._data(name, request, status)
         except Refused as refused:
             return self._render("missing", refused.status, {"message": refused.message, "page": name})
-        path = "/console" if name == "overview" else request.url.path
         context = {
             "page": name,
-            "here": path + (f"?{request.url.query}" if request.method == "GET" and request.url.query else ""),
+            "here": _address(request, name),
             "status": status,
             "csrf": self._gate.csrf(session),
             "flash": flash,
@@ -207,6 +206,13 @@ def _add_page(app: FastAPI, console: Console, name: str) -> None:
     @app.get(f"/console/{name}")
     async def page(request: Request) -> Response:
         return await console.page(request, name)
+
+
+def _address(request: Request, name: str) -> str:
+    """Where the page can be fetched again: an action shows it under an address that takes POST alone."""
+    if request.method == "GET":
+        return request.url.path + (f"?{request.url.query}" if request.url.query else "")
+    return "/console" if name == "overview" else f"/console/{name}"
 
 
 async def _form(request: Request) -> dict[str, str]:

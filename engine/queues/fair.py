@@ -67,7 +67,8 @@ class FairQueue:
                 heapq.heappop(heap)
                 continue
             again = sequence.preemptions > 0
-            more = 0.0 if again else self.counters.amount(tenant, len(sequence.request.prompt))
+            prompt = len(sequence.request.prompt)
+            more = 0.0 if again else self.counters.amount(tenant, sequence.choice, prompt)
             heapq.heapreplace(heap, (served + more, tenant))
             yield sequence
 

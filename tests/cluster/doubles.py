@@ -60,6 +60,9 @@ class ByteTokenizer:
     def decode(self, tokens: Sequence[int]) -> str:
         return bytes(token for token in tokens if token < EOS).decode("utf-8", "replace")
 
+    def least_tokens(self, text: str) -> int:
+        return len(text.encode())
+
     def token_bytes(self, token: int) -> bytes:
         return bytes([token]) if token < EOS else b""
 

@@ -254,6 +254,38 @@ def test_buttons_do_what_they_say() -> None:
     with_browser(test)
 
 
+@pytest.mark.parametrize(
+    ("path", "form", "again"),
+    [
+        ("/console/pools/decode/scale", {"replicas": "2"}, "/console"),
+        ("/console/pools/decode/scale", {"replicas": "many"}, "/console"),
+        ("/console/instances/decode-1/cordon", {}, "/console/instances"),
+        ("/console/instances/decode-1/drain", {}, "/console/instances"),
+        ("/console/instances/decode-1/role", {"role": "prefill"}, "/console/instances"),
+        ("/console/requests/chat~1-0/migrate", {"to": "decode-1"}, "/console/requests"),
+    ],
+)
+def test_a_page_goes_on_being_fetched_after_an_action(path: str, form: dict[str, str], again: str) -> None:
+    async def test(browser: Browser) -> None:
+        browser.fleet["decode-0"].run("chat~1-0")
+        await browser.login()
+        page = await browser.click(path, **form)
+        assert [one["hx-get"] for one in page.all("div") if one.get("id") == "live"] == [again]
+        await browser.page(again)
+
+    with_browser(test)
+
+
+@pytest.mark.parametrize("path", ["/console/events?kind=scaled", "/console/config?q=control"])
+def test_a_page_is_fetched_again_as_it_was_asked_for(path: str) -> None:
+    async def test(browser: Browser) -> None:
+        await browser.login()
+        page = await browser.page(path)
+        assert [one["hx-get"] for one in page.all("div") if one.get("id") == "live"] == [path]
+
+    with_browser(test)
+
+
 def test_what_the_api_refuses_is_said_on_the_page() -> None:
     async def test(browser: Browser) -> None:
         await browser.login()

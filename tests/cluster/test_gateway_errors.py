@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,8 +14,9 @@ import pytest
 from cluster.config import GatewayConfig
 from cluster.openai_errors import as_tandem, error_body, error_headers
 from engine.errors import Overloaded, TandemError
+from model.tokenizer import LONG_TEXT
 from tests.cluster.asking import CHAT, HELLO, TEXT, ask, events, on_cluster, refused, streamed_text
-from tests.cluster.doubles import EOS, ScriptedRunner, until
+from tests.cluster.doubles import EOS, ByteTokenizer, ScriptedRunner, until
 from tests.cluster.local_cluster import LocalCluster
 
 
@@ -30,6 +33,65 @@ def test_a_prompt_beyond_the_context_is_refused() -> None:
 def test_messages_beyond_the_context_are_refused() -> None:
     messages = [{"role": "user", "content": "x" * 200}]
     refused(ask(CHAT, {"messages": messages}), 400, "context_length_exceeded", "messages")
+
+
+class LoggingTokenizer(ByteTokenizer):
+    """Writes down what it tokenises, and whether in the thread that made it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log: list[tuple[int, bool]] = []
+        self._thread = threading.get_ident()
+
+    def encode(self, text: str, *, parse_special: bool = True, add_bos: bool = True) -> list[int]:
+        self.log.append((len(text), threading.get_ident() == self._thread))
+        return super().encode(text, parse_special=parse_special, add_bos=add_bos)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        (TEXT, {"prompt": "x" * LONG_TEXT}, "prompt"),
+        (TEXT, {"prompt": ["hi", "é" * LONG_TEXT], "stream": True}, "prompt"),
+        (CHAT, {"messages": [{"role": "user", "content": "x" * LONG_TEXT}]}, "messages"),
+        ("/tokenize", {"prompt": "x" * LONG_TEXT}, "prompt"),
+        ("/tokenize", {"messages": [{"role": "user", "content": "x" * LONG_TEXT}]}, "messages"),
+    ],
+)
+def test_what_cannot_fit_the_context_is_refused_without_tokenising(
+    path: str, body: dict[str, Any], param: str
+) -> None:
+    tokenizer = LoggingTokenizer()
+    response = ask(path, body, tokenizer=tokenizer)
+    refused(response, 400, "context_length_exceeded", param)
+    assert re.search(
+        r"has \d+ tokens or more and the context ends at 200: shorten it to 199 or fewer", response.text
+    )
+    assert tokenizer.log == []
+
+
+def test_a_long_text_of_few_tokens_is_tokenised_in_a_thread() -> None:
+    class Few(LoggingTokenizer):
+        def encode(self, text: str, *, parse_special: bool = True, add_bos: bool = True) -> list[int]:
+            return super().encode(text)[:10]
+
+        def least_tokens(self, text: str) -> int:
+            return 10
+
+    tokenizer = Few()
+    assert ask(TEXT, {"prompt": "x" * LONG_TEXT, "max_tokens": 1}, tokenizer=tokenizer).status_code == 200
+    assert tokenizer.log == [(LONG_TEXT, False)]
+
+
+def test_many_short_prompts_are_tokenised_in_a_thread_too() -> None:
+    tokenizer = LoggingTokenizer()
+    body = {"prompt": ["x" * 190] * (LONG_TEXT // 190 + 1), "max_tokens": 1}
+    response = ask(TEXT, body, tokenizer=tokenizer, blocks=2048)
+    assert response.status_code == 200, response.text
+    assert [choice["finish_reason"] for choice in response.json()["choices"]] == ["length"] * 22
+    assert tokenizer.log == [(190, False)] * 22
+    ask(TEXT, {"prompt": ["x", "y"], "max_tokens": 1}, tokenizer=tokenizer)
+    assert tokenizer.log[22:] == [(1, True)] * 2
 
 
 def test_more_tokens_than_the_context_has_left_are_refused() -> None:
@@ -68,6 +130,27 @@ def test_a_body_without_a_length_is_bounded_too() -> None:
         refused(await client.post(TEXT, content=endless(), headers=headers), 413, "request_too_large", None)
 
     on_cluster(run, config=GatewayConfig(body_limit=1024))
+
+
+FORMAT = '"response_format":{"type":"json_schema","json_schema":{"name":"x","schema":%s}}'
+DEMANDED = '"tool_choice":"required","tools":[{"type":"function","function":{"name":"f","parameters":%s}}]'
+OFFERED = DEMANDED.replace("required", "auto")
+
+
+@pytest.mark.parametrize("field", [FORMAT, DEMANDED, OFFERED], ids=["format", "demanded", "offered"])
+def test_no_depth_of_a_schema_is_our_fault(field: str) -> None:
+    """Between what can be read and what can be written lie some depths, which depend on the caller's own."""
+    start = '{"model":"tiny","max_tokens":1,"messages":[{"role":"user","content":"hi"}],'
+
+    async def run(cluster: LocalCluster, client: httpx.AsyncClient) -> None:
+        headers = {"content-type": "application/json"}
+        for depth in range(850, 1000):
+            schema = '{"a":' * depth + "1" + "}" * depth
+            answer = await client.post(CHAT, content=f"{start}{field % schema}}}", headers=headers)
+            assert answer.status_code in (200, 400), (depth, answer.text)
+        assert "nested too deep" in answer.text
+
+    on_cluster(run)
 
 
 def test_other_content_types_are_refused() -> None:

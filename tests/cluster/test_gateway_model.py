@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
+import tokenizers
 
 from model.runner import ModelRunner
 from model.tokenizer import Detokenizer, Tokenizer
 from tests.cluster.local_cluster import LocalCluster, local_cluster
+from tests.cluster.tiny_model import make_tiny_model
 
 TEXT = "/v1/completions"
 ASKED = {"model": "tiny", "prompt": "Once upon", "max_tokens": 24, "ignore_eos": True}
@@ -99,3 +103,45 @@ def test_a_chat_is_written_by_the_models_template(tiny_model: Path) -> None:
         assert prompt == "user: hello\nassistant: "
 
     on_model(tiny_model, test)
+
+
+@pytest.fixture(scope="module")
+def overgrown(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose tokenizer has a token beyond its rows, `<pad>`, which also counts as an end."""
+    folder = make_tiny_model(tmp_path_factory.mktemp("overgrown") / "tiny")
+    rows = json.loads((folder / "config.json").read_text())["vocab_size"]
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_special_tokens(["<pad>"])
+    assert tokenizer.token_to_id("<pad>") == rows
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [rows - 1, rows]}))
+    return folder
+
+
+def test_a_token_that_the_model_does_not_have_is_refused_and_others_go_on(overgrown: Path) -> None:
+    async def test(client: httpx.AsyncClient) -> None:
+        chat = {"model": "tiny", "messages": [{"role": "user", "content": "a<pad>"}], "max_tokens": 4}
+        good, bad, worse, talk = await asyncio.gather(
+            client.post(TEXT, json=ASKED),
+            client.post(TEXT, json={**ASKED, "prompt": "a<pad>b"}),
+            client.post(TEXT, json={**ASKED, "prompt": ["a", "<pad>"]}),
+            client.post("/v1/chat/completions", json=chat),
+        )
+        assert good.status_code == 200
+        assert good.json()["usage"]["completion_tokens"] == 24
+        for answer, param in ((bad, "prompt"), (worse, "prompt"), (talk, "messages")):
+            assert answer.status_code == 400
+            assert answer.json()["error"]["param"] == param
+            assert "has the token 257; the vocabulary ends at 256" in answer.json()["error"]["message"]
+        assert (await client.post(TEXT, json=ASKED)).status_code == 200
+
+    on_model(overgrown, test)
+
+
+def test_an_end_that_the_model_does_not_have_forbids_nothing(overgrown: Path) -> None:
+    async def test(client: httpx.AsyncClient) -> None:
+        answer = await client.post(TEXT, json={**ASKED, "ignore_eos": False, "min_tokens": 8})
+        assert answer.status_code == 200
+        assert answer.json()["usage"]["completion_tokens"] >= 8
+
+    on_model(overgrown, test)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 
 import httpx
 import pytest
 
 from cluster.config import GatewayConfig
+from cluster.openai import CompletionBody
+from cluster.openai_answers import Choice
+from cluster.resume import Reconnection, position
+from cluster.stream_order import Piece
 from tests.cluster.asking import CHAT, HELLO, TEXT, ask, events, on_cluster, streamed_text
 from tests.cluster.doubles import SCRIPT, ScriptedRunner
 from tests.cluster.local_cluster import LocalCluster
@@ -44,6 +49,42 @@ def test_all_chunks_are_of_one_answer() -> None:
 def test_choices_of_a_stream_are_told_apart_by_index() -> None:
     chunks = events(ask(CHAT, {"messages": HELLO, "stream": True, "n": 3}, blocks=256))
     assert [streamed_text(chunks, index) for index in range(3)] == [SCRIPT, SCRIPT[1:], SCRIPT[2:]]
+
+
+def test_places_are_told_to_who_asks_for_them_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each costs as much as there are choices."""
+    asked: list[int] = []
+
+    def counting(choices: Sequence[Choice]) -> str:
+        asked.append(len(choices))
+        return position(choices)
+
+    monkeypatch.setattr("cluster.generation.position", counting)
+    body = {"messages": HELLO, "stream": True, "n": 3, "max_tokens": 4}
+    without = events(ask(CHAT, body))
+    assert asked == []
+    assert len(events(ask(CHAT, body, {"accept": "text/event-stream"}))) == len(without)
+    assert set(asked) == {3} and len(asked) >= len(without)
+
+
+def test_a_step_walks_over_no_token_of_before() -> None:
+    class Unwalked(list[tuple[int, Piece]]):
+        def __iter__(self) -> Iterator[tuple[int, Piece]]:
+            raise AssertionError("all tokens are walked over")
+
+    async def run(cluster: LocalCluster, client: httpx.AsyncClient) -> None:
+        body = CompletionBody.model_validate({"model": "tiny", "prompt": "hi", "max_tokens": 20})
+        for asked in (Reconnection(named=True), Reconnection()):
+            job = await cluster.service.begin(body, "walked", None, asked)
+            job._tokens = Unwalked()
+            reader, given = job.reader(), 0
+            while update := await reader.next():
+                given += sum(len(pieces) for _, pieces in update)
+            assert given == 20
+            assert len(job._tokens) == (20 if job.kept else 0)
+            reader.close()
+
+    on_cluster(run)
 
 
 def test_usage_comes_last_and_is_null_before() -> None:

@@ -14,6 +14,7 @@ from cluster import control_pb2 as pb
 from cluster.config import EngineConfig, ObserveConfig
 from cluster.config_engine import StepCostConfig
 from cluster.metrics_control import ControlCollector
+from cluster.metrics_status import StatusCollector
 from cluster.objectives import Objectives
 from cluster.policies import role_policy
 from cluster.role_policy import slices_message
@@ -101,6 +102,7 @@ def value(samples: list[Sample], name: str, **labels: str) -> float:
 def after_requests(*bodies: dict[str, object]) -> list[Sample]:
     async def run() -> list[Sample]:
         async with local_cluster() as cluster, cluster.client() as client:
+            await scrape(cluster, client)
             for body in bodies:
                 await client.post(TEXT, json={"model": "tiny", "prompt": "0123456789", **body})
             return await scrape(cluster, client)
@@ -132,6 +134,50 @@ def test_tokens_are_counted_once() -> None:
     assert value(samples, "vllm:e2e_request_latency_seconds_count") == 2
     assert value(samples, "vllm:inter_token_latency_seconds_count") == 4 + 12
     assert value(samples, "vllm:iteration_tokens_total_sum") > 0
+
+
+class Steps:
+    """A gateway's collector, shown statuses of instances: name → (steps, tokens)."""
+
+    def __init__(self) -> None:
+        self._status = pb.ClusterStatus()
+        self._collector = StatusCollector("tiny", lambda: self._status, 100)
+
+    def shown(self, **instances: tuple[int, int]) -> tuple[float, float]:
+        """Steps and tokens that are counted after this status."""
+        self._status = pb.ClusterStatus()
+        for name, (steps, tokens) in instances.items():
+            one = self._status.instances.add(name=name)
+            one.status.steps, one.status.prompt_tokens, one.status.output_tokens = steps, tokens, 0
+        families = {family.name: family for family in self._collector.collect()}
+        samples = families["vllm:iteration_tokens_total"].samples
+        name = "vllm:iteration_tokens_total"
+        return value(samples, f"{name}_count"), value(samples, f"{name}_sum")
+
+
+def test_steps_before_an_instance_was_first_seen_are_the_past() -> None:
+    steps = Steps()
+    assert steps.shown(a=(1000, 50_000)) == (0, 0)
+    assert steps.shown(a=(1002, 50_010)) == (2, 10)
+    assert steps.shown(a=(1002, 50_010), b=(7, 70)) == (2, 10)
+    assert steps.shown(a=(1003, 50_012), b=(8, 80)) == (4, 22)
+
+
+def test_an_instance_that_is_out_of_sight_for_a_while_is_not_counted_again() -> None:
+    steps = Steps()
+    steps.shown(a=(1000, 50_000))
+    assert steps.shown() == (0, 0)
+    assert steps.shown(a=(2000, 100_000)) == (1000, 50_000)
+    assert steps.shown(a=(1, 10)) == (1000, 50_000), "one that begins anew"
+    assert steps.shown(a=(2, 20)) == (1001, 50_010)
+
+
+def test_instances_that_are_gone_are_forgotten_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.metrics_status.REMEMBERED", 3)
+    steps = Steps()
+    for number in range(10):
+        steps.shown(stays=(number, number), **{f"passes{number}": (1, 1)})
+    assert [*steps._collector._steps] == ["passes6", "passes7", "passes8", "stays", "passes9"]
 
 
 def test_requests_are_counted_by_how_they_ended() -> None:

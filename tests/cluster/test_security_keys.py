@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from cluster.cli.greeting import curl, snippet
 from cluster.cli.main import build
 from cluster.config import Config, GatewayConfig
-from cluster.keys import MOST_KEYS, Keys, draw, entry, hashed, read_file
+from cluster.keys import MOST_KEYS, Entry, Keys, draw, entry, hashed, read_file
 from engine.errors import ConfigError
 
 
@@ -93,6 +93,27 @@ def test_a_key_file_that_is_damaged_or_gone_locks_nobody_out(tmp_path: Path, dam
         file.write_text(damage)
     now[0] = 2.0
     assert keys.tenant("the-key-of-before") == ""
+
+
+def test_a_key_file_that_could_not_be_read_is_read_again_until_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    file, now = tmp_path / "keys", [0.0]
+    file.write_text(hashed("a-key-that-is-revoked", "acme"))
+    keys = Keys([], file, clock=lambda: now[0])
+    file.write_text(hashed("the-key-in-its-place-", "acme") + "\n")
+
+    def fail(path: Path) -> tuple[Entry, ...]:
+        raise ConfigError("too many open files", param="gateway.key_file")
+
+    with monkeypatch.context() as failing:
+        failing.setattr("cluster.keys.read_file", fail)
+        for now[0] in (2.0, 4.0):
+            assert keys.tenant("a-key-that-is-revoked") == "acme"
+    now[0] = 6.0
+    assert keys.tenant("a-key-that-is-revoked") is None
+    assert keys.tenant("the-key-in-its-place-") == "acme"
+    assert [record.levelname for record in caplog.records].count("ERROR") == 1, "it is told once"
 
 
 def test_an_empty_key_file_lets_nobody_in(tmp_path: Path) -> None:

@@ -181,6 +181,32 @@ def test_what_was_before_a_gateway_began_is_the_past() -> None:
     assert new.headers("acme")["x-ratelimit-remaining-requests"] == "9"
 
 
+def test_what_was_before_a_gateway_is_first_heard_is_the_past_whenever_that_is() -> None:
+    """A gateway may begin beside a controller that has not been joined by the others yet."""
+    clock = Clock()
+    both = {name: limits(clock, requests={"acme": 2}, tokens={"acme": 100}) for name in ("old", "new")}
+    for _ in range(50):
+        both["old"].admit("acme", 50)
+        clock.now += 60
+    both["new"].hear([])
+    beat(both)
+    both["new"].admit("acme", 50)
+    both["old"].admit("acme", 50)
+    beat(both)
+    wait(both["new"])
+
+
+def test_gateways_that_are_gone_are_forgotten_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.limits.REMEMBERED", 20)
+    found = limits(Clock(), requests={"acme": 10})
+    stays = [pb.TenantUse(tenant=f"t{number}", requests=number) for number in range(30)]
+    for number in range(100):
+        passes = pb.Gateway(name=f"passes-{number}", tenants=[pb.TenantUse(tenant="acme")])
+        found.hear([pb.Gateway(name="stays", tenants=stays), passes])
+    assert [*found._heard] == [*(f"passes-{number}" for number in range(89, 99)), "stays", "passes-99"]
+    assert len(found._heard["stays"]) == 30
+
+
 def test_what_runs_elsewhere_counts_until_its_gateway_says_otherwise_or_is_gone() -> None:
     clock = Clock()
     both = {name: limits(clock, concurrent={"acme": 2}) for name in ("a", "b")}

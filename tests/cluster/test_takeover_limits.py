@@ -31,7 +31,7 @@ async def begun(cluster: LocalCluster, client: httpx.AsyncClient, second: LocalG
     """What a client has of an answer when its gateway dies; the rest has ended at the instance."""
     stream = Stream()
     runner_of(cluster).permits = permits = threading.Semaphore(8)
-    second.service.access.limits.hear([])
+    hear(second, cluster)
     async with opened(client, BODY, STAYS) as response:
         await stream.read(response, lambda seen: len(seen.texts.get(0, "")) >= 4)
         hear(second, cluster)

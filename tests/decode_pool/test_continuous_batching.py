@@ -51,9 +51,10 @@ def test_a_cached_prefix_costs_no_budget() -> None:
     assert [share.tokens for share in ContinuousBatching(16).share([], [first, second], 0.0)] == [4, 9]
 
 
-def test_decodes_run_even_where_they_alone_exceed_the_budget() -> None:
-    running = [decoding(str(i)) for i in range(5)]
-    assert len(ContinuousBatching(3).share(running, [waiting("w", 5)], 0.0)) == 5
+def test_decodes_run_even_where_they_alone_exceed_the_budget_and_a_prompt_goes_on() -> None:
+    running, late = [decoding(str(i)) for i in range(5)], waiting("w", 5)
+    shares = ContinuousBatching(3).share(running, [late], 0.0)
+    assert [share.tokens for share in shares] == [1] * 6 and shares[-1].sequence is late
 
 
 def test_no_more_of_the_queue_is_looked_at_than_fits() -> None:
@@ -65,7 +66,7 @@ def test_no_more_of_the_queue_is_looked_at_than_fits() -> None:
 
 MUTANTS = {
     "budget counts prefill tokens only": ("self.token_budget - len(shares)", "self.token_budget"),
-    "no clamp": ("left <= 0", "False"),
+    "no clamp": ("max(self.token_budget - len(shares), 1)", "self.token_budget - len(shares)"),
     "new requests before partial prefills": (
         "chain((one for one in running if one.phase is Phase.PREFILL), waiting)",
         "chain(waiting, (one for one in running if one.phase is Phase.PREFILL))",

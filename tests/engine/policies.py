@@ -38,14 +38,14 @@ def check(policy: BatchPolicy, budget: int, running: list[Sequence], waiting: li
     assert order[: len(decodes)] == decodes, "decodes come first, and all of them"
     assert all(given[one.key] == 1 for one in decodes)
     assert all(0 < share.tokens <= due(share.sequence) for share in shares)
-    assert sum(given.values()) <= max(budget, len(decodes)), "the budget is on the whole batch"
     rest = order[len(decodes) :]
+    assert sum(given.values()) <= max(budget, len(decodes) + bool(rest)), "the budget is on the whole batch"
     assert rest == [*prefills, *waiting][: len(rest)], "first come, first served"
     assert not any(one.key in given for one in waiting) or all(one.key in given for one in prefills)
     if rest:
         assert all(given[one.key] == due(one) for one in rest[:-1]), "only the last chunk is a part"
-    elif prefills or waiting:
-        assert len(decodes) >= budget, "nobody waits while there is budget"
+    else:
+        assert not prefills and not waiting, "a prompt goes on in every step"
 
 
 def check_many(policies: Mapping[int, BatchPolicy], states: int) -> None:

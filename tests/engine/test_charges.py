@@ -15,6 +15,7 @@ from engine.queues.fair import FairQueue
 from engine.request import Request
 from engine.sequence import SequenceKey
 from engine.service import Counters, MovingAverage, profiled
+from engine.shared_service import Ledger, SharedCounters
 from engine.tiers import TierSettings
 from tests.engine import world as worlds
 from tests.engine.mutants import mutate
@@ -59,12 +60,15 @@ def tenanted(name: str, *arguments: Any, **more: Any) -> Request:
 
 
 def owed(world: FairWorld) -> dict[str, float]:
-    """What each tenant owes by the definition: the cost of every answer as long as it became."""
+    """What each tenant owes by the definition: the cost of every answer as long as it became, and of every
+    prompt once."""
     owing = dict.fromkeys(TENANTS, 0.0)
     for key, tokens in world.tokens.items():
         one = world.requests[key.request_id]
         if tokens:
-            owing[one.tenant] += profiled(len(one.prompt), len(tokens)) / WEIGHTS.get(one.tenant, 1.0)
+            spared = profiled(len(one.prompt), 0) if key.choice else 0.0
+            cost = profiled(len(one.prompt), len(tokens)) - spared
+            owing[one.tenant] += cost / WEIGHTS.get(one.tenant, 1.0)
     return owing
 
 
@@ -107,8 +111,9 @@ def test_each_token_is_paid_once_through_preemption_movement_and_failure(
         (Counters, "leave", "self._gone[key] = known", "pass"),
         (Counters, "charge", "output <= known.output", "output < 3"),
         (FairQueue, "observe", "self._charge(emitted.sequence)", "pass"),
+        (Counters, "_price", "if choice else", "if False else"),
     ],
-    ids=["by the step", "anew where it moves", "not the first tokens", "never"],
+    ids=["by the step", "anew where it moves", "not the first tokens", "never", "a prompt for each choice"],
 )
 def test_who_pays_otherwise_is_found(
     monkeypatch: pytest.MonkeyPatch, owner: type, name: str, old: str, new: str
@@ -142,6 +147,30 @@ def handed_over(count: int) -> Counters:
         bench.core.release(f"r{number}")
     queue.watch(())
     return counters
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_choices_share_the_price_of_their_prompt_as_they_share_its_computation(moved: bool) -> None:
+    """Four, by the counters of an instance and by the account of all; then three of them elsewhere."""
+    here, there, ledger = SharedCounters(), SharedCounters(), Ledger(Counters())
+    queue, one = FairQueue(here), replace(plain("r", prompt(20), 6, n=4), tenant="t")
+    bench = Bench(queue=queue)
+    bench.core.submit(one)
+    while (outcome := bench.step()) is not None:
+        queue.observe(outcome)
+        if moved and len(bench.output("r")) == 3:
+            bench.core.cancel("r")
+    queue.watch(())
+    if moved:
+        for choice in (1, 2, 3):
+            there.charge(SequenceKey("r", choice), "t", 20, 6)
+            there.end(SequenceKey("r", choice))
+        assert there.service == {"t": 2 * 3 * 6}
+    for counters in (here, there, here):
+        ledger.hear(counters.news())
+    tokens = 3 + 3 * 6 if moved else 4 * 6
+    assert ledger.service == {"t": 20 + 2 * tokens}
+    assert here.service == {"t": 20 + 2 * (4 * 3 if moved else 4 * 6)}
 
 
 def test_what_has_left_is_remembered_within_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -165,6 +165,31 @@ def test_host_memory_that_is_full_means_recomputing() -> None:
     assert bench.output("r") == alone(one)
 
 
+def computed(slots: int, seed: int, proactive: bool) -> int:
+    """Tokens that are computed for forty requests in 24 blocks, under the queue that preempts."""
+    rng = random.Random(seed)
+    both = MultiLevelQueue(Levels(quantum=2.0, batch=4), ContinuousBatching(16), LinearCost(0.5, 0, 0.1))
+    tiers = TierSettings(slots=slots, seconds=0.001, proactive=proactive)
+    bench = Bench(total=24, queue=both, policy=both, tiers=tiers)
+    for number in range(40):
+        bench.core.submit(request(f"r{number}", prompt(rng.randint(4, 24), number), rng.randint(2, 30)))
+        for _ in range(rng.randrange(4)):
+            bench.step()
+    bench.drain()
+    return sum(plan.tokens for plan in bench.runner.plans)
+
+
+@pytest.mark.parametrize("proactive", [True, False])
+def test_where_host_memory_is_full_nothing_is_thrown_away_by_choice(proactive: bool) -> None:
+    for seed in range(3):
+        assert computed(2, seed, proactive) <= computed(0, seed, proactive)
+
+
+def test_else_it_would_be_worse_than_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tiers, "fits", lambda *_: True)
+    assert computed(2, 0, proactive=True) > 1.3 * computed(0, 0, proactive=True)
+
+
 def test_a_request_that_is_cancelled_or_frozen_gives_its_slots_back() -> None:
     for leave in (lambda b: b.core.cancel("r"), lambda b: b.core.freeze("r")):
         bench = Bench(total=12, tiers=HOST)

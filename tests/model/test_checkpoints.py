@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,6 +76,30 @@ def test_frequency_factors_of_gguf_divide_the_frequencies(tmp_path: Path) -> Non
     assert torch.allclose(logits(tiny.write_gguf(tmp_path / "m.gguf", weights, extra=factors)), folder)
     linear = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}
     assert torch.allclose(logits(tiny.write_gguf(tmp_path / "n.gguf", weights, fields=linear)), folder)
+
+
+def test_yarn_of_gguf_is_that_of_a_folder(tmp_path: Path) -> None:
+    weights = tiny.weights()
+    scaling = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 8.0}
+    factor = 1.5 * (0.1 * math.log(4.0) + 1)
+    scaling |= {"beta_slow": 0.5, "attention_factor": factor}
+    fields = {
+        **YARN,
+        "llama.rope.scaling.attn_factor": 1.5,
+        "llama.rope.scaling.yarn_beta_fast": 8.0,
+        "llama.rope.scaling.yarn_beta_slow": 0.5,
+    }
+    folder = logits(tiny.write_folder(tmp_path / "folder", weights, rope_scaling=scaling))
+    assert torch.allclose(logits(tiny.write_gguf(tmp_path / "m.gguf", weights, fields=fields)), folder)
+    assert not torch.allclose(logits(tiny.write_gguf(tmp_path / "n.gguf", weights, fields=YARN)), folder)
+
+
+def test_settings_of_yarn_that_change_nothing_are_taken(tmp_path: Path) -> None:
+    neutral = {"ext_factor": -1.0, "attn_factor": 1.0, "log_multiplier": 0.0, "beta_fast": 32.0}
+    fields = YARN | {f"llama.rope.scaling.yarn_{name}": value for name, value in neutral.items()}
+    plain = load_assets(tiny.write_gguf(tmp_path / "m.gguf", tiny.weights(), fields=YARN), None)
+    full = load_assets(tiny.write_gguf(tmp_path / "n.gguf", tiny.weights(), fields=fields), None)
+    assert plain.config == full.config
 
 
 def test_qwen2_of_gguf_has_biases_and_rows_in_order(tmp_path: Path) -> None:
@@ -174,6 +200,10 @@ BROKEN_FOLDERS: dict[str, tuple[Callable[[Path], None], list[str]]] = {
         ["model-2.safetensors", "no such file"],
     ),
     "no-tokenizer": (lambda f: (f / "tokenizer.json").unlink(), ["tokenizer.json"]),
+    "template-not-text": (
+        lambda f: (f / "chat_template.jinja").write_bytes(b"\xff"),
+        ["chat_template.jinja", "cannot be read"],
+    ),
 }
 
 
@@ -188,6 +218,11 @@ def test_a_broken_folder_is_explained(tmp_path: Path, name: str) -> None:
         assert word in caught.value.message
 
 
+YARN = {
+    "llama.rope.scaling.type": "yarn",
+    "llama.rope.scaling.factor": 4.0,
+    "llama.rope.scaling.original_context_length": 16,
+}
 BROKEN_FIELDS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "missing-key": ({"llama.block_count": None}, ["llama.block_count", "missing"]),
     "partial-rotation": ({"llama.rope.dimension_count": 8}, ["rope.dimension_count", "16", "8"]),
@@ -197,6 +232,43 @@ BROKEN_FIELDS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "unknown-tokenizer": ({"tokenizer.ggml.model": "t5"}, ["'t5'", "gpt2"]),
     "unknown-splitter": ({"tokenizer.ggml.pre": "martian"}, ["'martian'"]),
     "no-merges": ({"tokenizer.ggml.merges": None}, ["tokenizer.ggml.merges"]),
+    "merges-not-text": ({"tokenizer.ggml.merges": [1, 2]}, ["tokenizer cannot be read"]),
+    "tokens-not-text": (
+        {
+            "tokenizer.ggml.model": "llama",
+            "tokenizer.ggml.tokens": [7, 8],
+            "tokenizer.ggml.scores": [0.5, 0.5],
+        },
+        ["tokenizer cannot be read"],
+    ),
+    "no-such-first-token": (
+        {"tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.bos_token_id": tiny.VOCABULARY},
+        ["bos_token_id is 263", "263 tokens"],
+    ),
+    "no-such-unknown-token": (
+        {
+            "tokenizer.ggml.model": "llama",
+            "tokenizer.ggml.scores": [0.5] * tiny.VOCABULARY,
+            "tokenizer.ggml.unknown_token_id": tiny.VOCABULARY,
+        },
+        ["unknown_token_id is 263"],
+    ),
+    "attention-without-yarn": (
+        {"llama.rope.scaling.attn_factor": 1.5},
+        ["rope.scaling.attn_factor", "1.5", "yarn"],
+    ),
+    "yarn-extrapolation": (
+        {**YARN, "llama.rope.scaling.yarn_ext_factor": 0.5},
+        ["rope.scaling.yarn_ext_factor must be 1 or -1, found 0.5"],
+    ),
+    "yarn-attention": (
+        {**YARN, "llama.rope.scaling.yarn_attn_factor": 0.5},
+        ["rope.scaling.yarn_attn_factor must be 1, found 0.5"],
+    ),
+    "yarn-logarithm": (
+        {**YARN, "llama.rope.scaling.yarn_log_multiplier": 0.5},
+        ["rope.scaling.yarn_log_multiplier must be 0, found 0.5"],
+    ),
     "wrong-merges": ({"tokenizer.ggml.merges": ["zz zz"]}, ["tokenizer.ggml.merges"]),
 }
 
@@ -209,6 +281,25 @@ def test_wrong_metadata_of_gguf_is_explained(tmp_path: Path, name: str) -> None:
         load_assets(path, None)
     for word in [str(path), *words]:
         assert word in caught.value.message
+
+
+@pytest.mark.parametrize("count", [1, tiny.DIM // 2 - 1, tiny.DIM])
+def test_frequency_factors_of_another_number_are_explained(tmp_path: Path, count: int) -> None:
+    factors = {"rope_freqs.weight": np.full(count, 4.0, dtype=np.float32)}
+    path = tiny.write_gguf(tmp_path / "model.gguf", tiny.weights(), extra=factors)
+    with pytest.raises(
+        ModelFileError, match=f"model.gguf: rope_freqs.weight has {count} factors, expected 8"
+    ):
+        load_assets(path, None)
+
+
+def test_lists_within_lists_of_gguf_are_explained(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    array = struct.pack("<I", gguf.GGUFValueType.ARRAY)
+    head = struct.pack("<4sIQQ", b"GGUF", 3, 0, 1) + struct.pack("<Q", 1) + b"a" + array
+    path.write_bytes(head + (array + struct.pack("<Q", 1)) * 5000)
+    with pytest.raises(ModelFileError, match=r"model\.gguf: not a whole GGUF file"):
+        load_assets(path, None)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.00005, 0.01, 0.5, 0.999])

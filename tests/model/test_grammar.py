@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import re
@@ -18,6 +19,7 @@ from kernels import dispatch
 from model import grammar
 from model.allowed_tokens import AllowedTokens
 from model.assets import Assets
+from model.grammar_matcher import Matchers
 from model.sampler import draw
 from model.tokenizer import Tokenizer
 
@@ -212,3 +214,8 @@ def test_a_grammar_that_cannot_be_followed_is_refused_with_the_reason(
 ) -> None:
     found = tokens._matchers.fault(text)
     assert found and reason in found and "\n" not in found
+
+
+def test_a_model_without_an_end_follows_no_grammar(embedded: Assets) -> None:
+    endless = Tokenizer(dataclasses.replace(embedded, eos_token_ids=()))
+    assert Matchers(endless).fault(grammar.of_schema(CITY)) == "the model has no token that ends an answer"

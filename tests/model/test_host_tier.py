@@ -90,6 +90,28 @@ def test_blocks_come_back_as_they_went_in_any_order(path: Path) -> None:
         assert torch.equal(pool[:, :, target], before[:, :, source])
 
 
+@pytest.mark.parametrize("spare", [0, -1])
+def test_it_has_to_fit_beside_a_cache_that_is_not_written_yet(
+    path: Path, spare: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block = runner_of(path, 0).kv.block_nbytes
+    for module in ("model.kv_cache", "model.host_tier"):
+        monkeypatch.setattr(f"{module}.available_memory", lambda: 32 * block + spare)
+    if spare < 0:
+        with pytest.raises(SetupError, match="host memory for swapped KV do not fit"):
+            runner_of(path, 12)
+    else:
+        assert runner_of(path, 12).host.slots == 12
+
+
+def test_a_cache_that_takes_all_memory_needs_no_host_memory(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kv = runner_of(path, 0).kv
+    monkeypatch.setattr("model.host_tier.available_memory", lambda: 0)
+    assert HostTier(kv, 0).slots == 0
+
+
 def test_more_than_there_is_is_refused(path: Path) -> None:
     kv = runner_of(path, 0).kv
     with pytest.raises(SetupError, match="host memory"):

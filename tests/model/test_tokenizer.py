@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import random
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
@@ -21,7 +24,7 @@ from engine.errors import InvalidParameter, ModelFileError
 from model.assets import Assets, load_assets
 from model.chat_template import ChatTemplate
 from model.gguf_tokenizer import tokenizer_json
-from model.tokenizer import Detokenizer, Tokenizer
+from model.tokenizer import LONG_TEXT, Detokenizer, Tokenizer
 from tests.model import tiny
 from tests.model.identity import DATA, answers
 
@@ -121,6 +124,33 @@ def test_threads_do_not_see_each_other_s_settings(tokenizer: Tokenizer) -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_a_long_text_has_the_tokens_that_the_library_gives_it(tokenizer: Tokenizer, embedded: Assets) -> None:
+    """It takes another way from LONG_TEXT characters on."""
+    library = tokenizers.Tokenizer.from_str(embedded.tokenizer)
+    text = "".join(texts(500))
+    for length in (LONG_TEXT - 1, LONG_TEXT, LONG_TEXT + 1, len(text)):
+        assert tokenizer.encode(text[:length]) == library.encode(text[:length]).ids
+    library.encode_special_tokens = True
+    assert tokenizer.encode(text, parse_special=False) == library.encode(text).ids != tokenizer.encode(text)
+
+
+def test_an_event_loop_goes_on_while_a_thread_tokenises_a_long_text(tokenizer: Tokenizer) -> None:
+    text = "".join(texts(10_000))
+
+    async def run() -> tuple[float, float]:
+        begun = last = time.monotonic()
+        longest = 0.0
+        work = asyncio.create_task(asyncio.to_thread(tokenizer.encode, text))
+        while not work.done():
+            tokenizer.encode("hello world")
+            await asyncio.sleep(0.001)
+            longest, last = max(longest, time.monotonic() - last), time.monotonic()
+        return longest, last - begun
+
+    longest, whole = asyncio.run(run())
+    assert longest < whole / 2
 
 
 def test_a_gateway_needs_no_torch() -> None:
@@ -225,6 +255,70 @@ def test_a_folder_s_own_files(tmp_path: Path) -> None:
     renewed = Tokenizer(load_assets(folder, None)).chat_template
     assert renewed is not None
     assert renewed.render([]) == "new"
+
+
+TURNS = "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}"
+NAMES: dict[str, tuple[dict[str, Any], str]] = {
+    "as-text": (
+        {"bos_token": "<|endoftext|>", "eos_token": "<|im_start|>"},
+        "<|endoftext|>[user]hi<|im_start|>",
+    ),
+    "as-tokens": (
+        {"bos_token": {"content": "<|im_end|>"}, "eos_token": {"content": "<|endoftext|>"}},
+        "<|im_end|>[user]hi<|endoftext|>",
+    ),
+    "null": ({"bos_token": None, "eos_token": "<|endoftext|>"}, "[user]hi<|endoftext|>"),
+}
+
+
+def named_folder(folder: Path, names: dict[str, Any]) -> Path:
+    """A model whose config.json has other first and last tokens than its tokenizer_config.json."""
+    tiny.write_folder(folder, tiny.weights())
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": TURNS, **names}
+    for name in ("bos_token", "eos_token"):
+        if isinstance(settings[name], dict):
+            flags = dict.fromkeys(("lstrip", "rstrip", "single_word", "normalized"), False)
+            settings[name] = {"__type": "AddedToken", **flags, **settings[name]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def test_a_prompt_has_the_special_tokens_that_its_template_was_written_for(
+    oracle: Callable[..., None], tmp_path: Path
+) -> None:
+    folders = [named_folder(tmp_path / name, names) for name, (names, _) in NAMES.items()]
+    messages = [{"role": "user", "content": "hi"}]
+    prompts = []
+    for folder in folders:
+        template = Tokenizer(load_assets(folder, None)).chat_template
+        assert template is not None
+        prompts.append(template.render(messages))
+    assert prompts == [prompt for _, prompt in NAMES.values()]
+    (tmp_path / "messages.json").write_text(json.dumps(messages))
+    oracle("templates.py", tmp_path / "messages.json", tmp_path / "prompts.json", *folders)
+    assert json.loads((tmp_path / "prompts.json").read_text()) == prompts
+
+
+def test_ends_that_the_model_cannot_draw_are_left_out(tmp_path: Path) -> None:
+    folder = tiny.write_folder(tmp_path / "folder", tiny.weights(), bos_token_id=tiny.VOCABULARY)
+    ends = [tiny.VOCABULARY, 2, -1, tiny.VOCABULARY - 1]
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    assets = load_assets(folder, None)
+    assert (assets.bos_token_id, assets.eos_token_ids) == (None, (2, tiny.VOCABULARY - 1))
+    far = {"tokenizer.ggml.eos_token_id": tiny.VOCABULARY, "tokenizer.ggml.bos_token_id": tiny.VOCABULARY}
+    assets = load_assets(tiny.write_gguf(tmp_path / "model.gguf", tiny.weights(), fields=far), None)
+    assert (assets.bos_token_id, assets.eos_token_ids) == (None, (0, 2))
+
+
+def test_a_model_may_have_more_rows_than_its_tokenizer_has_tokens(tmp_path: Path) -> None:
+    rows = tiny.VOCABULARY + 64
+    folder = tiny.write_folder(
+        tmp_path / "folder", tiny.weights(), vocab_size=rows, eos_token_id=[2, rows - 1]
+    )
+    tokenizer = Tokenizer(load_assets(folder, None))
+    assert tokenizer.vocab_size == rows
+    assert tokenizer.eos_token_ids == (2, rows - 1)
+    assert tokenizer.decode([*tokenizer.encode("hello"), rows - 1]) == "hello"
 
 
 SPLITS = {

@@ -10,18 +10,19 @@ from hypothesis import strategies as st
 
 from decode_pool.stall_free import StallFree
 from engine.batch import Share
-from engine.cost_model import Batch
+from engine.cost_model import Batch, LinearCost
 from engine.sequence import Phase
 from simulator.papers import sarathi_serve
 from simulator.papers.arms import MISTRAL_7B
 from tests.engine.mutants import mutate
 from tests.engine.policies import state
+from tests.engine.toy import Bench, prompt, request
 
-TBT = 0.015
+TBT, LEAST = 0.015, 4
 
 
 def policy() -> StallFree:
-    return StallFree(MISTRAL_7B, TBT, tile=32, most=512, least=4)
+    return StallFree(MISTRAL_7B, TBT, tile=32, most=512, least=LEAST)
 
 
 def broken(shares: list[Share], running: list, waiting: list) -> str:  # type: ignore[type-arg]
@@ -35,8 +36,10 @@ def broken(shares: list[Share], running: list, waiting: list) -> str:  # type: i
     context = sum(len(one) for one in decodes)
     cost = MISTRAL_7B.seconds(Batch(((tokens - len(decodes), 0),) if tokens > len(decodes) else (),
                                     len(decodes), context))  # fmt: skip
-    if tokens > len(decodes) and decodes and cost > TBT:
+    if tokens > len(decodes) + LEAST and decodes and cost > TBT:
         return "the objective is missed"
+    if tokens == len(decodes) and (partial or waiting):
+        return "no prompt goes on"
     if tokens < len(decodes) or any(share.tokens < 1 for share in shares):
         return "an empty share"
     if any(one in given for one in waiting) and any(one not in given for one in partial):
@@ -59,7 +62,7 @@ def test_every_step_keeps_the_algorithms_invariants(seed: int) -> None:
         ("in running if one.phase is Phase.DECODE", "in running[1:] if one.phase is Phase.DECODE"),
         ("(one for one in running if one.phase is Phase.PREFILL), waiting",
          "waiting, (one for one in running if one.phase is Phase.PREFILL)"),
-        ("max(0, budget - decodes)", "2000 - decodes"),
+        ("max(self.least, budget - decodes)", "2000 - decodes"),
     ],
     ids=["a decode held back", "new prompts first", "a budget for prompts alone"],
 )  # fmt: skip
@@ -90,10 +93,35 @@ def test_the_budget_is_the_largest_that_keeps_the_objective(decodes: int, contex
     assert StallFree(MISTRAL_7B, 0.05, tile=32).budget(decodes, 4 * context) <= budgets[2]
 
 
-def test_decodes_beyond_the_budget_run_all_the_same() -> None:
+def test_decodes_beyond_the_budget_run_all_the_same_and_a_prompt_goes_on() -> None:
     running = [one for seed in range(40) for one in state(Random(seed))[0] if one.phase is Phase.DECODE]
     shares = StallFree(MISTRAL_7B, 0.011, tile=32).share(running, state(Random(1))[1], 0.0)
-    assert [share.sequence for share in shares] == running
+    assert [share.sequence for share in shares[:-1]] == running
+    assert 0 < shares[-1].tokens <= 16
+
+
+def steps_of_a_prompt(tokens: int) -> int:
+    """Until a prompt is read beside a decode that goes on, where a tile beside it misses the objective."""
+    policy = StallFree(LinearCost(0.06, 0, 0.005), 0.1, tile=16)
+    bench = Bench(total=64, policy=policy)
+    bench.core.submit(request("decodes", prompt(4), 100))
+    bench.step()
+    bench.core.submit(request("read", prompt(tokens, 1), 2))
+    steps = 0
+    while not bench.output("read") and steps < 90:
+        bench.step()
+        steps += 1
+    assert not bench.finish("decodes")
+    return steps
+
+
+def test_a_prompt_is_read_beside_decodes_that_leave_no_room_for_it() -> None:
+    assert steps_of_a_prompt(60) == 4
+
+
+def test_else_it_would_wait_until_they_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    mutate(monkeypatch, StallFree, "share", "max(self.least, budget - decodes)", "max(0, budget - decodes)")
+    assert steps_of_a_prompt(60) == 90
 
 
 def test_gaps_between_tokens_are_a_quarter_of_those_with_prompts_first() -> None:

@@ -48,6 +48,10 @@ def test_a_budget_below_a_block_is_used_as_it_is() -> None:
     assert chunks(16, 16, 40, decodes=3) == [13, 13, 13, 1]
 
 
+def test_decodes_that_fill_the_budget_leave_a_prompt_a_token() -> None:
+    assert chunks(16, 16, 3, decodes=20) == [1, 1, 1]
+
+
 def test_after_a_hit_within_a_block_the_next_chunk_ends_at_a_block_again() -> None:
     one = Sequence(request("a", prompt(100)), computed=5, phase=Phase.PREFILL)
     assert ChunkedPrefill(32, 16).share([one], [], 0.0)[0].tokens == 27
@@ -76,7 +80,7 @@ def test_chunks_change_no_token(budget: int) -> None:
 
 MUTANTS = {
     "budget counts prefill tokens only": ("share", "self.token_budget - len(shares)", "self.token_budget"),
-    "no clamp": ("share", "left <= 0", "False"),
+    "no clamp": ("share", "max(self.token_budget - len(shares), 1)", "self.token_budget - len(shares)"),
     "new requests before partial prefills": (
         "share",
         "chain((one for one in running if one.phase is Phase.PREFILL), waiting)",
