@@ -1,9 +1,9 @@
 """A small authority of one's own: certificates for a cluster where no other authority issues them.
 
-authority.pem, .key     signs the others; whoever has its key can join
-cluster.pem, .key       what every process shows to the others (security.cluster_tls)
-gateway.pem, .key       what clients are shown (security.gateway_tls, security.admin_tls)
-client.pem, .key        what an operator shows: `tandem --tls DIR …`, `curl --cert`
+    authority.pem, .key     signs the others; whoever has its key can join
+    cluster.pem, .key       what every process shows to the others (security.cluster_tls)
+    gateway.pem, .key       what clients are shown (security.gateway_tls, security.admin_tls)
+    client.pem, .key        what an operator shows: `tandem --tls DIR …`, `curl --cert`
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """What a connection may cost before anything of ours has looked at it: bounds that uvicorn leaves open.
 
-too many connections      503, closed at once
-headers above the limit   431, closed
-a request that does not   408, closed: from the connection's first moment, or the last answer, until the
-arrive in time            headers are complete; the body has a bound of its own (http_frame.read_body)
+    too many connections      503, closed at once
+    headers above the limit   431, closed
+    a request that does not   408, closed: from the connection's first moment, or the last answer, until the
+    arrive in time            headers are complete; the body has a bound of its own (http_frame.read_body)
 """
 
 from __future__ import annotations
