@@ -99,6 +99,8 @@ class Operations:
         if not on and (emptying := member.emptying) is not None:
             emptying.cancel()
             await asyncio.wait([emptying])
+            if not emptying.cancelled():
+                emptying.result()
         if member.cordoned != on:
             await self._cordon(member, on)
             self._events.add("cordoned" if on else "uncordoned", name, "by request")
@@ -185,7 +187,9 @@ class Operations:
                 await member.handle.change_role(target.role, generation)
         except asyncio.CancelledError:
             if member.state is State.READY:
+                self._events.add("role_failed", member.name, f"it stays a {source.role} instance: called off")
                 await member.handle.undrain(generation)
+                await self._cordon(member, False)
             raise
         except (TimeoutError, TandemError) as error:
             reason = str(error) or f"it still had requests after {deadline:g} s"

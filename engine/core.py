@@ -254,10 +254,11 @@ class EngineCore:
         """The request lives elsewhere now: free its blocks without an event."""
         return self._movements.release(request_id)
 
-    def reserve(self, session: str, request: Request, tokens: int) -> Reservation:
+    def reserve(self, session: str, request: Request, tokens: int, *, handoff: bool = False) -> Reservation:
         """Blocks for `tokens` tokens of a request to come: its cached prefix pinned, the rest allocated.
 
-        Without tokens it comes to wait here.
+        Without tokens it comes to wait here. A handoff leaves room for who waits: where there is none, it can
+        go on where its prompt was read. A request that is moved while it runs may have no other place.
 
         Raises Overloaded when there are not enough blocks or sequences, InvalidParameter or
         ContextLengthExceeded for what could never run here.
@@ -272,7 +273,7 @@ class EngineCore:
                 param="engine.queue_limit",
             )
         self._reserved += 1
-        return self._movements.reserve(session, request, tokens, keys)
+        return self._movements.reserve(session, request, tokens, keys, handoff=handoff)
 
     def extend(self, reservation: Reservation, blocks: int) -> list[int]:
         """More blocks for a reservation, appended to it. Raises Overloaded."""

@@ -8,21 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
 
+from engine.batch import HoldsBack
 from engine.errors import Overloaded, TransferFailed
 from engine.live import Live
 from engine.request import Request
 from engine.reservation import Reservation
 from engine.reserve_max import Longest
 from engine.roster import RUNS, Roster
-from engine.sequence import Phase, Sequence
+from engine.sequence import Phase, Sequence, Tier
 
 
 class Movements:
     """Moves whole requests: all of their choices that live here.
 
-    `seats` sequences may hold blocks; `reservations` are what `longest` knows of those to come. Who comes to
-    run here does not overtake who waits: it finds room only beside the first of the queue, but for one of a
-    lower priority.
+    `seats` sequences may hold blocks; `reservations` are what `longest` knows of those to come. Who is handed
+    over does not overtake who waits: it finds room only beside the first of the queue, but for one of a lower
+    priority, or one whose KV a queue with levels has swapped out to make room.
     """
 
     def __init__(
@@ -43,14 +44,16 @@ class Movements:
         return sum(one.request.sampling.n for one in self.reservations.values() if one.blocks)
 
     def _before(self, request: Request) -> Sequence | None:
-        """Who waits here and goes before one that comes, if anybody."""
+        """Who waits here and goes before one that is handed over, if anybody."""
         queue = self._roster.queue
         head = next(iter(queue), None) if len(queue) else None
         if head is not None and queue.by_priority and head.request.priority < request.priority:
             return None
+        if head is not None and head.tier is Tier.HOST and isinstance(queue, HoldsBack):
+            return None
         return head
 
-    def _seat(self, request: Request, head: Sequence | None) -> None:
+    def _seat(self, request: Request, head: Sequence | None = None) -> None:
         """Raises Overloaded if there is no place for the choices of one more request beside those of `head`,
         or none at their longest where that is reserved."""
         running = self._roster.width() + self.promised
@@ -113,11 +116,13 @@ class Movements:
             self._roster.end(sequence, moved=True)
         return True
 
-    def reserve(self, session: str, request: Request, tokens: int, keys: SequenceOf[bytes]) -> Reservation:
+    def reserve(
+        self, session: str, request: Request, tokens: int, keys: SequenceOf[bytes], *, handoff: bool
+    ) -> Reservation:
         """See EngineCore.reserve; `keys` are the prefix keys of the full blocks of the prompt."""
         if not tokens:
             return self._keep(Reservation(session, request, []))
-        head = self._before(request)
+        head = self._before(request) if handoff else None
         self._seat(request, head)
         found = self._pool.find(keys, tokens // self._pool.block_size)
         need = self._pool.blocks_for(tokens) - len(found)
@@ -147,11 +152,9 @@ class Movements:
 
     def extend(self, reservation: Reservation, blocks: int) -> list[int]:
         self._require(reservation)
-        head = None
         if not reservation.blocks:
-            head = self._before(reservation.request)
-            self._seat(reservation.request, head)
-        self._room([], blocks, head)
+            self._seat(reservation.request)
+        self._room([], blocks)
         fresh = self._pool.reserve(blocks)
         reservation.blocks += fresh
         return fresh

@@ -252,7 +252,8 @@ def _reserve(arrival: Arrival, blocks: int, share: float, core: EngineCore) -> i
         raise Overloaded(f"{core.pool.reserved} blocks are reserved here: raise transfer.reserved_share")
     if reservation is None:
         tokens = blocks * core.pool.block_size
-        reservation = arrival.reservation = core.reserve(arrival.session, arrival.request, tokens)
+        reservation = core.reserve(arrival.session, arrival.request, tokens, handoff=not arrival.live)
+        arrival.reservation = reservation
     else:
         core.extend(reservation, more)
     return reservation.cached

@@ -38,7 +38,8 @@ def floor(described: Mapping[str, Any], pieces: Collection[str], spelled: Callab
     else:
         # A text may have the sign for a space itself, so that a piece counts as it is written.
         tokens += [piece.encode() for piece in pieces]
-        if not {f"<0x{byte:02X}>" for byte in range(256)} <= set(pieces):
+        whole = {f"<0x{byte:02X}>" for byte in range(256)} <= set(pieces)
+        if not whole or not described["model"].get("byte_fallback"):
             return Floor(math.inf)  # runs of unknown characters are one token
     if any(token["lstrip"] or token["rstrip"] for token in added) or (dropped and shrinkage > 1):
         return Floor(math.inf)

@@ -200,7 +200,8 @@ class Movement:
         size = core.pool.block_size
         try:
             if self._reservation is None:
-                self._reservation = core.reserve(self.request.id, self.request, blocks * size)
+                handoff, tokens = self.live is None, blocks * size
+                self._reservation = core.reserve(self.request.id, self.request, tokens, handoff=handoff)
             else:
                 core.extend(self._reservation, blocks - len(self._reservation.blocks))
         except TandemError as error:

@@ -227,11 +227,16 @@ class Injector:
         self._control.migrate(self._rng.choice(running).id, self._rng.choice(others), wait=False)
 
     async def _out_and_in(self, victim: str) -> None:
+        mine = True
         try:
             await to_its_end(self._control.drain, victim)
             await self._until(victim, _settled)
+        except (RefusedError, NotFound):  # another drains it, who takes it back
+            mine = False
+            raise
         finally:
-            await to_its_end(self._control.cordon, victim, on=False)
+            if mine:
+                await to_its_end(self._control.cordon, victim, on=False)
 
     async def _there_and_back(self, victim: str) -> None:
         status = await asyncio.to_thread(self._control.status)

@@ -27,7 +27,7 @@ from cluster.cli.options import (
 )
 from cluster.cli.output import messages, out, plain, print_json, table
 from cluster.cli.progress import Advance, Steps
-from cluster.cli.waiting import look
+from cluster.cli.waiting import Watch
 from cluster.config import Config, read
 from cluster.config_schema import is_secret
 from cluster.control_client import ControlClient
@@ -113,9 +113,9 @@ def _title(changes: Sequence[pb.Change]) -> str:
 
 def _settle(client: ControlClient, timeout: float, advance: Advance) -> None:
     """Until no instance is outdated and the pools are at their targets."""
-    end, most = time.monotonic() + timeout, 0
+    end, most, watch = time.monotonic() + timeout, 0, Watch(client)
     while True:
-        status = look(client)
+        status = watch.look()
         old = [one.name for one in status.instances if one.outdated]
         most = max(most, len(old))
         advance(most - len(old), max(1, most))

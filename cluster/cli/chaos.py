@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -71,16 +72,19 @@ def command(
 
 
 async def _to_its_end(work: Coroutine[Any, Any, Verdict], say: Callable[[str], None]) -> Verdict:
-    """What `work` comes to. SIGINT and SIGTERM cancel it, once, so that it takes back what it has done.
+    """What `work` comes to. SIGINT and SIGTERM cancel it, once, so that it takes back what it has done; the
+    next ends the process at once.
 
     Raises CancelledError then.
     """
     task = asyncio.ensure_future(work)
 
     def interrupt() -> None:
-        if not task.cancelling():
-            say("interrupted: taking back what was done")
-            task.cancel()
+        if task.cancelling():
+            say("interrupted again: what is not taken back yet stays; see `tandem status`")
+            os._exit(int(Exit.INTERRUPTED))
+        say("interrupted: taking back what was done; again to end at once")
+        task.cancel()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, interrupt)

@@ -23,7 +23,7 @@ from cluster.cli.options import (
 )
 from cluster.cli.output import messages, out, plain, print_json
 from cluster.cli.progress import Steps
-from cluster.cli.waiting import look
+from cluster.cli.waiting import Watch
 from cluster.control_client import ControlClient
 from cluster.units import counted
 from migration.moved import COMMITTED
@@ -162,9 +162,9 @@ def _watch(
     end = time.monotonic() + timeout
 
     def settled(advance: Callable[[int, int], None]) -> pb.Instance:
-        now, first, again = told, 0, False
+        now, first, again, watch = told, 0, False, Watch(client)
         while True:
-            status = look(client)
+            status = watch.look()
             first = first or status.controller_pid
             again = again or not status.pools or status.controller_pid != first
             seen = next((one for one in status.instances if one.name == told.name), None)

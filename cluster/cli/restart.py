@@ -13,7 +13,7 @@ from cluster.cli.failures import Exit, Failure
 from cluster.cli.options import ControlAddress, ControlToken, Format, Output, Timeout, confirm, root
 from cluster.cli.output import messages, out, print_json
 from cluster.cli.progress import Advance, Steps
-from cluster.cli.waiting import look
+from cluster.cli.waiting import Watch
 from cluster.control_client import ControlClient
 from cluster.units import counted
 from engine.errors import Unreachable
@@ -75,7 +75,7 @@ def _controller(
     """Ends the controller's process and waits until Serve has started another one."""
     before = client.status().controller_pid
     client.restart(CONTROLLER, dry_run=dry_run)
-    after, end = before, time.monotonic() + timeout
+    after, end, seen = before, time.monotonic() + timeout, Watch(client)
     if not dry_run:
         with Steps(messages(quiet=root(context).quiet)).step("waiting for another controller") as advance:
             while after == before:
@@ -83,7 +83,7 @@ def _controller(
                 if time.monotonic() > end:
                     raise Failure(Exit.TIMEOUT, "timeout", f"no other controller after {timeout:g} s")
                 time.sleep(POLL)
-                status = look(client)
+                status = seen.look()
                 after = status.controller_pid if status.pools else before
     if output is Format.JSON:
         print_json("RestartResult", [{"instances": [], "dry_run": dry_run, "replaced": not dry_run}])
@@ -96,9 +96,9 @@ def watch(client: ControlClient, names: list[str], after: int, timeout: float, a
 
     A controller that is started again goes on with it; its events count from 1.
     """
-    end, controller, left = time.monotonic() + timeout, 0, names
+    end, controller, left, seen = time.monotonic() + timeout, 0, names, Watch(client)
     while True:
-        status = look(client)
+        status = seen.look()
         if status.pools:
             left = [one.name for one in status.instances if one.name in names]
             advance(len(names) - len(left), len(names))

@@ -14,7 +14,7 @@ from cluster.cli.failures import Exit, Failure
 from cluster.cli.options import ControlAddress, ControlToken, Format, Output, Timeout, root
 from cluster.cli.output import messages, out, plain, print_json
 from cluster.cli.progress import Steps
-from cluster.cli.waiting import look
+from cluster.cli.waiting import Watch
 from cluster.control_client import ControlClient
 from cluster.units import counted
 
@@ -82,10 +82,10 @@ def _wait(client: ControlClient, pool: str, reply: pb.ScaleReply, timeout: float
     """Until as many are ready as shall be, and nobody comes or goes. Raises Failure when time is up."""
     target, end = reply.target, time.monotonic() + timeout
     coming = target >= reply.previous
-    found = pb.Pool(name=pool)
+    found, watch = pb.Pool(name=pool), Watch(client)
     with steps.step(f"{pool} goes to {counted(target, 'instance')}") as advance:
         while True:
-            seen = {one.name: one for one in look(client).pools}
+            seen = {one.name: one for one in watch.look().pools}
             found = seen.get(pool, found)
             if seen and found.ready == target and not found.starting and not found.draining:
                 return

@@ -289,6 +289,20 @@ def test_what_cannot_be_undone_is_told_and_keeps_no_run_from_its_end(
     assert [one.error for one in done] == ["decode-0 is draining"]
 
 
+def test_a_drain_that_another_began_is_left_to_him(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster()
+
+    def refuse(name: str) -> None:
+        cluster.cordoned.add(name)
+        raise RefusedError(f"{name} is being drained already")
+
+    monkeypatch.setattr(cluster, "drain", refuse)
+    running = injector(cluster)
+    asyncio.run(running.run((DRAIN,)))
+    assert [one.error for one in running.done] == ["decode-0 is being drained already"]
+    assert cluster.cordoned == {"decode-0"}
+
+
 def test_the_error_of_a_call_is_told_even_if_nobody_waits_any_more() -> None:
     gate = Gate()
 

@@ -87,6 +87,7 @@ def test_a_cluster_is_stopped_though_nobody_can_be_told(error: BaseException) ->
 
 
 CHAOS = """
+import asyncio
 import sys
 from cluster.chaos.faults import Injector
 from cluster.chaos.scenario import Fault
@@ -94,6 +95,12 @@ from cluster.cli import chaos
 from cluster.cli.start import main
 
 async def only_the_fault(plan, client, say, **more):
+    if plan.name == "hang-decode":
+        try:
+            say("begun")
+            await asyncio.sleep(600)
+        finally:
+            await asyncio.sleep(600)
     fault = Fault(at=0, kind="stop", target="decode-0", lasting=600)
     await Injector(client, 0, say).run((fault,))
 
@@ -134,3 +141,15 @@ def test_chaos_that_is_interrupted_takes_its_faults_back(
             _, errors = running.communicate(timeout=PATIENCE)
         assert running.returncode == Exit.INTERRUPTED, errors.decode()
         assert comes_to(victim.pid, psutil.STATUS_SLEEPING)
+
+
+def test_chaos_that_is_interrupted_again_ends_at_once_and_says_what_stays(controller: Controller) -> None:
+    chaos = [sys.executable, "-P", "-c", CHAOS, "chaos", "-f", "hang-decode"]
+    with process(*chaos, env=dict(os.environ), stderr=subprocess.PIPE) as running:
+        assert running.stderr is not None
+        for sign in (b"begun", b"again to end at once"):
+            assert sign in next(line for line in running.stderr if sign in line)
+            running.send_signal(signal.SIGINT)
+        _, errors = running.communicate(timeout=PATIENCE)
+    assert running.returncode == Exit.INTERRUPTED
+    assert b"what is not taken back yet stays" in errors

@@ -48,6 +48,17 @@ def test_a_wait_for_a_controller_that_stays_away_ends_with_5(controller: Control
     assert "decode has 0 of 4 instances ready" in told.stderr
 
 
+def test_a_cluster_that_is_gone_is_not_waited_for_to_the_end(
+    controller: Controller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.cli.waiting.AWAY", 0.05)
+    controller.interlude = [AWAY] * 1000
+    told = run("scale", "decode", "--replicas", "4", "--wait", "--timeout", "10m")
+    assert told.exit_code == Exit.NOT_FOUND
+    assert "no local cluster is running" in told.stderr
+    assert len(controller.interlude) > 900
+
+
 def test_an_instance_that_ends_while_the_same_controller_runs_is_gone(controller: Controller) -> None:
     told = run("drain", "decode-9", "--wait")
     assert told.exit_code == Exit.FAILED

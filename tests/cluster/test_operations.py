@@ -315,6 +315,23 @@ def test_an_instance_whose_role_change_is_undone_does_not_pass_for_one_that_was_
     run(test())
 
 
+def test_a_role_change_that_the_controller_s_end_cuts_off_leaves_nothing_cordoned() -> None:
+    async def test() -> None:
+        fleet = Fleet()
+        async with controlling(fleet) as first:
+            await seen(first, "ready", 3)
+            fleet["decode-0"].turns.clear()
+            await first.operations.change_role("decode-0", "prefill", 60.0)
+            await until(lambda: fleet["decode-0"].state == "draining")
+        async with controlling(fleet) as second:
+            await seen(second, "ready", 3)
+            await asyncio.sleep(5 * CONTROL.beat)
+            assert fleet.alive == ["decode-0", "decode-1", "prefill-0"]
+            assert not any(one.cordoned for one in second.status().instances)
+
+    run(test())
+
+
 def test_a_drain_that_follows_another_at_once_is_known_as_one_that_is_under_way() -> None:
     async def test() -> None:
         fleet = Fleet()

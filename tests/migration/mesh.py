@@ -28,7 +28,7 @@ class Node:
         self, name: str, home: Home, *, total: int, padding: int, block_size: int, **options: Any
     ) -> None:
         self.name = name
-        self.engine = Engine(name, home, total=total, padding=padding, block_size=block_size)
+        self.engine = Engine(name, home, total=total, padding=padding, block_size=block_size, seats=64)
         self.ends = Ends(self.engine, **options)
         self.role = DecodeInstance(name, self.engine.loop, self.ends.sender, self.ends.receiver)
 

@@ -220,14 +220,16 @@ class _Clock:
 class Engine:
     """One instance's engine, on which a sender and a receiver are put."""
 
-    def __init__(self, name: str, home: Home, *, total: int, padding: int, block_size: int = 4) -> None:
+    def __init__(
+        self, name: str, home: Home, *, total: int, padding: int, block_size: int = 4, seats: int = 32
+    ) -> None:
         self.name = name
         self.home = home
         self.core = EngineCore(
             pool=BlockPool(total, block_size),
             queue=FCFSQueue(),
             policy=ChunkedPrefill(max(16, block_size), block_size),
-            limits=Limits(max_length=10_000, max_sequences=32),
+            limits=Limits(max_length=10_000, max_sequences=seats),
             eos_token_ids=frozenset({EOS}),
         )
         self.runner = GatedRunner(ToyRunner(total, block_size))

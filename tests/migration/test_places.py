@@ -56,9 +56,9 @@ class Notes:
             self._note(("set out", movement.request.id))
             return give(movement, to)
 
-        def reserved(session: str, one: Request, tokens: int) -> Reservation:
+        def reserved(session: str, one: Request, tokens: int, *, handoff: bool) -> Reservation:
             self._note(("reserve", one.id))
-            return reserve(session, one, tokens)
+            return reserve(session, one, tokens, handoff=handoff)
 
         both.p.core.plan = planned  # type: ignore[method-assign]
         both.sender._peers.give = given  # type: ignore[method-assign]

@@ -114,3 +114,7 @@ def test_nothing_is_known_where_a_text_may_become_as_short_as_it_likes() -> None
         BPE({"?": 0, "a": 1}, [], unk_token="?", fuse_unk=True, byte_fallback=True)
     )
     assert floor_of(unknown).tokens("b" * 1000) == 0 < len(unknown.encode("b" * 1000).ids) == 1
+    pieces = {"?": 0} | {f"<0x{byte:02X}>": byte + 1 for byte in range(256)}
+    for fallback, least in ((True, 1), (False, 0)):
+        whole = tokenizers.Tokenizer(BPE(pieces, [], unk_token="?", fuse_unk=True, byte_fallback=fallback))
+        assert (floor_of(whole).tokens("字" * 1000) > 0) == bool(least)
