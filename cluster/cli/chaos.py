@@ -96,7 +96,7 @@ def _show(verdict: Verdict) -> None:
         "requests": f"{verdict.sent} sent, {verdict.finished} finished, {verdict.lost} lost",
         "tokens": f"{verdict.exact} exact, {verdict.changed} changed, {verdict.duplicated} duplicated",
         "faults": f"{verdict.faults} carried out, {verdict.faults_failed} failed, "
-        f"{verdict.faults_missed} found nothing to do",
+        f"{verdict.faults_missed} missed",
         "log-probs": _log_probabilities(verdict),
         "hit": f"{verdict.hit} by what ended processes; {verdict.recovered} recovered elsewhere, "
         f"{verdict.reconnected} came back to a gateway",
