@@ -44,9 +44,22 @@ class ModelConfig(Section):
         description="How weights are kept. `auto` leaves 4- and 8-bit weights of a GGUF file as they are "
         "where the compiled CPU kernels run, with the same results; `dense` expands them to `dtype`.",
     )
+    activations: Literal["auto", "int8"] = Field(
+        "auto",
+        description="What enters products. `auto` is `dtype`; `int8` rounds to 8 bits, a scale for each 32, "
+        "what meets 4-bit weights: faster and less precise, for float32 and the compiled CPU kernels alone.",
+    )
     max_length: Count | None = Field(
         None, description="The most tokens of prompt and answer together. Null takes the model's own limit."
     )
+
+    @model_validator(mode="after")
+    def _rounded_from_float32(self) -> ModelConfig:
+        if self.activations == "int8" and (self.dtype not in ("auto", "float32") or self.weights != "auto"):
+            raise contradiction(
+                "activations int8 goes with dtype float32 and weights auto: change one of them"
+            )
+        return self
 
 
 class PoolConfig(Section):

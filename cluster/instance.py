@@ -288,6 +288,7 @@ def load_runner(config: Config, threads: int) -> tuple[ModelRunner, str]:
         block_size=engine.block_size,
         threads=threads,
         weights=config.model.weights,
+        activations=config.model.activations,
         kv_dtype=engine.kv_dtype,
         exact=engine.exact,
         host_bytes=engine.host_memory,

@@ -117,6 +117,7 @@ def child() -> None:
             cache=config.cache_directory,
             blocks=1,
             weights=config.model.weights,
+            activations=config.model.activations,
             progress=show,
         )
     except TandemError as error:

@@ -45,6 +45,7 @@ RULES: tuple[tuple[str, str, str], ...] = (
     ("transfer.*", INSTANCES, "both ends of every movement are built with it"),
     ("model.dtype", INSTANCES, "weights are loaded with it"),
     ("model.weights", INSTANCES, "weights are loaded with it"),
+    ("model.activations", INSTANCES, "weights are loaded with it"),
     ("model.*", RESTART, "gateways have the model's tokenizer, name and limits"),
     ("control.host", RESTART, "gateways and operators know the controller by it"),
     ("control.port", RESTART, "gateways and operators know the controller by it"),

@@ -7,7 +7,7 @@ from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
-INTERFACE = 2
+INTERFACE = 3
 """Changes with the structures that kernels.native fills in; the library has the same."""
 
 

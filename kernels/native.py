@@ -29,7 +29,7 @@ class _Matrix(ctypes.Structure):
         ("outputs", _WORD),
         ("inputs", _WORD),
         ("format", ctypes.c_int32),
-        ("unused", ctypes.c_int32),
+        ("rounded", ctypes.c_int32),
         ("data", _POINTER),
         ("bias", _POINTER),
     ]
@@ -111,15 +111,20 @@ def _loaded() -> ctypes.CDLL:
     return found
 
 
-def multiply(x: Tensor, panelled: Tensor, outputs: int, bias: Tensor | None = None) -> Tensor:
+def multiply(
+    x: Tensor, panelled: Tensor, outputs: int, bias: Tensor | None = None, *, rounded: bool = False
+) -> Tensor:
     """x [rows, inputs] · weights of any kind ᵀ + bias: [rows, outputs] float32.
 
     x: contiguous, float32 or bfloat16; panelled: panels [panels, bytes] for x's dtype, which hold `outputs`;
-    bias: float32, padded to whole panels. Raises MemoryError.
+    bias: float32, padded to whole panels. With `rounded`, of float32 and weights of 4 bits alone, x is
+    `reference.rounded`. Raises MemoryError.
     """
     kinds = [panels.panel_bytes(kind, x.shape[1], x.dtype) for kind in _KINDS]
     address = None if bias is None else bias.data_ptr()
-    matrix = _Matrix(outputs, x.shape[1], kinds.index(panelled.shape[1]), 0, panelled.data_ptr(), address)
+    kind = kinds.index(panelled.shape[1])
+    assert not rounded or (_KINDS[kind] == "4 bits" and x.dtype == torch.float32)
+    matrix = _Matrix(outputs, x.shape[1], kind, rounded, panelled.data_ptr(), address)
     out = torch.empty(len(x), outputs)
     failed = _loaded().tandem_multiply(
         ctypes.byref(matrix), x.dtype == torch.bfloat16, x.data_ptr(), len(x), out.data_ptr()
@@ -159,13 +164,18 @@ class Decoder:
         frequencies: Tensor,
         pool: Tensor,
         threads: int = 1,
+        *,
+        rounded: bool = False,
     ) -> None:
         """weights: `embedding` and `head` (if it is another) as panels, `norm`, and layers.<i>.{qkv, output,
         gate_up, down} as panels, gate and up interleaved, their _bias padded to whole panels, and
         layers.<i>.{input_norm, mlp_norm, q_norm, k_norm}; all but panels float32.
         frequencies: [dim / 2] float32. pool: [layers, 2, blocks, block_size, kv_heads, dim], float32 or
-        bfloat16, which is what products are computed in. Raises MemoryError.
+        bfloat16, which is what products are computed in. rounded: what enters products with weights of 4 bits
+        is `reference.rounded`; with a float32 pool alone. Raises MemoryError.
         """
+        assert not rounded or pool.dtype == torch.float32
+        self._rounded = rounded
         self._library, self._shape, self._pool = _loaded(), shape, pool
         self._held = [weights, frequencies]
         self._weights = weights
@@ -248,11 +258,12 @@ class Decoder:
         count = -(-outputs // panels.PANEL)
         assert tensor.shape[0] == count, name
         assert tensor.is_contiguous(), name
+        kind = widths.index(tensor.shape[1])
         return _Matrix(
             outputs,
             inputs,
-            widths.index(tensor.shape[1]),
-            0,
+            kind,
+            self._rounded and _KINDS[kind] == "4 bits",
             tensor.data_ptr(),
             self._address(f"{name}_bias"),
         )

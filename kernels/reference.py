@@ -20,6 +20,18 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def rounded(x: Tensor) -> Tensor:
+    """x with each 32 neighbours rounded to whole multiples, −127 to 127, of the largest of them / 127.
+
+    x: [..., inputs] float32, inputs a multiple of 32. What the integer kernels multiply 4-bit weights with,
+    as llama.cpp's Q8_1 does: the products are those of the same weights with these numbers.
+    """
+    groups = x.unflatten(-1, (-1, 32))
+    top = groups.abs().amax(-1, keepdim=True)
+    steps = (groups * torch.where(top > 0, 127 / top, 0.0)).round()
+    return (steps * (top / 127)).flatten(-2)
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x²) + eps) · weight over the last dimension.
 

@@ -29,12 +29,21 @@ class CompiledDecoder:
     """Computes works. Each row's logits are the same bits in any batch, chunk and block table."""
 
     def __init__(
-        self, config: ModelConfig, weights: Mapping[str, Tensor], cache: KVCache, threads: int
+        self,
+        config: ModelConfig,
+        weights: Mapping[str, Tensor],
+        cache: KVCache,
+        threads: int,
+        *,
+        rounded: bool = False,
     ) -> None:
-        """weights: as model.panel_packing gives them for the dtype of the cache."""
+        """weights: as model.panel_packing gives them for the dtype of the cache; rounded: as for
+        native.Decoder."""
         frequencies, magnitude = inverse_frequencies(config.rope, config.head_dim)
         shape = _shape(config, magnitude)
-        self._decoder = native.Decoder(shape, weights, frequencies.contiguous(), cache.pool, threads)
+        self._decoder = native.Decoder(
+            shape, weights, frequencies.contiguous(), cache.pool, threads, rounded=rounded
+        )
 
     def logits(self, works: Sequence[Work], wanted: Sequence[int]) -> Tensor:
         """Compute works; the logits of the last wanted[i] positions of each, [their sum, vocabulary]."""

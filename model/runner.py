@@ -31,6 +31,8 @@ NUMBERS = {"cpu": ("float32", "bfloat16", "float64"), "cuda": ("float32", "bfloa
 REFERENCE = "float64"
 """What the others are compared with; no config takes it."""
 
+ACTIVATIONS = ("auto", "int8")
+
 
 def _silent(stage: str, done: float) -> None:
     """The progress of a start that nobody watches."""
@@ -51,6 +53,7 @@ class ModelRunner:
         block_size: int = 16,
         threads: int = 1,
         weights: str = "auto",
+        activations: str = "auto",
         kv_dtype: str = "auto",
         exact: bool = False,
         use_compiled: bool = True,
@@ -65,6 +68,8 @@ class ModelRunner:
         CPU only.
         weights: auto keeps 4- and 8-bit weights of a GGUF file as they are where the compiled kernels serve,
         which compute with the same numbers as if they had been expanded; dense expands them to dtype.
+        activations: what enters products: auto is dtype; int8 rounds to 8 bits, in groups of 32 with a scale
+        each, what meets weights of 4 bits, for dtype float32 and the compiled kernels alone.
         kv_dtype: what keys and values are kept in: auto is dtype, float8_e4m3fn and float8_e5m2 are for GPUs.
         exact: refuse to run unless a token's logits are the same bits in any batch, chunk and block table.
         use_compiled: False takes torch's operations also where the compiled kernels serve.
@@ -75,6 +80,9 @@ class ModelRunner:
         """
         if weights not in WEIGHTS:
             raise ConfigError(f"weights is {' or '.join(WEIGHTS)}, not {weights!r}", param="weights")
+        if activations not in ACTIVATIONS:
+            known = " or ".join(ACTIVATIONS)
+            raise ConfigError(f"activations is {known}, not {activations!r}", param="activations")
         self.device = _device(device)
         if dtype not in NUMBERS[self.device.type]:
             known = " or ".join(name for name in NUMBERS[self.device.type] if name != REFERENCE)
@@ -87,7 +95,8 @@ class ModelRunner:
         progress("reading the model", 1.0)
         self.config = self.assets.config
         self.grammars = AllowedTokens(lambda: Tokenizer(self.assets))
-        self.numbers, self.dtype = dtype, DTYPES[dtype]
+        rounded = activations == "int8"
+        self.numbers, self.dtype = dtype + "+int8" * rounded, DTYPES[dtype]
         self.kernels = kernels = dispatch.choose(self.device)
         on_cpu = self.device.type == "cpu"
         reason = compiled.obstacle(self.config, DTYPES[dtype]) if on_cpu else "they are for the CPU"
@@ -100,13 +109,17 @@ class ModelRunner:
         loaded = load(self.assets, DTYPES[dtype], cache, progress, panels=served, dense=weights == "dense")
         self.weights = loaded.tensors
         self.weights_format = loaded.format
+        if rounded:
+            _refuse_unrounded(dtype, self.weights_format, self.obstacle)
         stored = _storage(kv_dtype, dtype, self.device, kernels)
         layout = KVLayout(self.config.layers, block_size, self.config.kv_heads, self.config.head_dim, stored)
         self.kv = KVCache(layout, _block_count(layout, blocks, kv_bytes), self.device, kernels)
         self.host = HostTier(self.kv, host_bytes // self.kv.block_nbytes)
         self._decoder: EagerDecoder | compiled.CompiledDecoder
         if served:
-            self._decoder = compiled.CompiledDecoder(self.config, loaded.tensors, self.kv, threads)
+            self._decoder = compiled.CompiledDecoder(
+                self.config, loaded.tensors, self.kv, threads, rounded=rounded
+            )
         else:
             tensors = {name: tensor.to(self.device) for name, tensor in loaded.tensors.items()}
             self._decoder = EagerDecoder(self.config, tensors, kernels, self.kv)
@@ -162,6 +175,25 @@ def _device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device is cuda, but torch finds no GPU", param="device")
     return device
+
+
+def _refuse_unrounded(dtype: str, weights: str, obstacle: str | None) -> None:
+    """Raises ConfigError or SetupError where int8 activations could not be had."""
+    if obstacle is not None:
+        raise SetupError(
+            f"model.activations int8 needs the compiled CPU kernels, which do not serve here: {obstacle}"
+        )
+    if dtype != "float32":
+        raise ConfigError(
+            f"activations int8 goes with dtype float32, not {dtype}: leave one of them auto",
+            param="activations",
+        )
+    if weights != "4-bit":
+        raise ConfigError(
+            f"activations int8 is for weights of 4 bits, and these are {weights}: serve a Q4_0 or Q4_1 GGUF "
+            "file with weights auto, or leave activations auto",
+            param="activations",
+        )
 
 
 def _storage(kv_dtype: str, dtype: str, device: torch.device, kernels: Kernels) -> str:

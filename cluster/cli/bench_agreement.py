@@ -54,7 +54,7 @@ def _measure(config: Config, texts: list[str], tokens: int) -> dict[str, object]
 
     device, dtype = resolve(config.engine.device, config.model.dtype)
 
-    def runner(dtype: str, blocks: int) -> ModelRunner:
+    def runner(dtype: str, activations: str, blocks: int) -> ModelRunner:
         return ModelRunner(
             config.model.path,
             dtype=dtype,
@@ -62,11 +62,13 @@ def _measure(config: Config, texts: list[str], tokens: int) -> dict[str, object]
             cache=config.cache_directory,
             blocks=blocks,
             weights=config.model.weights,
+            activations=activations,
         )
 
-    tokenizer = Tokenizer(runner("float32", 1).assets)
+    tokenizer = Tokenizer(runner("float32", "auto", 1).assets)
     encoded = [tokenizer.encode(text) for text in texts]
     blocks = -(-(max(map(len, encoded)) + tokens) // config.engine.block_size)
-    ours, reference = runner(dtype, blocks), runner("float32", blocks)
+    ours = runner(dtype, config.model.activations, blocks)
+    reference = runner("float32", "auto", blocks)
     found = compare(ours, reference, encoded, tokens)
-    return {"dtype": dtype, "weights": ours.weights_format, **dataclasses.asdict(found)}
+    return {"dtype": ours.numbers, "weights": ours.weights_format, **dataclasses.asdict(found)}

@@ -9,10 +9,12 @@
 
 #include <algorithm>
 #include <memory>
+#include <type_traits>
 #include <vector>
 
 #include "attention.h"
 #include PRODUCT_HEADER
+#include "product_integers.h"
 #include "team.h"
 
 namespace tandem::LANES {
@@ -131,9 +133,25 @@ class Decoder {
     void multiply_rows(const Matrix& w, const Element* x, int64_t rows, const Sink& sink) {
         const int64_t panels = rounded_up(w.outputs, PANEL) / PANEL;
         const int64_t piece = std::max<int64_t>(1, panels / (8 * team_.size()));
+        if constexpr (std::is_same_v<T, Float32>) {
+            if (w.rounded) {
+                const uint8_t* numbers = round_rows(x, rows, w.inputs);
+                team_.share(panels, piece, [&](int, int64_t begin, int64_t end) {
+                    integer_product(w, numbers, rows, begin, end, sink);
+                });
+                return;
+            }
+        }
         team_.share(panels, piece, [&](int worker, int64_t begin, int64_t end) {
             product<T>(w, x, rows, begin, end, scratch_[worker].template take<uint8_t>(0), sink);
         });
+    }
+
+    const uint8_t* round_rows(const float* x, int64_t rows, int64_t inputs) {
+        const int64_t stride = rounded_bytes(inputs);
+        uint8_t* to = rounded_memory_.template take<uint8_t>(rows * stride);
+        share_rows(rows, [=](int64_t row) { round_row(x + row * inputs, inputs, to + row * stride); });
+        return to;
     }
 
     // What every layer needs to know of the rows: where they stand, where their KV goes, and by how much they
@@ -265,7 +283,7 @@ class Decoder {
     std::vector<Buffer> scratch_;
     std::vector<std::unique_ptr<AttentionScratch<T>>> attention_;
     Buffer residual_memory_, projected_memory_, x_memory_, q_memory_, mixed_memory_, active_memory_;
-    Buffer cosines_memory_, sines_memory_;
+    Buffer cosines_memory_, sines_memory_, rounded_memory_;
     std::vector<int64_t> positions_, slots_;
     std::vector<Piece> pieces_;
     float* residual_ = nullptr;

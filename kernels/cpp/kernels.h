@@ -38,8 +38,18 @@ static void multiply_by(const Matrix& w, const void* x, int64_t rows, float* out
                scratch.take<uint8_t>(scratch_bytes<T>(w.inputs)), sink);
 }
 
+static void multiply_rounded(const Matrix& w, const float* x, int64_t rows, float* out) {
+    Buffer memory;
+    const int64_t stride = rounded_bytes(w.inputs);
+    uint8_t* numbers = memory.take<uint8_t>(rows * stride);
+    for (int64_t row = 0; row < rows; ++row) round_row(x + row * w.inputs, w.inputs, numbers + row * stride);
+    integer_product(w, numbers, rows, 0, rounded_up(w.outputs, PANEL) / PANEL, Store{out, w.outputs, w});
+}
+
 static void multiply(const Matrix& w, bool bfloat16, const void* x, int64_t rows, float* out) {
-    if (bfloat16)
+    if (w.rounded)
+        multiply_rounded(w, (const float*)x, rows, out);
+    else if (bfloat16)
         multiply_by<BFloat16>(w, x, rows, out);
     else
         multiply_by<Float32>(w, x, rows, out);

@@ -3,7 +3,7 @@
 
 #include <exception>
 
-constexpr int INTERFACE = 2;
+constexpr int INTERFACE = 3;
 
 using namespace tandem;
 

@@ -11,7 +11,7 @@ struct Matrix {
     int64_t outputs;
     int64_t inputs;
     int32_t format;
-    int32_t unused;
+    int32_t rounded;  // activations to 8 bits; with 4-bit weights and float32 alone
     const uint8_t* data;
     const float* bias;
 };

@@ -97,6 +97,55 @@ def test_compressed_weights_give_the_bits_of_expanded_ones(rows: int, kind: str,
     assert torch.equal(native.multiply(x, packed, 130), expanded)
 
 
+@pytest.mark.parametrize("rows", [*range(1, 14), 64, 400])
+@pytest.mark.parametrize(("outputs", "inputs"), [(1, 32), (100, 96), (192, 1536)])
+def test_a_rounded_product_is_that_of_the_rounded_numbers(rows: int, outputs: int, inputs: int) -> None:
+    packed, dense = weights(outputs, inputs, "4 bits", torch.float32)
+    x = activations(rows, inputs, torch.float32)
+    x[:, -32:-16] *= 1000.0
+    x[rows // 2, :32] = 0.0
+    bias = torch.zeros(packed.shape[0] * 64)
+    bias[:outputs] = torch.randn(outputs, generator=generator(3))
+    numbers = reference.rounded(x).double()
+    expected = numbers @ dense.double().t() + bias[:outputs].double()
+    got = native.multiply(x, packed, outputs, bias, rounded=True)
+    size = numbers.abs() @ dense.double().abs().t() + 1
+    assert bool(((got.double() - expected).abs() <= TOLERANCE * size).all())
+    if inputs > 32:
+        assert not torch.allclose(got, native.multiply(x, packed, outputs, bias), rtol=0, atol=1e-6)
+
+
+def test_a_rounded_row_is_the_same_bits_in_any_company() -> None:
+    packed, _ = weights(130, 576, "4 bits", torch.float32)
+    x = activations(23, 576, torch.float32)
+    together = native.multiply(x, packed, 130, rounded=True)
+    for count in (1, 2, 3, 4, 5, 8, 11):
+        starts = range(0, 23, count)
+        parts = [native.multiply(x[start : start + count], packed, 130, rounded=True) for start in starts]
+        assert torch.equal(torch.cat(parts), together)
+
+
+def test_a_rounded_product_of_the_largest_numbers_overflows_nowhere() -> None:
+    """Sums of a group are kept in 16 bits: all weights 15, all activations ±127 steps."""
+    numbers = torch.full((64, 96), 15, dtype=torch.uint8)
+    scales = torch.ones(64, 3).half()
+    packed = panels.compressed(Quantised(numbers, scales, 0 * scales), torch.float32)
+    for sign in (1.0, -1.0):
+        got = native.multiply(torch.full((7, 96), sign * 127), packed, 64, rounded=True)
+        assert torch.equal(got, torch.full((7, 64), sign * 127 * 15 * 96))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_no_number_does_not_pass_for_one_when_it_is_rounded(value: float) -> None:
+    packed, _ = weights(64, 96, "4 bits", torch.float32)
+    x = activations(2, 96, torch.float32)
+    sound = native.multiply(x, packed, 64, rounded=True)
+    x[1, 40] = value
+    got = native.multiply(x, packed, 64, rounded=True)
+    assert torch.equal(got[0], sound[0])
+    assert not bool(got[1].isfinite().any())
+
+
 def test_gate_and_up_lie_side_by_side() -> None:
     rows = torch.arange(192)[:, None].expand(-1, 3).contiguous()
     order = panels.interleaved(rows)[:, 0].tolist()

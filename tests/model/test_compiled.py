@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.errors import SetupError
+from engine.errors import ConfigError, SetupError
 from engine.plan import Work
-from kernels import library
+from kernels import dispatch, library, reference
 from model.config import from_hugging_face
 from model.packing import recipe
 from model.runner import ModelRunner
@@ -123,6 +124,29 @@ def test_compressed_weights_give_the_bits_of_dense_ones(kind: str, dtype: str, t
     assert torch.equal(*(chunked(runner, (1, 30, 4, 1), [2, 0, 3]) for runner in (kept, dense)))
 
 
+@needed
+def test_rounded_activations_are_those_of_the_eager_decoder(
+    stored: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A number that falls between two steps may go to either: far less than what rounding changes."""
+
+    def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return torch.nn.functional.linear(reference.rounded(x.float()).to(x.dtype), weight, bias)
+
+    blocks = random.Random(1).sample(range(40), 40)
+    ours = ModelRunner(stored, activations="int8", blocks=40, block_size=4)
+    full = ModelRunner(stored, blocks=40, block_size=4)
+    plain = dispatch.plain
+    monkeypatch.setattr(dispatch, "choose", lambda device: replace(plain(device), linear=linear))
+    twin = ModelRunner(stored, dtype="float64", blocks=40, block_size=4)
+    expected = chunked(twin, (sum(CHUNKS),), blocks)
+    changed, missed = (
+        float((chunked(runner, CHUNKS, blocks) - expected).abs().mean() / expected.std())
+        for runner in (full, ours)
+    )
+    assert missed < 0.002 < 0.01 < changed
+
+
 def scattered(runner: ModelRunner, seed: int) -> list[Tensor]:
     """Logits of four sequences in random chunks, company, order and blocks: [length, vocabulary] each."""
     rng = random.Random(seed)
@@ -147,9 +171,11 @@ def scattered(runner: ModelRunner, seed: int) -> list[Tensor]:
 
 
 @needed
-@pytest.mark.parametrize("dtype", TOLERANCES)
-def test_logits_are_the_same_bits_on_every_way(stored: Path, dtype: str, full: bool) -> None:
-    runner = ModelRunner(stored, dtype=dtype, blocks=80, block_size=4, exact=True)
+@pytest.mark.parametrize(
+    "numbers", [{"dtype": "float32"}, {"dtype": "bfloat16"}, {"activations": "int8"}], ids=str
+)
+def test_logits_are_the_same_bits_on_every_way(stored: Path, numbers: dict[str, str], full: bool) -> None:
+    runner = ModelRunner(stored, blocks=80, block_size=4, exact=True, **numbers)  # type: ignore[arg-type]
     first = scattered(runner, 0)
     for seed in range(1, 40 if full else 6):
         for one, other in zip(first, scattered(runner, seed), strict=True):
@@ -163,8 +189,12 @@ def test_the_way_shows_in_torch_s_operations(stored: Path) -> None:
 
 
 @needed
-def test_two_threads_compute_the_bits_of_one(stored: Path) -> None:
-    one, two = (ModelRunner(stored, dtype="bfloat16", blocks=80, block_size=4, threads=n) for n in (1, 2))
+@pytest.mark.parametrize("numbers", [{"dtype": "bfloat16"}, {"activations": "int8"}], ids=str)
+def test_two_threads_compute_the_bits_of_one(stored: Path, numbers: dict[str, str]) -> None:
+    one, two = (
+        ModelRunner(stored, blocks=80, block_size=4, threads=n, **numbers)  # type: ignore[arg-type]
+        for n in (1, 2)
+    )
     torch.set_num_threads(1)
     for ours, theirs in zip(scattered(one, 0), scattered(two, 0), strict=True):
         assert torch.equal(ours, theirs)
@@ -186,6 +216,23 @@ def test_what_lies_outside_is_refused(stored: Path) -> None:
         runner.logits([Work("a", 0, [tiny.VOCABULARY], 0, [0])])
     with pytest.raises(IndexError, match="pool of 4"):
         runner.logits([Work("a", 0, [1], 0, [4])])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"use_compiled": False}, "int8 needs the compiled CPU kernels"),
+        ({"dtype": "bfloat16"}, "goes with dtype float32"),
+        ({"weights": "dense"}, "these are float32: serve a Q4_0"),
+        ({"activations": "int4"}, "activations is auto or int8"),
+    ],
+    ids=str,
+)
+def test_rounding_is_refused_where_it_cannot_be(stored: Path, changes: dict[str, Any], words: str) -> None:
+    if library.obstacle() is not None:
+        words = "int8 needs the compiled CPU kernels|activations is auto"
+    with pytest.raises((ConfigError, SetupError), match=words):
+        ModelRunner(stored, blocks=4, **{"activations": "int8", **changes})
 
 
 def test_exactness_is_refused_where_it_cannot_be(stored: Path) -> None:
