@@ -16,7 +16,7 @@ from k8s.checks.manifest import Manifest, mapping
 from k8s.checks.ray_cluster import Group
 from k8s.checks.scene import Scene
 from k8s.checks.serve import application, at_argument
-from k8s.objects import gateway_tls
+from k8s.objects import secret_files
 from k8s.objects.names import (
     API_GROUP,
     POOLS,
@@ -165,7 +165,7 @@ def _pool_bounds(scene: Scene) -> Iterator[Problem]:
 def _secrets(scene: Scene) -> Iterator[Problem]:
     """Names that nothing in the files has; tandem's Secrets are made by hand, as the docs say, and those
     of certificates by cert-manager."""
-    known = {SECRET, gateway_tls.secret(scene.service.name)}
+    known = {SECRET, *secret_files.secrets(scene.service.name)}
     known |= {m.name for kind in ("Secret", "ConfigMap") for m in scene.of(kind)}
     known |= {str(mapping(m.data, "spec").get("secretName")) for m in scene.of("Certificate")}
     for group in scene.ray.groups:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cluster.config import Config
-from k8s.objects import gateway_tls
+from k8s.objects import secret_files
 from k8s.objects.names import (
     CLUSTER_LABEL,
     GATEWAY,
@@ -44,7 +44,7 @@ def pod_monitors(config: Config) -> list[Object]:
 def _gateway(config: Config) -> Object:
     """A gateway is asked by its pod's address, which is not the name in its certificate."""
     plain: Object = {"path": "/metrics", "honorLabels": True, "authorization": _token()}
-    if gateway_tls.scheme(config) == "http":
+    if secret_files.gateway_scheme(config) == "http":
         return plain
     return {**plain, "scheme": "https", "tlsConfig": {"insecureSkipVerify": True}}
 

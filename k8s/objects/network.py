@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 from cluster.config import Config
 from engine.errors import ConfigError
-from k8s.objects import gateway_tls
+from k8s.objects import secret_files
 from k8s.objects.names import (
     CLUSTER_LABEL,
     DASHBOARD_PORT,
@@ -30,7 +30,7 @@ USUAL_PORTS = {"http": 80, "https": 443}
 
 def service(config: Config) -> Object:
     """Clients come in here, at gateways that are ready; Serve's own Service is not used."""
-    scheme = gateway_tls.scheme(config)
+    scheme = secret_files.gateway_scheme(config)
     return {
         "apiVersion": "v1",
         "kind": "Service",

@@ -6,7 +6,7 @@ import math
 
 from cluster.config import Config
 from cluster.units import format_quantity
-from k8s.objects import gateway_tls
+from k8s.objects import secret_files
 from k8s.objects.names import (
     ADMIN_TOKEN_KEY,
     AGENT_PORT,
@@ -105,7 +105,7 @@ def secret_variable(name: str, key: str, **more: bool) -> Object:
 
 def _template(config: Config, container: Object) -> Object:
     labels = {"app.kubernetes.io/part-of": "tandem", CLUSTER_LABEL: config.kubernetes.name}
-    volumes: list[Object] = [{"name": "cache", "emptyDir": {}}, *gateway_tls.volumes(config)]
+    volumes: list[Object] = [{"name": "cache", "emptyDir": {}}, *secret_files.volumes(config)]
     if config.kubernetes.model_claim is not None:
         volumes.append(
             {
@@ -117,7 +117,7 @@ def _template(config: Config, container: Object) -> Object:
 
 
 def _container(config: Config, name: str, resources: Object, ports: dict[str, int]) -> Object:
-    mounts: list[Object] = [{"name": "cache", "mountPath": CACHE}, *gateway_tls.mounts(config)]
+    mounts: list[Object] = [{"name": "cache", "mountPath": CACHE}, *secret_files.mounts(config)]
     if config.kubernetes.model_claim is not None:
         mounts.append({"name": "models", "mountPath": MODELS, "readOnly": True})
     return {
@@ -125,7 +125,7 @@ def _container(config: Config, name: str, resources: Object, ports: dict[str, in
         "image": config.kubernetes.image,
         "env": [
             secret_variable("TANDEM_CONTROL__TOKEN", CONTROL_TOKEN_KEY),
-            secret_variable("TANDEM_GATEWAY__API_KEYS", API_KEYS_KEY),
+            secret_variable("TANDEM_GATEWAY__API_KEYS", API_KEYS_KEY, **_optional_with_a_file(config)),
             secret_variable("TANDEM_GATEWAY__METRICS_TOKEN", METRICS_TOKEN_KEY),
             secret_variable("TANDEM_ADMIN__TOKEN", ADMIN_TOKEN_KEY, optional=True),
             {"name": "TANDEM_CACHE__DIRECTORY", "value": CACHE},
@@ -135,6 +135,10 @@ def _container(config: Config, name: str, resources: Object, ports: dict[str, in
         "securityContext": security(),
         "volumeMounts": mounts,
     }
+
+
+def _optional_with_a_file(config: Config) -> dict[str, bool]:
+    return {"optional": True} if config.gateway.key_file is not None else {}
 
 
 def _resources(cpus: float, memory: int, gpus: int = 0) -> Object:
@@ -147,7 +151,7 @@ def _resources(cpus: float, memory: int, gpus: int = 0) -> Object:
 def _gateway_ready(config: Config) -> Object:
     """Our own Service sends traffic by this: both pools have an instance, and the gateway stays."""
     asked = {"path": "/ready", "port": "http"}
-    if gateway_tls.scheme(config) == "https":
+    if secret_files.gateway_scheme(config) == "https":
         asked["scheme"] = "HTTPS"
     return {"httpGet": asked, "periodSeconds": 2, "failureThreshold": 2}
 
@@ -171,5 +175,5 @@ def _leave(config: Config, group: str) -> str:
     """Let what runs here finish elsewhere, then take the node out of the cluster."""
     where = f"--address {OWN_HEAD}:{config.control.port}"
     if group == GATEWAY:
-        where += f" --gateway {gateway_tls.scheme(config)}://127.0.0.1:{config.gateway.port}"
+        where += f" --gateway {secret_files.gateway_scheme(config)}://127.0.0.1:{config.gateway.port}"
     return f"tandem k8s leave {where} --deadline {math.ceil(config.control.drain_timeout)}s; ray stop"

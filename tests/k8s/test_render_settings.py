@@ -147,6 +147,54 @@ def test_every_pod_of_ray_has_the_certificate_where_the_config_says() -> None:
         }
 
 
+def test_pods_have_the_admin_s_certificate_and_the_keys_of_clients_too() -> None:
+    settings = {
+        **CERTIFICATE,
+        "security.admin_tls.certificate": "/etc/tandem/admin-tls/tls.crt",
+        "security.admin_tls.key": "/etc/tandem/admin-tls/tls.key",
+        "security.admin_tls.authority": "/etc/tandem/admin-tls/ca.crt",
+        "gateway.key_file": "/etc/tandem/gateway-keys/keys",
+    }
+    for pod in pods(**settings).values():
+        (container,) = pod["containers"]
+        folders = {each["name"]: each["mountPath"] for each in container["volumeMounts"]}
+        placed = {
+            f"{folders[volume['name']]}/{item['path']}": (volume["secret"]["secretName"], item["key"])
+            for volume in pod["volumes"]
+            if "secret" in volume
+            for item in volume["secret"]["items"]
+        }
+        assert placed == {
+            CERTIFICATE["security.gateway_tls.certificate"]: ("tandem-gateway-tls", "tls.crt"),
+            CERTIFICATE["security.gateway_tls.key"]: ("tandem-gateway-tls", "tls.key"),
+            "/etc/tandem/admin-tls/tls.crt": ("tandem-admin-tls", "tls.crt"),
+            "/etc/tandem/admin-tls/tls.key": ("tandem-admin-tls", "tls.key"),
+            "/etc/tandem/admin-tls/ca.crt": ("tandem-admin-tls", "ca.crt"),
+            "/etc/tandem/gateway-keys/keys": ("tandem-gateway-keys", "keys"),
+        }
+        (keys,) = [each for each in container["env"] if each["name"] == "TANDEM_GATEWAY__API_KEYS"]
+        assert keys["valueFrom"]["secretKeyRef"]["optional"], "the file may have them all"
+
+
+def test_without_a_file_of_keys_the_secret_has_to_have_them() -> None:
+    for pod in pods().values():
+        (keys,) = [e for e in pod["containers"][0]["env"] if e["name"] == "TANDEM_GATEWAY__API_KEYS"]
+        assert "optional" not in keys["valueFrom"]["secretKeyRef"]
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("keys", "whole paths there, such as /etc/tandem/gateway-keys/keys"),
+        ("/keys", "folder of their own"),
+        (f"{FOLDER}/keys", "folder of their own"),
+    ],
+)
+def test_a_file_of_keys_that_pods_cannot_have_is_refused(path: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"gateway.key_file.*{message}"):
+        files(load(None, {**CERTIFICATE, "gateway.key_file": path}))
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
