@@ -12,6 +12,7 @@ tells at once; this is for those that neither live nor die.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Protocol
 
@@ -32,13 +33,15 @@ class Beating(Protocol):
 
 
 class Told:
-    """An instance's beats: those that its statuses bring, or one that it is asked for.
+    """An instance's beats: those that its statuses bring, or one that it is asked for when none comes within
+    `patience` seconds.
 
     `age` is how old the last one was when it was given, in seconds.
     """
 
-    def __init__(self, instance: Beating) -> None:
+    def __init__(self, instance: Beating, patience: float = 0.0) -> None:
         self._instance = instance
+        self._patience = patience
         self._beat: pb.Beat | None = None
         self._at = 0.0
         self._come = asyncio.Event()
@@ -56,6 +59,10 @@ class Told:
 
     async def beat(self) -> pb.Beat:
         """Whichever comes first; at once if it has been told."""
+        if not self.told:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._patience):
+                    await self._come.wait()
         if not self.told:
             asked = asyncio.ensure_future(self._instance.beat())
             told = asyncio.ensure_future(self._come.wait())
@@ -135,20 +142,21 @@ async def hung(
     """
     silence = _Silence(config, starved)
     while True:
-        if not instance.told:
-            silence.noticed()
         asked = asyncio.ensure_future(instance.beat())
         try:
             while not asked.done():
                 await silence.wait(asked)
                 if silence.too_long and not asked.done():
                     return f"no beat for {silence.seconds:.1f} s"
+                if not asked.done():
+                    silence.noticed()
             beat = asked.result()
         except InstanceDied:
             await asyncio.Event().wait()
             raise
         except TandemError:
             # Out of reach for the moment; counts as silence.
+            silence.noticed()
             await silence.wait()
             if silence.too_long:
                 return f"no beat for {silence.seconds:.1f} s"

@@ -176,7 +176,7 @@ class Pool:
     async def _stay(self, member: Member) -> None:
         """Until the instance dies, is killed because it hangs, or has another controller."""
         death = asyncio.create_task(member.handle.lifetime())
-        beats = Told(member.handle)
+        beats = Told(member.handle, self._config.beat / 2)
         hangs = asyncio.create_task(hung(beats, self._config, Starvation(lambda: _of_this_machine(member))))
         polls = asyncio.create_task(self._polls(member, beats))
         tasks = (death, hangs, polls)

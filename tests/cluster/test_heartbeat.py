@@ -216,14 +216,14 @@ async def late(rtt: float, told: bool) -> float:
     for dies in DEATHS:
         begun = loop.time()
         instance = Stopping(begun + dies, rtt)
-        beats = Told(instance)
+        beats = Told(instance, CONTROL.beat / 2)
         telling = asyncio.create_task(polls(instance, beats, CONTROL.beat)) if told else None
         assert (await hung(beats, CONTROL)).startswith("no beat for 1.")
         if telling is not None:
             telling.cancel()
         after = loop.time() - begun - dies
-        # Its last beat was given one round before it stopped, at most.
-        assert after > CONTROL.silence_timeout - CONTROL.beat - 2 * rtt - CLOSE
+        # Its last beat was given a round, and the time in which a status may come, before it stopped, at most.
+        assert after > CONTROL.silence_timeout - 1.5 * CONTROL.beat - 2 * rtt - CLOSE
         longest = max(longest, after)
     return longest
 
@@ -266,6 +266,32 @@ def test_who_pauses_for_less_than_the_bound_is_left_alone(pause: float) -> None:
         watching = asyncio.create_task(hung(beats, CONTROL))
         await asyncio.sleep(600.0)
         assert not watching.done()
+        watching.cancel()
+        telling.cancel()
+
+    virtually(test)
+
+
+@pytest.mark.parametrize("rtt", [0.003, 0.1])
+@pytest.mark.parametrize("patience", [CONTROL.beat / 2, 0.0], ids=["patient", "mutant: asks at once"])
+def test_one_that_is_well_is_neither_asked_nor_looked_at(rtt: float, patience: float) -> None:
+    """To look at the threads of two processes costs milliseconds, and would be done with every beat."""
+
+    async def test() -> None:
+        looked: list[float] = []
+
+        def starved(seconds: float) -> float:
+            looked.append(seconds)
+            return 0.0
+
+        silent = Instance(lambda number: pb.Beat())
+        beats = Told(silent, patience)
+        telling = asyncio.create_task(polls(Stopping(math.inf, rtt), beats, CONTROL.beat))
+        watching = asyncio.create_task(hung(beats, CONTROL, starved))
+        await asyncio.sleep(100.0)
+        assert not watching.done()
+        assert not looked
+        assert (silent.beats <= 1) == bool(patience)
         watching.cancel()
         telling.cancel()
 
