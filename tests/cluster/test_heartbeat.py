@@ -222,7 +222,7 @@ async def late(rtt: float, told: bool) -> float:
         if telling is not None:
             telling.cancel()
         after = loop.time() - begun - dies
-        # Its last beat was given a round, and the time in which a status may come, before it stopped, at most.
+        # Its last beat was given a round, and the time for a status to come, before it stopped, at most.
         assert after > CONTROL.silence_timeout - 1.5 * CONTROL.beat - 2 * rtt - CLOSE
         longest = max(longest, after)
     return longest
