@@ -61,6 +61,11 @@ static inline __m256 eight_halves(const uint8_t* from) {
 
 static inline __m256i four_of(const uint8_t* row) { return _mm256_set1_epi32(*(const int32_t*)row); }
 
+// Into the nearest cache: numbers are read in four parts at a time, an order that processors do not foresee.
+static inline void bring_near(const uint8_t* group) {
+    for (int64_t line = 0; line < FOUR_BIT_GROUP; line += 64) _mm_prefetch(group + line, _MM_HINT_T0);
+}
+
 // The sums of ROWS rows with a panel. At most 4 · 2 · 2 · 15 · 127 = 30480 in each 16 bits.
 template <int ROWS>
 static void integer_tile(
@@ -73,6 +78,7 @@ static void integer_tile(
         const uint8_t* scales = panel + PANEL * GROUP / 2;
         const uint8_t* inputs = rows + group * GROUP;
         const float* of_group = (const float*)(rows + w.inputs) + group;
+        bring_near(panel + 2 * FOUR_BIT_GROUP);
         for (int eight = 0; eight < PANEL / 8; ++eight) {
             __m256i total[ROWS];
 #pragma GCC unroll 6

@@ -143,8 +143,9 @@ def test_streams_that_move_are_those_that_do_not(
             outcomes = moves.outcomes()
             committed = sum(one.committed for one in outcomes)
             assert len(outcomes) >= count / 2
+            assert len(outcomes) >= moves.planned / 2  # the others ended while a move before was under way
             few = 0.9 if full else 0.5  # of a handful of short answers some end before they are moved
-            assert committed >= few * moves.planned, [one.outcome for one in outcomes]
+            assert committed >= few * len(outcomes), [one.outcome for one in outcomes]
             for instance in all_.instances:
                 status = instance.status()
                 assert (status.blocks_used, status.blocks_reserved) == (0, 0)
