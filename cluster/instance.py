@@ -222,7 +222,7 @@ class EngineInstance:
 
     def _movements(self, config: TransferConfig, token: str) -> tuple[Sender, Receiver]:
         runner, loop = self._runner, self._loop
-        identity = Identity.of(self.name, runner.kv, runner.weights_digest, token.encode())
+        identity = Identity.of(self.name, runner.kv, runner.numerics_digest, token.encode())
         found = transports(config, self._device, self._tls)
         ways = {name: FaultyTransport(one, self._faults) for name, one in found.items()}
         timeouts = Timeouts(

@@ -15,6 +15,7 @@ import psutil
 from cluster.config import Config
 from cluster.units import format_quantity
 from engine.errors import SetupError
+from model.installation import kernels_obstacle
 from model.memory import available_memory
 
 MEBI = 2**20
@@ -82,10 +83,20 @@ def check_memory(config: Config, weights: int, *, available: int | None = None) 
 
 
 def check_numbers(config: Config) -> None:
-    """For instances of this machine alone. Raises SetupError for numbers that only a GPU computes in."""
+    """For instances of this machine alone. Raises SetupError for numbers that what computes does not know."""
     device = config.engine.device
     if device == "cuda" or (device == "auto" and any(any(DEVICES.glob(name)) for name in GPU_DEVICES)):
+        if config.model.activations == "int8":
+            raise SetupError(
+                "model.activations: int8 is for CPUs: leave it auto, or set engine.device to cpu",
+                param="model.activations",
+            )
         return
+    if config.model.activations == "int8" and (reason := kernels_obstacle()) is not None:
+        raise SetupError(
+            f"model.activations: int8 needs the compiled CPU kernels, which are {reason}; leave it auto",
+            param="model.activations",
+        )
     where = "engine.device is cpu" if device == "cpu" else "this machine has no GPU"
     if config.model.dtype == "float16":
         raise SetupError(

@@ -171,8 +171,8 @@ class Decoder:
         gate_up, down} as panels, gate and up interleaved, their _bias padded to whole panels, and
         layers.<i>.{input_norm, mlp_norm, q_norm, k_norm}; all but panels float32.
         frequencies: [dim / 2] float32. pool: [layers, 2, blocks, block_size, kv_heads, dim], float32 or
-        bfloat16, which is what products are computed in. rounded: what enters products with weights of 4 bits
-        is `reference.rounded`; with a float32 pool alone. Raises MemoryError.
+        bfloat16, which is what products are computed in. rounded: what enters the layers' products with
+        weights of 4 bits is `reference.rounded`; with a float32 pool alone. Raises MemoryError.
         """
         assert not rounded or pool.dtype == torch.float32
         self._rounded = rounded
@@ -263,7 +263,7 @@ class Decoder:
             outputs,
             inputs,
             kind,
-            self._rounded and _KINDS[kind] == "4 bits",
+            self._rounded and _KINDS[kind] == "4 bits" and name.startswith("layers."),
             tensor.data_ptr(),
             self._address(f"{name}_bias"),
         )

@@ -23,12 +23,13 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 def rounded(x: Tensor) -> Tensor:
     """x with each 32 neighbours rounded to whole multiples, −127 to 127, of the largest of them / 127.
 
-    x: [..., inputs] float32, inputs a multiple of 32. What the integer kernels multiply 4-bit weights with,
-    as llama.cpp's Q8_1 does: the products are those of the same weights with these numbers.
+    x: [..., inputs] float32, inputs a multiple of 32; a group below 1e-35 becomes 0. What the integer kernels
+    multiply 4-bit weights with, as llama.cpp does by Q8_1: the products are those of these numbers.
     """
     groups = x.unflatten(-1, (-1, 32))
     top = groups.abs().amax(-1, keepdim=True)
-    steps = (groups * torch.where(top > 0, 127 / top, 0.0)).round()
+    top = torch.where(top < 1e-35, 0.0, top)
+    steps = (groups * torch.where(top == 0, 0.0, 127 / top)).round()
     return (steps * (top / 127)).flatten(-2)
 
 

@@ -145,7 +145,7 @@ def agree(mine: Identity, theirs: Hello) -> Agreement:
     if theirs.weights_digest != mine.weights_digest:
         raise HandshakeRefused(
             f"weights: {theirs.instance} runs {theirs.weights_digest[:16]}, {mine.instance} "
-            f"{mine.weights_digest[:16]}: give both the same model"
+            f"{mine.weights_digest[:16]}: give both the same model and model.activations"
         )
     return Agreement(theirs.instance, version, mine.block_size)
 

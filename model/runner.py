@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -69,7 +70,7 @@ class ModelRunner:
         weights: auto keeps 4- and 8-bit weights of a GGUF file as they are where the compiled kernels serve,
         which compute with the same numbers as if they had been expanded; dense expands them to dtype.
         activations: what enters products: auto is dtype; int8 rounds to 8 bits, in groups of 32 with a scale
-        each, what meets weights of 4 bits, for dtype float32 and the compiled kernels alone.
+        each, what meets the layers' weights of 4 bits, for dtype float32 and the compiled kernels alone.
         kv_dtype: what keys and values are kept in: auto is dtype, float8_e4m3fn and float8_e5m2 are for GPUs.
         exact: refuse to run unless a token's logits are the same bits in any batch, chunk and block table.
         use_compiled: False takes torch's operations also where the compiled kernels serve.
@@ -97,6 +98,7 @@ class ModelRunner:
         self.grammars = AllowedTokens(lambda: Tokenizer(self.assets))
         rounded = activations == "int8"
         self.numbers, self.dtype = dtype + "+int8" * rounded, DTYPES[dtype]
+        self.activations = activations
         self.kernels = kernels = dispatch.choose(self.device)
         on_cpu = self.device.type == "cpu"
         reason = compiled.obstacle(self.config, DTYPES[dtype]) if on_cpu else "they are for the CPU"
@@ -106,11 +108,17 @@ class ModelRunner:
             raise SetupError(
                 f"engine.exact needs the compiled CPU kernels, which do not serve here: {self.obstacle}"
             )
+        if rounded:
+            _refuse_unrounded(dtype, self.obstacle)
         loaded = load(self.assets, DTYPES[dtype], cache, progress, panels=served, dense=weights == "dense")
         self.weights = loaded.tensors
         self.weights_format = loaded.format
-        if rounded:
-            _refuse_unrounded(dtype, self.weights_format, self.obstacle)
+        if rounded and not loaded.has_4_bits(self.config, self.dtype):
+            raise ConfigError(
+                f"activations int8 is for weights of 4 bits, and these are {loaded.format}: serve a Q4_0 or "
+                "Q4_1 GGUF file with weights auto, or leave activations auto",
+                param="activations",
+            )
         stored = _storage(kv_dtype, dtype, self.device, kernels)
         layout = KVLayout(self.config.layers, block_size, self.config.kv_heads, self.config.head_dim, stored)
         self.kv = KVCache(layout, _block_count(layout, blocks, kv_bytes), self.device, kernels)
@@ -138,6 +146,13 @@ class ModelRunner:
     def weights_digest(self) -> str:
         """SHA-256 of the model's files, in hexadecimal."""
         return self.assets.digest
+
+    @property
+    def numerics_digest(self) -> str:
+        """What the numbers of KV depend on beside their type: where it is another they may not be mixed."""
+        if self.activations == "auto":
+            return self.weights_digest
+        return hashlib.sha256(f"{self.weights_digest}+{self.activations}".encode()).hexdigest()
 
     def run(self, plan: StepPlan) -> StepResult:
         """Swap and copy blocks, compute every work's positions, draw where asked. Chunks and decodes mix
@@ -177,7 +192,7 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _refuse_unrounded(dtype: str, weights: str, obstacle: str | None) -> None:
+def _refuse_unrounded(dtype: str, obstacle: str | None) -> None:
     """Raises ConfigError or SetupError where int8 activations could not be had."""
     if obstacle is not None:
         raise SetupError(
@@ -186,12 +201,6 @@ def _refuse_unrounded(dtype: str, weights: str, obstacle: str | None) -> None:
     if dtype != "float32":
         raise ConfigError(
             f"activations int8 goes with dtype float32, not {dtype}: leave one of them auto",
-            param="activations",
-        )
-    if weights != "4-bit":
-        raise ConfigError(
-            f"activations int8 is for weights of 4 bits, and these are {weights}: serve a Q4_0 or Q4_1 GGUF "
-            "file with weights auto, or leave activations auto",
             param="activations",
         )
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from kernels.panels import panel_bytes
 from model.assets import Assets
 from model.cache_folder import CacheFolder
+from model.config import ModelConfig
 from model.packed_cache import Progress, build_private, cache_key, load_shared
 from model.packing import Entry, open_checkpoint, recipe
 from model.panel_packing import panel_recipe
@@ -24,6 +25,20 @@ class Weights:
 
     tensors: dict[str, Tensor]
     format: str
+
+    def has_4_bits(self, config: ModelConfig, dtype: torch.dtype) -> bool:
+        """Whether any matrix of the layers is kept in 4 bits, in panels for `dtype`."""
+        inputs = {
+            "qkv": config.hidden_size,
+            "output": config.heads * config.head_dim,
+            "gate_up": config.hidden_size,
+            "down": config.intermediate_size,
+        }
+        return any(
+            tensor.dtype == torch.uint8 and tensor.shape[1] == panel_bytes("4 bits", inputs[stem], dtype)
+            for name, tensor in self.tensors.items()
+            if name.startswith("layers.") and (stem := name.rpartition(".")[2]) in inputs
+        )
 
 
 def load(

@@ -90,6 +90,7 @@ def shape_of(runner: ModelRunner) -> Shape:
         vocabulary=model.vocab_size,
         weight_bytes=sum(sizes.values()) - looked_up,
         kv_bytes=runner.kv.block_nbytes // layout.block_size,
+        activations=runner.activations,
     )
 
 

@@ -47,9 +47,10 @@ def _roofs(roofs: Roofs, shape: Shape, threads: int) -> Section:
         ["float32 products", f"{roofs.float32 / 1e9:,.0f} GFLOP/s"],
         ["int8 products", f"{roofs.int8 / 1e9:,.0f} GOP/s"],
     ]
+    numbers = shape.dtype if shape.activations == "auto" else f"{shape.dtype} and {shape.activations}"
     note = (
         f"Measured in this run with {threads} thread{'s' * (threads > 1)}. The model computes in "
-        f"{shape.dtype} with {shape.weights} weights of {shape.weight_bytes / 2**20:,.0f} MiB."
+        f"{numbers} with {shape.weights} weights of {shape.weight_bytes / 2**20:,.0f} MiB."
     )
     return Section("What this processor reaches", ["limit", "reached"], rows, note)
 

@@ -39,7 +39,8 @@ class Roofs(Value):
 class Shape(Value):
     """What decides the cost of a step: a transformer's sizes, and the bytes that it reads.
 
-    It computes in `dtype` with weights kept in `weights` (float32, bfloat16, 4-bit …). `weight_bytes` is what
+    It computes in `dtype` with weights kept in `weights` (float32, bfloat16, 4-bit …), and in its layers'
+    products with `activations` as model.activations has them. `weight_bytes` is what
     every step reads: of an embedding that is not the head too, rows only. `kv_bytes` is of a token in all
     layers.
     """
@@ -55,6 +56,7 @@ class Shape(Value):
     vocabulary: int
     weight_bytes: int
     kv_bytes: int
+    activations: str = "auto"
 
     @property
     def layer_weights(self) -> int:
@@ -69,12 +71,18 @@ class Shape(Value):
     def decode_limit(self, batch: int, context: int, roofs: Roofs) -> float:
         """Seconds of a decode step at best: `batch` sequences that each attend to `context` positions."""
         moved = self.weight_bytes + batch * context * self.kv_bytes
-        products = batch * (self.layer_weights + self.head_weights)
         attended = 2 * batch * context * self.heads * self.head_dim * self.layers
-        return max(moved / roofs.bandwidth, 2 * (products + attended) / roofs.arithmetic(self.dtype))
+        rest = batch * self.head_weights + attended
+        return max(moved / roofs.bandwidth, self._computing(batch * self.layer_weights, rest, roofs))
 
     def prefill_limit(self, tokens: int, roofs: Roofs) -> float:
         """Seconds of a step at best that reads a prompt of `tokens` and draws its first answer token."""
         attended = tokens * (tokens + 1) * self.heads * self.head_dim * self.layers
-        operations = 2 * (tokens * self.layer_weights + self.head_weights + attended)
-        return max(self.weight_bytes / roofs.bandwidth, operations / roofs.arithmetic(self.dtype))
+        computing = self._computing(tokens * self.layer_weights, self.head_weights + attended, roofs)
+        return max(self.weight_bytes / roofs.bandwidth, computing)
+
+    def _computing(self, layers: int, rest: int, roofs: Roofs) -> float:
+        """Seconds for so many products of the layers' weights, and for those of the head and of attention."""
+        arithmetic = roofs.arithmetic(self.dtype)
+        whole = max(roofs.int8, arithmetic) if self.activations == "int8" else arithmetic
+        return 2 * (layers / whole + rest / arithmetic)

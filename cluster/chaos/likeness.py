@@ -22,7 +22,7 @@ def bound_of(dtype: str, *, exact: bool) -> float | None:
     """
     if exact:
         return 0.0
-    return RECOMPUTED if dtype == "float32" else None
+    return RECOMPUTED if dtype in ("float32", "float32+int8") else None
 
 
 def likeness(answer: Answer, expected: Answer, bound: float | None) -> Likeness:

@@ -178,7 +178,7 @@ def _compare(
         Server(name=NAME, url="in this process", model=model, prompts="tokens"),
     ]
     settings = {
-        "dtype": runner.kv.layout.dtype,
+        "dtype": runner.numbers,
         "threads": str(threads),
         "token_budget": str(config.engine.token_budget),
         "repeat": str(repeat),

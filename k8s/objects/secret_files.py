@@ -73,8 +73,7 @@ def mounts(config: Config) -> list[Object]:
 def _all(config: Config) -> list[Files]:
     found: list[Files] = []
     for files in _named(config):
-        folders = [*TAKEN, *(str(other.folder) for other in found)]
-        _refuse_what_cannot_be_mounted(config, files, folders)
+        _refuse_what_cannot_be_mounted(config, files, found)
         found.append(files)
     return found
 
@@ -105,9 +104,16 @@ def _files(setting: str, paths: dict[str, str]) -> Files:
     return Files(setting, VOLUMES[setting], {key: PurePosixPath(path) for key, path in paths.items()})
 
 
-def _refuse_what_cannot_be_mounted(config: Config, files: Files, taken: list[str]) -> None:
+def _refuse_what_cannot_be_mounted(config: Config, files: Files, others: list[Files]) -> None:
     folder, paths = files.folder, set(files.paths.values())
-    over = any(PurePosixPath(other).is_relative_to(folder) for other in taken)
+    over = any(PurePosixPath(other).is_relative_to(folder) for other in TAKEN)
+    for other in others:
+        if folder.is_relative_to(other.folder) or other.folder.is_relative_to(folder):
+            raise ConfigError(
+                f"{files.setting}: {folder} and {other.folder} of {other.setting} come from a Secret each: "
+                "name files in folders of their own",
+                param=files.setting,
+            )
     apart = len(paths) < len(files.paths) or any(path.parent != folder for path in paths)
     if not folder.is_absolute() or apart or over:
         examples = " and ".join(f"/etc/tandem/{files.volume}/{key}" for key in files.paths)

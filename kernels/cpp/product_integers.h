@@ -7,7 +7,6 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
 
 #include "matrix.h"
@@ -19,6 +18,9 @@ constexpr int64_t INTEGER_ROWS = 192;
 // A row: its numbers, of each 8 inputs the even ones before the odd ones, as nibbles come apart; then a scale for each
 // group, and what the group's numbers times that scale sum up to.
 static inline int64_t rounded_bytes(int64_t inputs) { return inputs + inputs / GROUP * 8; }
+
+// A group whose numbers are all smaller is 0: 127 divided by the largest would have no end.
+constexpr float LEAST = 1e-35f;
 
 static inline __m256i eight_whole(const float* from, __m256 inverse) {
     return _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(from), inverse));
@@ -40,8 +42,11 @@ static void round_row(const float* from, int64_t inputs, uint8_t* to) {
     for (int64_t group = 0; group < inputs / GROUP; ++group, from += GROUP, to += GROUP) {
         const Vector first = load(from), second = load(from + WIDTH);
         const float top = most(greatest(size_of(first), size_of(second)));
-        const float scale = std::isfinite(sum(add(first, second))) ? top / 127.0f : std::numeric_limits<float>::quiet_NaN();
-        const __m256 inverse = _mm256_set1_ps(top > 0.0f ? 127.0f / top : 0.0f);
+        // A finite number less itself is 0, others are none then.
+        const bool finite = sum(add(subtract(first, first), subtract(second, second))) == 0.0f;
+        const bool counts = top >= LEAST;
+        const float scale = finite ? (counts ? top / 127.0f : 0.0f) : std::numeric_limits<float>::quiet_NaN();
+        const __m256 inverse = _mm256_set1_ps(counts ? 127.0f / top : 0.0f);
         const __m256i a = eight_whole(from, inverse), b = eight_whole(from + 8, inverse);
         const __m256i c = eight_whole(from + 16, inverse), d = eight_whole(from + 24, inverse);
         // Four bytes of each eight in the lower half, a, b, c and d side by side; the other four in the upper half.

@@ -35,7 +35,6 @@ class MadeUp:
         self.undrains.set()
         self.turns = asyncio.Event()
         self.turns.set()
-        self.too_late = False
         self.stubborn = False
         self.cordoned = False
         self.generation = Memo.from_bytes(memo).generation
@@ -132,8 +131,6 @@ class MadeUp:
         if self.running:
             raise Conflict("it has requests")
         await self.turns.wait()
-        if self.too_late:
-            raise TimeoutError
         self.calls.append(f"become {role}")
         self.role, self.state = role, "ready"
 

@@ -318,6 +318,7 @@ def test_what_was_computed_again_may_differ_in_its_last_bits_unless_it_is_exact(
     assert told.apart == pytest.approx(5e-5)
     assert not compared(near, 0.0).passed
     assert (bound_of("float32", exact=False), bound_of("float32", exact=True)) == (1e-4, 0.0)
+    assert bound_of("float32+int8", exact=False) == 1e-4
 
 
 def test_of_fewer_bits_only_the_tokens_are_compared_and_the_verdict_says_so() -> None:

@@ -89,6 +89,21 @@ def test_numbers_of_gpus_are_left_to_a_machine_that_may_have_one(
     preflight.check_numbers(config)
 
 
+def test_activations_of_8_bits_are_for_the_compiled_kernels_of_a_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight, "DEVICES", tmp_path)
+    config = Config(model=ModelConfig(activations="int8"))
+    monkeypatch.setattr(preflight, "kernels_obstacle", lambda: None)
+    preflight.check_numbers(config)
+    monkeypatch.setattr(preflight, "kernels_obstacle", lambda: "not built")
+    with pytest.raises(SetupError, match="compiled CPU kernels, which are not built; leave it auto"):
+        preflight.check_numbers(config)
+    (tmp_path / "nvidia0").touch()
+    with pytest.raises(SetupError, match=r"is for CPUs: .*engine\.device to cpu"):
+        preflight.check_numbers(config)
+
+
 def test_a_full_disk_is_named_with_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(10 * GIBI, 10 * GIBI, 0))

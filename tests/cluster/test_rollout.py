@@ -365,9 +365,10 @@ def test_every_setting_has_an_effect_and_a_reason() -> None:
     assert effects["gateway.api_keys"][0] == RESTART
 
 
-@pytest.mark.parametrize("path", ["engine.threads", "pools.decode.resources", "model.weights"])
+@pytest.mark.parametrize("path", ["engine.threads", "pools.decode.resources", "model.activations"])
 def test_the_fingerprint_tells_what_instances_are_built_with(path: str) -> None:
-    value: object = {"engine.threads": 3, "pools.decode.resources": {"a": 1}, "model.weights": "dense"}[path]
+    values = {"engine.threads": 3, "pools.decode.resources": {"a": 1}, "model.activations": "int8"}
+    value: object = values[path]
     other = with_settings(CONFIG, {path: value})
     assert [change.path for change in differences(CONFIG, other)] == [path]
     assert fingerprint(other) != fingerprint(CONFIG)

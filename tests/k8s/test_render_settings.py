@@ -186,8 +186,9 @@ def test_without_a_file_of_keys_the_secret_has_to_have_them() -> None:
     ("path", "message"),
     [
         ("keys", "whole paths there, such as /etc/tandem/gateway-keys/keys"),
-        ("/keys", "folder of their own"),
-        (f"{FOLDER}/keys", "folder of their own"),
+        ("/keys", "folders of their own"),
+        (f"{FOLDER}/keys", "of security.gateway_tls come from a Secret each"),
+        (f"{FOLDER}/k/keys", "of security.gateway_tls come from a Secret each"),
     ],
 )
 def test_a_file_of_keys_that_pods_cannot_have_is_refused(path: str, message: str) -> None:

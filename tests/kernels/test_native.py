@@ -146,6 +146,17 @@ def test_what_is_no_number_does_not_pass_for_one_when_it_is_rounded(value: float
     assert not bool(got[1].isfinite().any())
 
 
+@pytest.mark.parametrize("size", [1e-38, 1e-34, 1e36])
+def test_the_smallest_and_largest_activations_are_rounded_as_the_definition_says(size: float) -> None:
+    packed, dense = weights(64, 32, "4 bits", torch.float32)
+    x = torch.full((1, 32), size)
+    x[0, ::5] = 0.0
+    numbers = reference.rounded(x).double()
+    assert bool(numbers.any()) == (size > 1e-35)
+    got, expected = native.multiply(x, packed, 64, rounded=True).double(), numbers @ dense.double().t()
+    assert bool(((got - expected).abs() <= 1e-5 * (numbers.abs() @ dense.double().abs().t())).all())
+
+
 def test_gate_and_up_lie_side_by_side() -> None:
     rows = torch.arange(192)[:, None].expand(-1, 3).contiguous()
     order = panels.interleaved(rows)[:, 0].tolist()
