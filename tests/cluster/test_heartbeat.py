@@ -75,7 +75,7 @@ def test_a_process_that_stops_answering_is_hung() -> None:
 )
 def test_one_that_waits_for_a_cpu_is_given_time(share: float, least: float, most: float) -> None:
     async def test() -> float:
-        silent = Told(Instance(lambda number: None))
+        silent = Told(Instance(lambda number: None), CONFIG.beat / 2)
         async with asyncio.timeout(10):
             reason = await hung(silent, CONFIG, lambda seconds: share * seconds)
         return float(reason.split()[3])
@@ -261,7 +261,7 @@ def test_who_pauses_for_less_than_the_bound_is_left_alone(pause: float) -> None:
 
     async def test() -> None:
         instance = Pausing(math.inf, 0.0)
-        beats = Told(instance)
+        beats = Told(instance, CONTROL.beat / 2)
         telling = asyncio.create_task(polls(instance, beats, CONTROL.beat))
         watching = asyncio.create_task(hung(beats, CONTROL))
         await asyncio.sleep(600.0)

@@ -365,10 +365,16 @@ def test_every_setting_has_an_effect_and_a_reason() -> None:
     assert effects["gateway.api_keys"][0] == RESTART
 
 
-@pytest.mark.parametrize("path", ["engine.threads", "pools.decode.resources", "model.activations"])
-def test_the_fingerprint_tells_what_instances_are_built_with(path: str) -> None:
-    values = {"engine.threads": 3, "pools.decode.resources": {"a": 1}, "model.activations": "int8"}
-    value: object = values[path]
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("engine.threads", 3),
+        ("pools.decode.resources", {"a": 1}),
+        ("model.weights", "dense"),
+        ("model.activations", "int8"),
+    ],
+)
+def test_the_fingerprint_tells_what_instances_are_built_with(path: str, value: object) -> None:
     other = with_settings(CONFIG, {path: value})
     assert [change.path for change in differences(CONFIG, other)] == [path]
     assert fingerprint(other) != fingerprint(CONFIG)
