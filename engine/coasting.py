@@ -39,7 +39,10 @@ class Coasting:
             if one.phase is not Phase.DECODE or one.remaining != 1:
                 return 0
         steps = min(most, self._policy.steady(roster.running, now))
-        available = roster.tables.pool.available
+        pool = roster.tables.pool
+        available = pool.available
+        if len(roster.running) * (steps // pool.block_size + 2) <= available:
+            return max(steps, 0)  # more than so many blocks nobody takes
         while steps > 0 and self.blocks(steps) > available:
             steps //= 2
         return max(steps, 0)

@@ -59,6 +59,16 @@ class Commits:
                 self._roster.end(sequence)
         return self._roster.tell(emitted)
 
+    def conclude(self, sequences: SequenceOf[Sequence], token: int) -> StepOutcome:
+        """The last step of a leap drew `token` for `sequences`, which ends them."""
+        emitted = []
+        for sequence in sequences:
+            sequence.output[-1] = token
+            emitted.append(_last(self._roster.live[sequence.request.id], sequence, Drawn(token)))
+            assert emitted[-1].finish is not None, f"{token} does not end {sequence.key}"
+            self._roster.end(sequence)
+        return self._roster.tell(emitted)
+
     def _draw(
         self,
         live: Live,
@@ -75,23 +85,8 @@ class Commits:
             member.output.append(token.token)
             if token.logprob is not None:
                 member.scores.append((len(member.output) - 1, token))
-            finish, stop_token = live.ending(member)
-            emitted.append(
-                Emitted(
-                    member.key,
-                    member,
-                    member.epoch,
-                    member.home,
-                    len(member.output) - 1,
-                    token,
-                    finish,
-                    stop_token,
-                    live.cached,
-                    live.queued,
-                    live.prefilled,
-                )
-            )
-            if finish is not None:
+            emitted.append(_last(live, member, token))
+            if emitted[-1].finish is not None:
                 self._roster.end(member)
             elif live.handoff:
                 self._roster.pause(member)
@@ -109,6 +104,24 @@ class Commits:
             self._roster.run(member, Phase.PREFILL)
             members.append(member)
         return tuple(members)
+
+
+def _last(live: Live, sequence: Sequence, drawn: Drawn) -> Emitted:
+    """The last token of a sequence, which it has now."""
+    finish, stop_token = live.ending(sequence)
+    return Emitted(
+        sequence.key,
+        sequence,
+        sequence.epoch,
+        sequence.home,
+        len(sequence.output) - 1,
+        drawn,
+        finish,
+        stop_token,
+        live.cached,
+        live.queued,
+        live.prefilled,
+    )
 
 
 def _failure(live: Live, sequence: Sequence, choice: int) -> Emitted:

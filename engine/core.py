@@ -229,6 +229,10 @@ class EngineCore:
         self._steps += steps
         self._commits.output_tokens += steps * len(self._roster.running)
 
+    def conclude(self, sequences: SequenceOf[Sequence], token: int) -> StepOutcome:
+        """The last step of a `coast` drew `token` for `sequences`, which ends them."""
+        return self._commits.conclude(sequences, token)
+
     def sequences(self, request_id: str) -> list[Sequence]:
         """The live choices of a request; until their first token one stands for all."""
         return self._roster.sequences(request_id)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from engine.plan import Drawn
 from engine.sequence import Epoch, FinishReason, Sequence, SequenceKey
 
 
-@dataclass(frozen=True, slots=True)
-class Emitted:
+class Emitted(NamedTuple):
     """A token that was drawn or, with `drawn` None, an end without one.
 
     `index` is the token's place in the output. `finish` is set with the choice's last, `stop_token`
@@ -23,7 +23,7 @@ class Emitted:
     sequence: Sequence
     epoch: Epoch
     home: str
-    index: int
+    index: int  # type: ignore[assignment]
     drawn: Drawn | None
     finish: FinishReason | None
     stop_token: int | None

@@ -30,6 +30,9 @@ class Phase(Enum):
     PAUSED = "paused"
     FINISHED = "finished"
 
+    # Enum's own is a Python function, and every sequence is looked up by its phase in every step.
+    __hash__ = object.__hash__
+
 
 LEGAL: dict[Phase, frozenset[Phase]] = {
     Phase.WAITING: frozenset({Phase.PREFILL, Phase.DECODE, Phase.PAUSED, Phase.FINISHED}),

@@ -24,6 +24,7 @@ from cluster.tls import Tls
 from engine.errors import Conflict, NotFound, RefusedError, TandemError, Unreachable
 from k8s import paths
 from k8s.bounds import set_bounds
+from k8s.budget import set_budget
 from k8s.kube_api import KubeApi, connect
 from k8s.lease import Lease
 from k8s.objects.names import CLUSTER_LABEL, GROUP_LABEL
@@ -119,6 +120,7 @@ class Reconciler:
             self._api, self._namespace, spec["clusterRef"], spec["role"], bounds.least, bounds.most
         )
         self._report(pool, found, live, agreed, refused)
+        set_budget(self._api, self._namespace, spec["clusterRef"]["name"], spec["role"], bounds.least)
 
     def _pool(self, role: str) -> pb.Pool:
         for pool in self._control.status().pools:

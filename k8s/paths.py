@@ -18,6 +18,14 @@ def ray(namespace: str, kind: str, name: str) -> str:
     return f"/apis/ray.io/v1/namespaces/{namespace}/{kind.lower()}s/{name}"
 
 
+def budgets(namespace: str) -> str:
+    return f"/apis/policy/v1/namespaces/{namespace}/poddisruptionbudgets"
+
+
+def budget(namespace: str, name: str) -> str:
+    return f"{budgets(namespace)}/{name}"
+
+
 def leases(namespace: str) -> str:
     return f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from shutil import which
 
 from cluster.config import Config
-from engine.errors import SetupError
+from engine.errors import ConfigError, SetupError
 from k8s.objects import access, dashboards, monitoring, network, overlays, pools
 from k8s.objects.names import API_GROUP, PLURAL
 from k8s.objects.rayservice import ray_service
@@ -81,7 +81,14 @@ def write(config: Config, folder: Path) -> list[Path]:
 
 
 def built(config: Config, overlay: str) -> str:
-    """What `kubectl apply -k` would send for an overlay, as YAML. Raises SetupError without Kustomize."""
+    """What `kubectl apply -k` would send for an overlay, as YAML.
+
+    Raises SetupError without Kustomize, and ConfigError where the config has no such overlay.
+    """
+    if overlay not in overlays.overlays(in_cluster(config)):
+        raise ConfigError(
+            f"model.activations: int8 is for CPUs: there is no overlay {overlay}", param="model.activations"
+        )
     with tempfile.TemporaryDirectory(prefix="tandem-") as folder:
         write(config, Path(folder))
         return kustomize(Path(folder) / "overlays" / overlay)

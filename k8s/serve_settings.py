@@ -7,7 +7,9 @@ from typing import Any
 
 from cluster.config import Config
 from cluster.config_schema import is_secret, settings
+from engine.errors import ConfigError
 from k8s.objects.names import CONTROL_PORT, POOLS, SERVE_PORT
+from k8s.objects.pod import may_have_gpus
 from k8s.yaml_text import Object
 
 ANYWHERE = "0.0.0.0"
@@ -18,7 +20,16 @@ def in_cluster(config: Config) -> Config:
 
     KV goes over TCP: pods of one node share its kernel, by which `auto` would know a near neighbour, but
     not /dev/shm.
+
+    Raises ConfigError for settings that pods cannot have.
     """
+    for name in POOLS:
+        if not may_have_gpus(config) and getattr(config.kubernetes.pods, name).gpus:
+            raise ConfigError(
+                f"model.activations: int8 is for CPUs, and kubernetes.pods.{name}.gpus is not 0: "
+                "change one of them",
+                param="model.activations",
+            )
     update: dict[str, Any] = {
         "gateway": {
             "host": _open(config.gateway.host),

@@ -194,6 +194,7 @@ class SimulatedCluster:
         instance.observe(partial(self._observe, instance))
         if isinstance(queue, FairQueue):
             instance.observe(queue.observe)
+            instance.ask_first(self._charge)
         self.members[instance.name] = Member(instance, pool, queue)
         self.scheduler.observe(instance.status(), self.clock.now())
         return instance
@@ -346,7 +347,7 @@ class SimulatedCluster:
     def _beat(self) -> None:
         """Every instance says how it is, between two of its steps."""
         for member in tuple(self.members.values()):
-            self._hear(member)
+            member.instance.report(self._heard)
         self._sample()
         self.clock.after(self.setup.beat, self._beat)
 
@@ -360,11 +361,12 @@ class SimulatedCluster:
             if len(samples) > MOST_SAMPLES:
                 del samples[::2]
 
-    def _hear(self, member: Member) -> None:
-        queue, instance = member.queue, member.instance
-        if isinstance(queue, FairQueue):
-            instance.call(lambda core: queue.watch(core.running))
-        instance.report(self._heard)
+    def _charge(self) -> None:
+        """Tenants pay for all tokens that they have had by now, wherever, steps of leaps among them."""
+        for member in self.members.values():
+            if isinstance(member.queue, FairQueue):
+                member.instance.catch_up()
+                member.queue.watch(member.instance.core.running)
 
     def _heard(self, status: InstanceStatus) -> None:
         if status.instance in self.members:

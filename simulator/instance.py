@@ -19,7 +19,7 @@ from engine.sequence import Sequence as LiveSequence
 from engine.status import InstanceStatus
 from simulator.clock import VirtualClock
 from simulator.cost_tables.interpolation import FloatArray
-from simulator.runner import TOKEN, SimulatedRunner
+from simulator.runner import EOS, TOKEN, SimulatedRunner
 from simulator.spans import Spans
 
 LONGEST_COAST = 4096
@@ -33,6 +33,9 @@ class Sink(Protocol):
 
     def coasted(self, running: Sequence[LiveSequence], start: float, ends: FloatArray) -> None:
         """Each of `running` got a token at each of `ends`; the first of these steps began at `start`."""
+
+    def ended(self, emitted: Sequence[Emitted]) -> None:
+        """The last of the tokens that `coasted` told of were the last of these choices."""
 
 
 class SimulatedInstance:
@@ -63,6 +66,7 @@ class SimulatedInstance:
         self._clock = clock
         self._sink = sink
         self._coasting = coasting
+        self._first: Callable[[], None] | None = None
         self._foreseers: list[Callable[[StepPlan], None]] = []
         self._observers: list[Callable[[StepOutcome], None]] = []
         self._mail: list[Callable[[EngineCore], None]] = []
@@ -128,14 +132,20 @@ class SimulatedInstance:
         self._foreseers.append(foreseer)
 
     def observe(self, observer: Callable[[StepOutcome], None]) -> None:
-        """Call `observer` after each step."""
+        """Call `observer` after each step, and after a leap that ends somebody."""
         self._observers.append(observer)
+
+    def ask_first(self, asked: Callable[[], None]) -> None:
+        """Call `asked` whenever it may choose whom to serve next, before it does."""
+        self._first = asked
 
     def status(self) -> InstanceStatus:
         return self.core.status(self.name, self.role)
 
     def _go_on(self) -> None:
         """Read the mail, then begin a step if anybody can run."""
+        if self._first is not None and (self._mail or len(self.core.queue)):
+            self._first()
         self._reading = True
         mail = self._mail
         while mail:
@@ -202,9 +212,7 @@ class SimulatedInstance:
         else:
             outcome = self.core.commit(plan, self._runner.run(plan), now)
             self._sink.emitted(outcome.emitted, now)
-            self._reading = True
             self._tell(outcome)
-            self._reading = False
         self._go_on()
 
     def _leap(self, start: float, ends: FloatArray) -> None:
@@ -213,8 +221,17 @@ class SimulatedInstance:
         if self.spans is not None:
             self.spans.add(((one.request.id, True) for one in self.core.running), start, float(ends[-1]))
         self.core.coast(len(ends), TOKEN)
-        self._sink.coasted(self.core.running, start, ends)
+        running = self.core.running
+        self._sink.coasted(running, start, ends)
+        ended = self._runner.ended(running)
+        if ended:
+            outcome = self.core.conclude(ended, EOS)
+            self._sink.ended(outcome.emitted)
+            self._tell(outcome)
 
     def _tell(self, outcome: StepOutcome) -> None:
+        """What observers ask for is for the next time between two steps."""
+        reading, self._reading = self._reading, True
         for observer in self._observers:
             observer(outcome)
+        self._reading = reading

@@ -95,6 +95,15 @@ class Records:
         if len(self.gaps) > MOST_GAPS:
             self._merge()
 
+    def ended(self, emitted: Sequence[Emitted]) -> None:
+        for one in emitted:
+            record = self.records[one.key.request_id]
+            if one.index + 1 != record.tokens or record.finished:
+                self.duplicated += 1
+                continue
+            record.finished = True
+            self._finished(one.key.request_id)
+
     def _gap(self, seconds: float, weight: int) -> None:
         self.gaps.append(seconds)
         self.weights.append(weight)

@@ -68,9 +68,14 @@ class SimulatedRunner:
         return _EOS if work.draw.position + 1 >= self._lengths[work.request_id] else _TOKEN
 
     def left(self, running: Sequence[LiveSequence]) -> int:
-        """Steps that everybody who runs has before him until the first of them ends."""
+        """Steps until the first of those who run ends, with the one that ends it."""
         lengths = self._lengths
-        return min([lengths[one.request.id] - len(one.output) for one in running]) - 1
+        return min([lengths[one.request.id] - len(one.output) for one in running])
+
+    def ended(self, running: Sequence[LiveSequence]) -> list[LiveSequence]:
+        """Those who have had all their tokens."""
+        lengths = self._lengths
+        return [one for one in running if lengths[one.request.id] == len(one.output)]
 
     def ends(self, running: Sequence[LiveSequence], steps: int, now: float) -> FloatArray:
         """When each of so many steps of pure decode ends, if the first begins `now`."""

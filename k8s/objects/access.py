@@ -11,6 +11,7 @@ from k8s.objects.names import (
     GROUPS,
     PLURAL,
     POOLS,
+    budget_name,
     metadata,
     operator_name,
     pods,
@@ -66,6 +67,7 @@ def rights(config: Config) -> list[Object]:
             "rules": [
                 _rule(API_GROUP, [PLURAL, f"{PLURAL}/status", f"{PLURAL}/scale"], READ_AND_PATCH),
                 _rule("ray.io", ["rayclusters", "rayservices"], READ_AND_PATCH),
+                _rule("policy", ["poddisruptionbudgets"], ["get", "patch"]),
                 _rule("", ["events"], ["create"]),
                 _rule("coordination.k8s.io", ["leases"], ["get", "create", "update"]),
             ],
@@ -81,7 +83,7 @@ def rights(config: Config) -> list[Object]:
 
 
 def disruption_budgets(config: Config) -> list[Object]:
-    """All but one pod of the smallest size of each group stay; a group that may be of one pod has no budget.
+    """Of each group `staying` pods, which the operator keeps in step with a Pool's bounds.
 
     As numbers: Kubernetes counts `maxUnavailable` and shares by the scale of what owns the pods. A RayCluster
     has none, and a budget that cannot be counted lets no pod go.
@@ -92,15 +94,22 @@ def disruption_budgets(config: Config) -> list[Object]:
         {
             "apiVersion": "policy/v1",
             "kind": "PodDisruptionBudget",
-            "metadata": metadata(config, f"{config.kubernetes.name}-{group}"),
+            "metadata": metadata(config, budget_name(config.kubernetes.name, group)),
             "spec": {
-                "minAvailable": smallest[group] - 1,
+                "minAvailable": staying(smallest[group]),
                 "selector": pods(config, **{GROUP_LABEL: group}),
             },
         }
         for group in GROUPS
-        if smallest[group] > 1
     ]
+
+
+def staying(least: int) -> int:
+    """Pods of a group that stay while nodes are drained: all but one of the fewest.
+
+    Of a group that may be of one pod none has to, or its node could never be drained.
+    """
+    return max(0, least - 1)
 
 
 def _rule(group: str, resources: list[str], verbs: list[str]) -> Object:

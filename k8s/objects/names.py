@@ -61,5 +61,9 @@ def head_service(config: Config) -> str:
     return f"{config.kubernetes.name}-head-svc"
 
 
+def budget_name(cluster: str, group: str) -> str:
+    return f"{cluster}-{group}"
+
+
 def operator_name(config: Config) -> str:
     return f"{config.kubernetes.name}-operator"

@@ -26,7 +26,7 @@ from k8s.objects.names import (
     pods,
 )
 from k8s.objects.network import policy, ports
-from k8s.objects.pod import GPU, gpu_toleration
+from k8s.objects.pod import GPU, gpu_toleration, may_have_gpus
 from k8s.objects.rayservice import API_VERSION
 from k8s.yaml_text import Object, dump, dump_all
 
@@ -43,10 +43,10 @@ Files = dict[str, str]
 
 
 def overlays(config: Config) -> dict[str, Files]:
-    """The files of every overlay by its name."""
+    """The files of every overlay by its name; none with GPUs for a model that cannot be on one."""
     return {
         "cpu-dev": _cpu_dev(config),
-        "gpu": _gpu(config),
+        **({"gpu": _gpu(config)} if may_have_gpus(config) else {}),
         "ha-redis": _ha_redis(config),
         "mtls": _mtls(config),
         "incremental-upgrade": _incremental_upgrade(config),

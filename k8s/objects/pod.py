@@ -83,6 +83,11 @@ def worker_template(config: Config, group: str) -> Object:
     return template
 
 
+def may_have_gpus(config: Config) -> bool:
+    """Whether instances can compute on a GPU at all."""
+    return config.model.activations != "int8"
+
+
 def gpu_toleration() -> Object:
     return {"key": GPU, "operator": "Exists", "effect": "NoSchedule"}
 

@@ -22,6 +22,8 @@ from model.grammar import of_schema
 from tests.cluster.itinerary import ANYWHERE, BOUND, EDGE, ENDED, FIRST, LAST, NOT_THERE, Itinerary, Move
 from tests.cluster.pools import Pools, pools
 from tests.engine.mutants import mutate
+from tests.migration.nccl_double import DoubleDevice
+from tests.migration.test_nixl import installed as nixl_is_installed
 
 CLOSE = 1e-4
 """How far log-probabilities may lie apart where batches differ."""
@@ -56,6 +58,13 @@ WAYS = [
     for dtype, exact in (("float32", False), ("float32", True), ("bfloat16", True))
     for transport, fault in (("shm", ""), ("tcp", ""), ("shm", DAMAGED), ("tcp", DAMAGED))
 ]
+
+PAIRED = [
+    Way(transport, dtype, exact, fault)
+    for transport in ("nccl", "nixl")
+    for dtype, exact, fault in (("float32", False, ""), ("float32", False, DAMAGED), ("bfloat16", True, ""))
+]
+"""Ways by roads of their own: NCCL's by a double of the GPU, NIXL's where it is installed."""
 
 
 def requests(rng: random.Random, count: int) -> list[Request]:
@@ -150,6 +159,7 @@ async def move_about(
         assert sum(swaps) <= MOST_SWAPS
         assert any(piece.top for pieces in found for piece in pieces)
         check_moves(itinerary.planned, moves, count)
+        check_roads(way, all_)
         await all_.rest()
         for instance in all_.instances:
             instance.instance._loop.call(lambda core: core.check()).result(BOUND)
@@ -157,6 +167,16 @@ async def move_about(
             left = status.blocks_used, status.blocks_reserved, status.running, status.waiting
             assert left == (0, 0, 0, 0)
         return moves
+
+
+def check_roads(way: Way, all_: Pools) -> None:
+    """KV went by the transport that is asked for; by another one only after its connection was cut."""
+    sent: Counter[str] = Counter()
+    for instance in all_.instances:
+        for transport, _, transfer in instance.instance._sender.transfers.listed():
+            sent[transport] += transfer.bytes
+    assert sent[way.transport] > 0, sent
+    assert way.fault or sent.keys() == {way.transport}, sent
 
 
 def check_moves(planned: Counter[str], moves: Sequence[tuple[Move, Moved]], count: int) -> None:
@@ -188,6 +208,19 @@ def test_requests_that_move_give_the_streams_of_those_that_stay(
 ) -> None:
     if way not in (WAYS[0], WAYS[-1]) and not full:
         pytest.skip("one of twelve combinations: run with --full")
+    check_places(asyncio.run(move_about(way, 300 if full else 40, tiny_model, tmp_path)))
+
+
+@pytest.mark.parametrize("way", PAIRED, ids=str)
+def test_requests_that_move_by_roads_of_their_own_do_too(
+    way: Way, full: bool, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if way.transport == "nixl" and not nixl_is_installed():
+        pytest.skip("NIXL is not installed: pip install 'tandem-serving[nixl]'")
+    if way != PAIRED[0] and not full:
+        pytest.skip("one of six combinations: run with --full")
+    monkeypatch.setattr("cluster.transports.NcclDevice", lambda index: DoubleDevice())
+    monkeypatch.setattr("cluster.transports._index", lambda device: 0)
     check_places(asyncio.run(move_about(way, 300 if full else 40, tiny_model, tmp_path)))
 
 

@@ -14,6 +14,7 @@ from cluster.scaling import Scaling
 from engine.errors import RefusedError
 from k8s import paths
 from k8s.kube_api import KubeApi
+from k8s.objects.access import disruption_budgets
 from k8s.objects.names import POOLS
 from k8s.objects.rayservice import ray_service
 from k8s.operator import Reconciler
@@ -161,6 +162,19 @@ class Scene:
         self.api.create(f"{root}/rayclusters", cluster)
         live = {"status": {"activeServiceStatus": {"rayClusterName": LIVE}}}
         self.api.merge(f"{paths.ray(self.namespace, 'RayService', CLUSTER)}/status", live)
+
+    def budget(self) -> None:
+        """That of the group decode, as it is rendered."""
+        budget = next(
+            each for each in disruption_budgets(Config()) if each["metadata"]["name"] == f"{CLUSTER}-decode"
+        )
+        budget["metadata"]["namespace"] = self.namespace
+        self.api.create(paths.budgets(self.namespace), budget)
+
+    def staying(self) -> int:
+        """How many pods of the group decode the budget keeps."""
+        found = self.api.get(paths.budget(self.namespace, f"{CLUSTER}-decode"))["spec"]["minAvailable"]
+        return int(found)
 
     def bounds(self) -> list[tuple[int, int]]:
         """Of the group decode, in the RayService and in the RayCluster."""

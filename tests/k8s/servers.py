@@ -41,6 +41,11 @@ class Server:
     ray: bool = True
 
     @property
+    def budgets(self) -> bool:
+        """Whether it serves PodDisruptionBudgets as Kubernetes does since 1.21; Debian's is older."""
+        return self.store is not None
+
+    @property
     def api(self) -> KubeApi:
         return connect_to(self.url, self.token, ca_file=self.ca_file)
 

@@ -265,6 +265,19 @@ def test_bounds_that_agree_are_not_written_again(scene: Scene) -> None:
     assert scene.api.get(path)["metadata"]["resourceVersion"] == version
 
 
+def test_the_budget_keeps_all_but_one_of_the_fewest(scene: Scene) -> None:
+    if not scene.server.budgets:
+        pytest.skip("this kube-apiserver does not serve PodDisruptionBudgets")
+    scene.budget()
+    assert scene.staying() == 0
+    scene.pool(minReplicas=3, maxReplicas=9)
+    scene.rounds()
+    assert scene.staying() == 2
+    scene.api.merge(scene.path, {"spec": {"minReplicas": 1}})
+    scene.rounds()
+    assert scene.staying() == 0
+
+
 def test_a_round_survives_a_pool_that_changes_meanwhile(scene: Scene) -> None:
     scene.pool()
     scene.rounds()

@@ -16,6 +16,8 @@ from cluster.app import _load
 from cluster.config import Config, load, read
 from cluster.config_kubernetes import RAY_VERSION
 from cluster.tls import cluster_tls
+from engine.errors import ConfigError
+from k8s import render
 from k8s.objects.dashboards import dashboards, expressions
 from k8s.objects.monitoring import alerts
 from k8s.render import base, files, objects
@@ -129,6 +131,16 @@ def test_gpus_are_requested_as_they_are_limited_and_tolerated() -> None:
     resources = pod["containers"][0]["resources"]
     assert resources["limits"]["nvidia.com/gpu"] == resources["requests"]["nvidia.com/gpu"] == "2"
     assert pod["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+
+
+def test_a_model_for_cpus_is_rendered_without_gpus_and_refused_with_them() -> None:
+    rounded = with_settings(model__activations="int8")
+    found = files(rounded)
+    assert not any("overlays/gpu" in path or "nvidia.com/gpu" in text for path, text in found.items())
+    with pytest.raises(ConfigError, match=r"int8 is for CPUs: there is no overlay gpu"):
+        render.built(rounded, "gpu")
+    with pytest.raises(ConfigError, match=r"int8 is for CPUs, and kubernetes\.pods\.decode\.gpus is not 0"):
+        files(with_settings(model__activations="int8", kubernetes__pods__decode__gpus=1))
 
 
 def test_a_model_claim_is_mounted_in_every_pod_for_reading() -> None:

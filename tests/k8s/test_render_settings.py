@@ -14,7 +14,7 @@ from cluster.config import Config, load
 from engine.errors import ConfigError
 from k8s.checks.kinds import Kinds
 from k8s.objects.overlays import overlays
-from k8s.render import base, files, objects
+from k8s.render import files, objects
 from k8s.serve_settings import in_cluster
 from k8s.yaml_text import dump_all
 from tests.k8s.mistakes import check
@@ -92,16 +92,10 @@ def test_budgets_keep_all_but_one_of_the_smallest_size_as_a_number() -> None:
     kept = {each["metadata"]["name"]: each["spec"] for each in found}
     assert {name: spec["minAvailable"] for name, spec in kept.items()} == {
         "tandem-gateway": 2,
+        "tandem-prefill": 0,
         "tandem-decode": 3,
     }
     assert not [spec for spec in kept.values() if "maxUnavailable" in spec]
-
-
-def test_without_a_budget_there_is_no_empty_file() -> None:
-    config = load(None, {"gateway.replicas": 1})
-    assert "pdb.yaml" not in base(config) and "base/pdb.yaml" not in files(config)
-    assert "pdb.yaml" not in yaml.safe_load(files(config)["base/kustomization.yaml"])["resources"]
-    assert "pdb.yaml" in base(Config())
 
 
 # gateways with a certificate

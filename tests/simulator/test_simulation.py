@@ -239,6 +239,21 @@ def test_two_transfers_over_one_link_take_twice_as_long() -> None:
     assert max(both) == pytest.approx(alone + 0.67, rel=0.05)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_leaping_over_steps_charges_tenants_as_single_steps_do(seed: int) -> None:
+    def run(*, coasting: bool) -> tuple[dict[str, records.Record], dict[str, float]]:
+        counters = Counters()
+        pools = tuple(
+            PoolSetup(role, 2, COST, 150, lambda: (FairQueue(counters), ContinuousBatching(512)))
+            for role in ("prefill", "decode")
+        )
+        tenants = [replace(one, tenant="ab"[i % 3 > 0]) for i, one in enumerate(requests(seed))]
+        cluster = simulate(Setup(pools, coasting=coasting), tenants)
+        return cluster.records.records, counters.service
+
+    assert run(coasting=True) == run(coasting=False)
+
+
 def test_prefix_blocks_are_computed_once() -> None:
     arrivals = [Arrival(float(i), 2048, 2, prefix=(1, 2, 3, 4)) for i in range(4)]
     pools = (PoolSetup("decode", 1, COST, 600, fcfs(lambda: ContinuousBatching(512)), prefix_cache=True),)
