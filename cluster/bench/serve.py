@@ -8,6 +8,7 @@ What the machine does beside it falls on all of them alike, so ratios hold where
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -124,14 +125,20 @@ async def measure(
     *,
     begin: Callable[[str], Advance],
     took: Callable[[Result], None] = lambda result: None,
+    rest: float = 0.0,
 ) -> list[Result]:
-    """Everything, in the order above. `begin` is told what starts and gives who is told of its progress."""
+    """Everything, in the order above. `begin` is told what starts and gives who is told of its progress.
+
+    Between the turns of two subjects there are `rest` seconds, for what one still does after its last answer.
+    """
     results = []
     for repetition in range(repetitions):
         for number, plan in enumerate(plans):
             workload = plan(repetition)
             turn = (repetition + number) % len(subjects)
             for subject in [*subjects[turn:], *subjects[:turn]]:
+                if results and len(subjects) > 1:
+                    await asyncio.sleep(rest)
                 advance = begin(f"{subject.name}: {workload.name}, {repetition + 1} of {repetitions}")
                 found = await subject.measure(workload, repetition, objectives, advance)
                 took(found)

@@ -31,6 +31,15 @@ Plain = Annotated[
     bool, typer.Option("--plain", help="Send only fields of OpenAI's own API; answers may then end early.")
 ]
 Repeat = Annotated[int, typer.Option("--repeat", min=1, help="How many repetitions.")]
+Rest = Annotated[
+    float,
+    typer.Option(
+        "--rest",
+        metavar="DURATION",
+        parser=seconds,
+        help="Between two servers' turns, for what one still does after its last answer.",
+    ),
+]
 SloTTFT = Annotated[
     float, typer.Option("--slo-ttft", metavar="DURATION", parser=seconds, help="Time to first token.")
 ]

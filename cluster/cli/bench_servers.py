@@ -28,6 +28,7 @@ from cluster.cli.bench_options import (
     Plain,
     Repeat,
     RequestTimeout,
+    Rest,
     Shrink,
     SloTPOT,
     SloTTFT,
@@ -74,6 +75,7 @@ def serve(
     ttft: SloTTFT = "500ms",  # type: ignore[assignment]
     tpot: SloTPOT = "50ms",  # type: ignore[assignment]
     repeat: Repeat = 3,
+    rest: Rest = "2s",  # type: ignore[assignment]
     seed: Annotated[int, typer.Option("--seed", help="Of lengths and arrivals; texts are always new.")] = 0,
     within: RequestTimeout = "600s",  # type: ignore[assignment]
     plain: Plain = False,
@@ -93,7 +95,7 @@ def serve(
     shown = certificates(root(context).tls)
     servers = _Servers(url, versus, pid, api_key, model, shown=shown, extras=not plain)
     watch = Watch(messages(quiet=root(context).quiet))
-    report = _measure("serve", servers, plans, repeat, Objectives(ttft, tpot), within, settings, watch)
+    report = _measure("serve", servers, plans, repeat, rest, Objectives(ttft, tpot), within, settings, watch)
     present(report, sections(report), "tandem bench serve", html, output)
     _require_answers(report.results)
 
@@ -114,6 +116,7 @@ def replay(
     ttft: SloTTFT = "500ms",  # type: ignore[assignment]
     tpot: SloTPOT = "50ms",  # type: ignore[assignment]
     repeat: Repeat = 1,
+    rest: Rest = "2s",  # type: ignore[assignment]
     within: RequestTimeout = "600s",  # type: ignore[assignment]
     plain: Plain = False,
     html: Html = None,
@@ -133,7 +136,7 @@ def replay(
     servers = _Servers(url, versus, pid, api_key, model, shown=shown, extras=not plain)
     watch = Watch(messages(quiet=root(context).quiet))
     plans: list[Plan] = [lambda repetition: workload]
-    report = _measure("replay", servers, plans, repeat, Objectives(ttft, tpot), within, settings, watch)
+    report = _measure("replay", servers, plans, repeat, rest, Objectives(ttft, tpot), within, settings, watch)
     present(report, sections(report), f"tandem bench replay: {trace.name}", html, output)
     _require_answers(report.results)
 
@@ -219,6 +222,7 @@ def _measure(
     servers: _Servers,
     plans: Sequence[Plan],
     repeat: int,
+    rest: float,
     objectives: Objectives,
     within: float,
     settings: dict[str, str],
@@ -233,7 +237,9 @@ def _measure(
         targets = await servers.connect(watch)
         watch.expect(len(targets) * len(plans) * repeat)
         loaded = [Loaded(target, within) for target in targets]
-        results = await serving.measure(loaded, plans, repeat, objectives, begin=watch.begin, took=took)
+        results = await serving.measure(
+            loaded, plans, repeat, objectives, begin=watch.begin, took=took, rest=rest
+        )
         return targets, results
 
     with watch:

@@ -46,7 +46,8 @@ def test_two_servers_are_measured_in_one_run_and_compared(tmp_path: Path) -> Non
         found = report_of(
             bench(
                 "serve", "single", "rate=200", "--requests", "5", "--prompt", "8", "--answer", "4",
-                "--repeat", "2", "--url", ours, "--vs", f"theirs={theirs}", "--html", str(file), "-o", "json",
+                "--repeat", "2", "--rest", "0s", "--url", ours, "--vs", f"theirs={theirs}",
+                "--html", str(file), "-o", "json",
             )
         )  # fmt: skip
     name = ours.removeprefix("http://")
