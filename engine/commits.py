@@ -63,9 +63,10 @@ class Commits:
         """The last step of a leap drew `token` for `sequences`, which ends them."""
         emitted = []
         for sequence in sequences:
+            live = self._roster.live[sequence.request.id]
+            assert token in live.ends, f"{token} does not end {sequence.key}"
             sequence.output[-1] = token
-            emitted.append(_last(self._roster.live[sequence.request.id], sequence, Drawn(token)))
-            assert emitted[-1].finish is not None, f"{token} does not end {sequence.key}"
+            emitted.append(_emitted(live, sequence, Drawn(token)))
             self._roster.end(sequence)
         return self._roster.tell(emitted)
 
@@ -85,7 +86,7 @@ class Commits:
             member.output.append(token.token)
             if token.logprob is not None:
                 member.scores.append((len(member.output) - 1, token))
-            emitted.append(_last(live, member, token))
+            emitted.append(_emitted(live, member, token))
             if emitted[-1].finish is not None:
                 self._roster.end(member)
             elif live.handoff:
@@ -106,8 +107,8 @@ class Commits:
         return tuple(members)
 
 
-def _last(live: Live, sequence: Sequence, drawn: Drawn) -> Emitted:
-    """The last token of a sequence, which it has now."""
+def _emitted(live: Live, sequence: Sequence, drawn: Drawn) -> Emitted:
+    """The token that a sequence has got last."""
     finish, stop_token = live.ending(sequence)
     return Emitted(
         sequence.key,

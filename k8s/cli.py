@@ -122,6 +122,8 @@ def apply(
     config = _config(context, file, settings)
     if which("kubectl") is None:
         raise Failure(Exit.USAGE, "no_kubectl", "there is no kubectl on the PATH", "install kubectl")
+    if overlay is not None:
+        rendering.check_overlay(config, overlay.value)
     target = "base" if overlay is None else f"overlays/{overlay.value}"
     verb = "would be applied" if dry_run else "is applied"
     notes = messages(quiet=root(context).quiet)

@@ -21,7 +21,7 @@ from typing import Protocol
 from cluster import control_pb2 as pb
 from cluster.control_client import ControlClient
 from cluster.tls import Tls
-from engine.errors import Conflict, NotFound, RefusedError, TandemError, Unreachable
+from engine.errors import Conflict, InvalidKey, NotFound, RefusedError, TandemError, Unreachable
 from k8s import paths
 from k8s.bounds import set_bounds
 from k8s.budget import set_budget
@@ -72,6 +72,7 @@ class Reconciler:
         self._control = control
         self._namespace = namespace
         self._cluster = cluster
+        self._forbidden = False
 
     def round(self) -> str:
         """Bring every Pool in step; gives the resourceVersion to watch from. Raises Unreachable."""
@@ -120,7 +121,17 @@ class Reconciler:
             self._api, self._namespace, spec["clusterRef"], spec["role"], bounds.least, bounds.most
         )
         self._report(pool, found, live, agreed, refused)
-        set_budget(self._api, self._namespace, spec["clusterRef"]["name"], spec["role"], bounds.least)
+        self._budget(spec["clusterRef"]["name"], spec["role"], bounds.least)
+
+    def _budget(self, cluster: str, role: str, least: int) -> None:
+        """Without the right to, which a Role of an older version lacks, it is said once and left alone."""
+        if self._forbidden:
+            return
+        try:
+            set_budget(self._api, self._namespace, cluster, role, least)
+        except InvalidKey as error:
+            self._forbidden = True
+            logger.warning("budgets stay as they are: %s; apply the Role of k8s/base/rbac.yaml", error)
 
     def _pool(self, role: str) -> pb.Pool:
         for pool in self._control.status().pools:

@@ -80,15 +80,20 @@ def write(config: Config, folder: Path) -> list[Path]:
     return written
 
 
-def built(config: Config, overlay: str) -> str:
-    """What `kubectl apply -k` would send for an overlay, as YAML.
-
-    Raises SetupError without Kustomize, and ConfigError where the config has no such overlay.
-    """
+def check_overlay(config: Config, overlay: str) -> None:
+    """Raises ConfigError where the config has no such overlay."""
     if overlay not in overlays.overlays(in_cluster(config)):
         raise ConfigError(
             f"model.activations: int8 is for CPUs: there is no overlay {overlay}", param="model.activations"
         )
+
+
+def built(config: Config, overlay: str) -> str:
+    """What `kubectl apply -k` would send for an overlay, as YAML.
+
+    Raises SetupError without Kustomize, and what `check_overlay` raises.
+    """
+    check_overlay(config, overlay)
     with tempfile.TemporaryDirectory(prefix="tandem-") as folder:
         write(config, Path(folder))
         return kustomize(Path(folder) / "overlays" / overlay)

@@ -131,6 +131,7 @@ class SimulatedCluster:
         self.clock.run(until, done=lambda: self._left == 0)
         for member in self.members.values():
             member.instance.catch_up()
+        self._charge()
 
     @property
     def over(self) -> bool:
@@ -223,7 +224,7 @@ class SimulatedCluster:
             priority=int(arrival.tenant in self.setup.urgent_tenants),
             adapter=arrival.adapter,
         )
-        self._lengths[request_id] = min(arrival.output_tokens, request.sampling.max_tokens)
+        self._lengths[request_id] = self.setup.answer_tokens(arrival)
         journey = self._journeys[request_id] = Journey(request, self.setup.patience)
         self._do(journey, journey.begin(self.clock.now()))
 

@@ -67,6 +67,7 @@ class SimulatedInstance:
         self._sink = sink
         self._coasting = coasting
         self._first: Callable[[], None] | None = None
+        self._chooses = False
         self._foreseers: list[Callable[[StepPlan], None]] = []
         self._observers: list[Callable[[StepOutcome], None]] = []
         self._mail: list[Callable[[EngineCore], None]] = []
@@ -78,6 +79,10 @@ class SimulatedInstance:
 
     def call(self, fn: Callable[[EngineCore], None]) -> None:
         """Run `fn` between two steps, as EngineLoop.call does; at once if the instance is idle."""
+        self._chooses = True
+        self._post(fn)
+
+    def _post(self, fn: Callable[[EngineCore], None]) -> None:
         self._mail += map(self._letter, self._asked)
         self._asked.clear()
         self._mail.append(fn)
@@ -94,12 +99,12 @@ class SimulatedInstance:
     def report(self, told: Callable[[InstanceStatus], None]) -> None:
         """Tell how it is between two steps, as a letter would find it. A leap goes on."""
         if self._coast is None or self._mail:
-            self.call(self._letter(told))
+            self._post(self._letter(told))
             return
         _, ends = self._coast
         current = self._leapt(ends)
         if current + 1 >= len(ends):
-            self.call(self._letter(told))
+            self._post(self._letter(told))
             return
         self._asked.append(told)
         self._clock.at(float(ends[current]), partial(self._tell_ahead, told))
@@ -144,8 +149,9 @@ class SimulatedInstance:
 
     def _go_on(self) -> None:
         """Read the mail, then begin a step if anybody can run."""
-        if self._first is not None and (self._mail or len(self.core.queue)):
+        if self._first is not None and (self._chooses or len(self.core.queue)):
             self._first()
+        self._chooses = False
         self._reading = True
         mail = self._mail
         while mail:

@@ -152,13 +152,12 @@ def _invariants(cluster: SimulatedCluster) -> dict[str, bool]:
     cluster.check()
     records = cluster.records
     done = [record for record in records.records.values() if record.finished]
-    most = cluster.setup.max_tokens or cluster.setup.max_length
     idle = [one.instance.core for one in cluster.members.values() if not one.instance.core.running]
     return {
         "ledgers_balance": True,
         "every_token_once": records.duplicated == 0,
         "every_answer_whole": all(
-            record.tokens == min(record.arrival.output_tokens, most) for record in done
+            record.tokens == cluster.setup.answer_tokens(record.arrival) for record in done
         ),
         "idle_instances_hold_nothing": all(
             core.pool.used == core.pool.reserved == core.tiers.used == 0

@@ -18,6 +18,7 @@ from global_scheduler.rescheduling import ReschedulingSettings
 from global_scheduler.scheduler import Scheduler, SchedulerSettings
 from global_scheduler.view import Summary
 from simulator.network import LinkSettings
+from simulator.workload.arrivals import Arrival
 
 
 def fcfs(policy: Callable[[], BatchPolicy]) -> Callable[[], tuple[WaitingQueue, BatchPolicy]]:
@@ -84,3 +85,8 @@ class Setup:
     urgent_tenants: frozenset[str] = frozenset()
     dispatch: Callable[[Scheduler, Summary, float], Placement] | None = None
     coasting: bool = True
+
+    def answer_tokens(self, arrival: Arrival) -> int:
+        """How long its answer becomes: as it turns out, or as far as it may."""
+        most = arrival.output_tokens if self.max_tokens is None else self.max_tokens
+        return min(arrival.output_tokens, most, self.max_length - arrival.prompt_tokens)

@@ -97,6 +97,8 @@ def disruption_budgets(config: Config) -> list[Object]:
             "metadata": metadata(config, budget_name(config.kubernetes.name, group)),
             "spec": {
                 "minAvailable": staying(smallest[group]),
+                # Else a pod that is not ready could never be evicted where none has to stay.
+                "unhealthyPodEvictionPolicy": "AlwaysAllow",
                 "selector": pods(config, **{GROUP_LABEL: group}),
             },
         }

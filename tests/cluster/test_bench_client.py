@@ -253,7 +253,9 @@ def test_arrivals_do_not_wait_for_answers() -> None:
     assert ward.most == 20
 
 
-def test_servers_take_turns_and_the_first_changes() -> None:
+def test_servers_take_turns_with_rests_between_and_the_first_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async def main() -> list[str]:
         ward = Ward()
         ward.open.set()
@@ -265,12 +267,24 @@ def test_servers_take_turns_and_the_first_changes() -> None:
                 )
                 for name in ("one", "two")
             ]
-            found = await measure(servers, plans, 2, ANYTHING, begin=lambda title: lambda done, total: None)
+            found = await measure(
+                servers, plans, 2, ANYTHING, begin=lambda title: lambda done, total: None, rest=0.25
+            )
         return [f"{result.test} {result.server}" for result in found]
+
+    rests: list[float] = []
+    sleep = asyncio.sleep
+
+    async def pause(seconds: float) -> None:
+        rests.append(seconds)
+        await sleep(0 if seconds == 0.25 else seconds)
+
+    monkeypatch.setattr("cluster.bench.serve.asyncio.sleep", pause)
 
     assert asyncio.run(main()) == [
         "one A", "one B", "two B", "two A", "one B", "one A", "two A", "two B"
     ]  # fmt: skip
+    assert rests.count(0.25) == 7
 
 
 def test_a_server_that_is_not_there_cannot_be_measured() -> None:

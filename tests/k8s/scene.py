@@ -173,8 +173,11 @@ class Scene:
 
     def staying(self) -> int:
         """How many pods of the group decode the budget keeps."""
-        found = self.api.get(paths.budget(self.namespace, f"{CLUSTER}-decode"))["spec"]["minAvailable"]
-        return int(found)
+        return int(self.api.get(self.budget_path)["spec"]["minAvailable"])
+
+    @property
+    def budget_path(self) -> str:
+        return paths.budget(self.namespace, f"{CLUSTER}-decode")
 
     def bounds(self) -> list[tuple[int, int]]:
         """Of the group decode, in the RayService and in the RayCluster."""

@@ -135,6 +135,8 @@ class TestRights:
         assert reconciler.changed(version, 10)
         reconciler.round()
         assert scene.control.targets["decode"] == 5 and "Scaled" in scene.events()
+        with pytest.raises(NotFound):  # and not InvalidKey
+            api.get(paths.budget(scene.namespace, "tandem-decode"))
 
     @pytest.mark.parametrize("path", ["/api/v1/namespaces/{}/secrets", "/api/v1/namespaces/{}/pods"])
     def test_they_show_nothing_else(self, real_server: Server, path: str) -> None:

@@ -11,7 +11,7 @@ from shutil import which
 import pytest
 
 from cluster import control_pb2 as pb
-from engine.errors import TandemError, Unreachable
+from engine.errors import InvalidKey, TandemError, Unreachable
 from k8s import paths
 from k8s.operator import follow
 from tests.k8s.scene import LIVE, Scene
@@ -276,6 +276,29 @@ def test_the_budget_keeps_all_but_one_of_the_fewest(scene: Scene) -> None:
     scene.api.merge(scene.path, {"spec": {"minReplicas": 1}})
     scene.rounds()
     assert scene.staying() == 0
+
+
+def test_a_budget_of_somebodys_own_is_left_alone(scene: Scene) -> None:
+    if not scene.server.budgets:
+        pytest.skip("this kube-apiserver does not serve PodDisruptionBudgets")
+    scene.budget()
+    scene.api.merge(scene.budget_path, {"metadata": {"labels": None}, "spec": {"minAvailable": 5}})
+    scene.pool(minReplicas=3, maxReplicas=9)
+    scene.rounds()
+    assert scene.staying() == 5
+
+
+def test_a_role_without_budgets_is_named_once_and_nothing_else_stops(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def forbidden(*_: object) -> None:
+        raise InvalidKey("poddisruptionbudgets is forbidden")
+
+    monkeypatch.setattr("k8s.operator.set_budget", forbidden)
+    scene.pool(minReplicas=2, maxReplicas=9)
+    scene.rounds(3)
+    assert [one.message.count("rbac.yaml") for one in caplog.records if one.levelname == "WARNING"] == [1]
+    assert scene.control.bounds["decode"] == (2, 9)
 
 
 def test_a_round_survives_a_pool_that_changes_meanwhile(scene: Scene) -> None:

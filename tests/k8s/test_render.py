@@ -138,7 +138,7 @@ def test_a_model_for_cpus_is_rendered_without_gpus_and_refused_with_them() -> No
     found = files(rounded)
     assert not any("overlays/gpu" in path or "nvidia.com/gpu" in text for path, text in found.items())
     with pytest.raises(ConfigError, match=r"int8 is for CPUs: there is no overlay gpu"):
-        render.built(rounded, "gpu")
+        render.check_overlay(rounded, "gpu")
     with pytest.raises(ConfigError, match=r"int8 is for CPUs, and kubernetes\.pods\.decode\.gpus is not 0"):
         files(with_settings(model__activations="int8", kubernetes__pods__decode__gpus=1))
 

@@ -96,6 +96,7 @@ def test_budgets_keep_all_but_one_of_the_smallest_size_as_a_number() -> None:
         "tandem-decode": 3,
     }
     assert not [spec for spec in kept.values() if "maxUnavailable" in spec]
+    assert {spec["unhealthyPodEvictionPolicy"] for spec in kept.values()} == {"AlwaysAllow"}
 
 
 # gateways with a certificate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from random import Random
@@ -228,6 +229,13 @@ def test_an_answer_ends_at_what_was_asked_for_whether_steps_are_leapt_over_or_no
     assert summarise(cluster)["invariants"]["every_answer_whole"]
 
 
+@pytest.mark.parametrize("coasting", [True, False])
+def test_an_answer_ends_where_the_context_does_whether_steps_are_leapt_over_or_not(coasting: bool) -> None:
+    cluster = simulate(replace(two_pools(coasting=coasting), max_length=180), [Arrival(0.0, 100, 300)])
+    assert cluster.records.records["0"].tokens == 80
+    assert summarise(cluster)["invariants"]["every_answer_whole"]
+
+
 def test_two_transfers_over_one_link_take_twice_as_long() -> None:
     """512 tokens of 131,072 bytes at 0.1 GB/s: 0.67 s; the second request waits for the first."""
     arrivals = [Arrival(0.0, 512, 3), Arrival(0.0, 512, 3)]
@@ -240,7 +248,10 @@ def test_two_transfers_over_one_link_take_twice_as_long() -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_leaping_over_steps_charges_tenants_as_single_steps_do(seed: int) -> None:
+@pytest.mark.parametrize("until", [math.inf, 7.0], ids=["to the end", "cut short"])
+def test_leaping_over_steps_charges_tenants_as_single_steps_do(seed: int, until: float) -> None:
+    gaps = {}
+
     def run(*, coasting: bool) -> tuple[dict[str, records.Record], dict[str, float]]:
         counters = Counters()
         pools = tuple(
@@ -248,10 +259,12 @@ def test_leaping_over_steps_charges_tenants_as_single_steps_do(seed: int) -> Non
             for role in ("prefill", "decode")
         )
         tenants = [replace(one, tenant="ab"[i % 3 > 0]) for i, one in enumerate(requests(seed))]
-        cluster = simulate(Setup(pools, coasting=coasting), tenants)
+        cluster = simulate(Setup(pools, coasting=coasting), tenants, until=until)
+        gaps[coasting] = len(cluster.records.gaps)
         return cluster.records.records, counters.service
 
     assert run(coasting=True) == run(coasting=False)
+    assert gaps[True] < gaps[False], "nothing was leapt over"
 
 
 def test_prefix_blocks_are_computed_once() -> None:
