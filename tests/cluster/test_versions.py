@@ -22,7 +22,7 @@ from tests.cluster.test_up import START, Home, Up, make_home, spawn_up
 OLD, NEW = "7.0.0", "7.1.0"
 PROTOCOL, NEWER_PROTOCOL = "    newest: int = VERSION\n", "    newest: int = VERSION + 1\n"
 BODY = {
-    "model": "tiny", "prompt": "one two three " * 8, "max_tokens": 300, "temperature": 0, "ignore_eos": True
+    "model": "tiny", "prompt": "one two three " * 8, "max_tokens": 1500, "temperature": 0, "ignore_eos": True
 }  # fmt: skip
 
 
