@@ -131,7 +131,7 @@ async def measure(
 
     Between the turns of two subjects there are `rest` seconds, for what one still does after its last answer.
     """
-    results = []
+    results: list[Result] = []
     for repetition in range(repetitions):
         for number, plan in enumerate(plans):
             workload = plan(repetition)
