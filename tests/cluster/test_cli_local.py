@@ -9,8 +9,10 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from email.utils import formatdate
 from pathlib import Path
 
+import httpx
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -160,7 +162,31 @@ def test_doctor_compares_clocks_over_https_or_says_what_to_do(secured: str, fold
     assert finding.state == WARN and "SSL_CERT_FILE" in finding.remedy
     record(gateways=[secured], certificate=str(folder / "gateway.pem"))
     (finding,) = checks.clock(around)
-    assert finding.state == OK
+    assert finding.state == OK, finding
+
+
+@pytest.mark.parametrize(
+    ("ahead", "said"),
+    [(0.0, None), (-1.5, None), (-10.0, "+8 s"), (10.0, "-10 s")],
+    ids=["same", "as busy servers are", "behind", "ahead"],
+)
+def test_doctor_names_a_clock_that_is_wrong(
+    ahead: float, said: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gateway's date is ``ahead`` seconds of this machine's clock, which stands on a whole second."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, headers={"date": formatdate(1_000_000_000 + ahead, usegmt=True)})
+
+    monkeypatch.setattr(checks.time, "time", lambda: 1_000_000_000.0)
+    client = httpx.Client
+    monkeypatch.setattr(
+        checks.httpx, "Client", lambda **_: client(transport=httpx.MockTransport(answer), trust_env=False)
+    )
+    status = pb.ClusterStatus(gateways=[pb.Gateway(name="gateway-0", url="http://127.0.0.1:9")])
+    (finding,) = checks.clock(Surroundings(Config(), status, {}))
+    assert finding.state == (OK if said is None else WARN), finding
+    assert said is None or f"this machine is {said} from gateway-0" in finding.text
 
 
 def test_a_certificate_that_is_gone_is_named(secured: str, tmp_path: Path) -> None:
