@@ -17,9 +17,6 @@ from itertools import islice
 from engine.request import SLO
 from engine.status import InstanceStatus
 
-MOST_SENT = 65_536
-"""Placements that are remembered, so that a new one of the same request makes the old void."""
-
 
 @dataclass(frozen=True, slots=True)
 class Summary:
@@ -143,7 +140,8 @@ class ClusterView:
         self.settle = settle
         self.stale = stale
         self._known: dict[str, _Known] = {}
-        self._sent: dict[str, tuple[str, ...]] = {}
+        self._sent: dict[str, tuple[float, tuple[str, ...]]] = {}
+        """When and to whom each request was sent lately, the oldest first: a new placement voids it."""
         self._loads: dict[str, Load] = {}
         self._open: dict[str, dict[str, Load]] = {}
         self._changed: set[str] = set()
@@ -185,7 +183,8 @@ class ClusterView:
 
         An instance that died meanwhile is left out.
         """
-        for instance in self._sent.pop(request_id, ()):
+        _, earlier = self._sent.pop(request_id, (now, ()))
+        for instance in earlier:
             if instance in self._known:
                 self._known[instance].sent.drop(request_id)
                 self._changed.add(instance)
@@ -194,9 +193,13 @@ class ClusterView:
             if known is not None:
                 known.sent.add(request_id, now, share, known.status.block_size)
                 self._changed.add(instance)
-        self._sent[request_id] = tuple(shares)
-        if len(self._sent) > MOST_SENT:
-            del self._sent[next(iter(self._sent))]
+        self._sent[request_id] = now, tuple(shares)
+        self._forget_sent(now - self.settle)
+
+    def _forget_sent(self, time: float) -> None:
+        """What was sent before `time` is no longer expected anywhere, so there is nothing left to void."""
+        while self._sent[oldest := next(iter(self._sent))][0] < time:
+            del self._sent[oldest]
 
     def slots(self, instance: str) -> int:
         """Tokens whose KV an instance can hold; 0 of one that is not known."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 from engine.status import InstanceStatus
 from global_scheduler.view import ClusterView, Load, Share
 
@@ -95,6 +97,17 @@ def test_placing_a_request_again_voids_its_earlier_placement() -> None:
     view.send("a", {"decode-0": Share(16, 16)}, 0.0)
     view.send("a", {"decode-1": Share(16, 16)}, 0.1)
     assert [load.requests for load in view.loads(0.1)] == [0, 1]
+
+
+def test_what_it_keeps_does_not_grow_with_the_requests_that_there_have_been() -> None:
+    view = ClusterView(settle=10.0)
+    sizes = []
+    for second in range(100):
+        for number in range(100):
+            view.send(f"{second}-{number}", {"decode-0": Share(16, 16)}, float(second))
+        view.observe(status(arrivals=100 * (second + 1)), float(second))
+        sizes.append(len(pickle.dumps(view)))
+    assert sizes[-1] < 1.1 * sizes[20]
 
 
 def test_a_status_that_is_older_than_the_last_is_dropped() -> None:
