@@ -62,17 +62,19 @@ class TokenPusher:
         *,
         lease: float = 30.0,
         kept: float = 30.0,
-        texts: int = 2048,
+        idle: float = 10.0,
     ) -> None:
-        """`kept` is how many seconds ended choices can be found among `endings`."""
+        """`kept` is how many seconds ended choices can be found among `endings`, `idle` how many the text of
+        a choice is held in readiness for its next token: nobody says so when it goes on elsewhere."""
         self.chunks = ChunkNotes()
         self.endings = Endings(kept)
         self._instance = instance
         self._detokenizer = detokenizer
         self._connect = connect
         self._lease = lease
-        self._texts: OrderedDict[tuple[SequenceKey, Epoch], ChoiceText] = OrderedDict()
-        self._most_texts = texts
+        self._texts: OrderedDict[tuple[SequenceKey, Epoch], tuple[float, ChoiceText]] = OrderedDict()
+        """The time of the last token and the text, in the order of these times."""
+        self._idle = idle
         self._links: dict[str, HomeLink] = {}
         self._call: Call | None = None
         self._events: asyncio.AbstractEventLoop | None = None
@@ -108,7 +110,7 @@ class TokenPusher:
     def _take(self, emitted: tuple[Emitted, ...], drawn: float) -> None:
         homes: dict[str, list[pb.Tokens]] = {}
         for one in emitted:
-            message = self._message(one)
+            message = self._message(one, drawn)
             if message is not None and not one.index and not one.key.choice:
                 prompt = len(one.sequence.request.prompt)
                 chunks = self.chunks.take(one.key.request_id, prompt, one.cached, drawn)
@@ -118,6 +120,7 @@ class TokenPusher:
                 homes.setdefault(one.home, []).append(message)
         for home, messages in homes.items():
             self._send(home, messages)
+        self._forget(drawn - self._idle)
 
     def _send(self, home: str, messages: list[pb.Tokens]) -> None:
         link = self._links.get(home)
@@ -129,20 +132,21 @@ class TokenPusher:
             self._links[home] = link
         link.send(messages)
 
-    def _message(self, one: Emitted) -> pb.Tokens | None:
+    def _message(self, one: Emitted, drawn: float) -> pb.Tokens | None:
         """The message of a token, or of an earlier one if the text ends there; None after the end."""
         cache = one.key, one.epoch
-        text = self._texts.get(cache)
-        if text is None or (text.count != one.index and text.stopped is None):
+        _, text = self._texts.pop(cache, (drawn, None))
+        anew = text is None or (text.count != one.index and text.stopped is None)
+        if text is None or anew:
             text = ChoiceText(one.sequence.request.sampling, self._detokenizer(one.sequence.request))
-            self._remember(cache, text)
+        if one.finish is None:
+            self._texts[cache] = drawn, text
+        if anew:
             stop = self._replay(one, text)
             if stop is not None:
                 return stop
         elif text.stopped is not None:
             return None
-        if one.finish is not None:
-            del self._texts[cache]
         if one.drawn is None:
             return self._tokens(one, one.index, None, text.end(), text.stopped)
         piece = text.token(one.drawn.token, finish=one.finish, stop_token=one.stop_token)
@@ -160,10 +164,9 @@ class TokenPusher:
                 return self._tokens(one, index, token, piece, text.stopped)
         return None
 
-    def _remember(self, key: tuple[SequenceKey, Epoch], text: ChoiceText) -> None:
-        self._texts[key] = text
-        self._texts.move_to_end(key)
-        while len(self._texts) > self._most_texts:
+    def _forget(self, time: float) -> None:
+        """The texts that have had no token since `time`: of choices that have ended here, or moved."""
+        while self._texts and next(iter(self._texts.values()))[0] < time:
             self._texts.popitem(last=False)
 
     def _tokens(

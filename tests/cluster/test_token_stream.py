@@ -127,11 +127,12 @@ def test_a_new_attempt_does_not_inherit_an_old_end() -> None:
 def test_forgotten_text_is_built_anew() -> None:
     async def test() -> None:
         home = Home()
-        async with pushing(home, Core(), texts=1) as pusher:
+        async with pushing(home, Core(), idle=0.0) as pusher:
             one, two = sequence("é" * 5), sequence("ü" * 5)
             two.request = Request("other", (1,), two.request.sampling)
             for index in range(10):
-                pusher.push([emitted(one, index, home.address), emitted(two, index, home.address)])
+                pusher.push([emitted(one, index, home.address)])
+                pusher.push([emitted(two, index, home.address)])
             await home.until(lambda: len(home.tokens) == 20)
             assert sorted(home.text) == sorted("é" * 5 + "ü" * 5)
 
@@ -335,6 +336,25 @@ def test_a_home_that_comes_back_is_told_what_was_dropped_meanwhile() -> None:
         assert (told.epoch.attempt, told.epoch.move) == (1, 2)
         await pusher.close()
         await again.server.stop(0)
+
+    run(test)
+
+
+def test_the_texts_of_choices_that_went_elsewhere_are_not_kept() -> None:
+    """Nobody says so when one moves, is cancelled, or ends with a stop string."""
+
+    async def test() -> None:
+        home, core = Home(), Core()
+        async with pushing(home, core, idle=0.0) as pusher:
+            others = [Sequence(Request(f"r{i}", (1,), Sampling(5)), output=[97, 98]) for i in range(50)]
+            for of in others:
+                pusher.push([emitted(of, 0, home.address)])
+            stays = sequence("xyz")
+            for index in range(3):
+                pusher.push([emitted(stays, index, home.address)])
+            await home.until(lambda: len(home.tokens) == 53)
+            assert list(pusher._texts) == [(stays.key, stays.epoch)]
+            assert home.text == "a" * 50 + "xyz"
 
     run(test)
 
