@@ -72,7 +72,8 @@ class Decoder {
 
     void forward(const Step& step) {
         const Heads& h = m_.heads;
-        const int64_t rows = step.rows, all = (h.heads + 2 * h.kv_heads) * h.dim;
+        const int64_t all = (h.heads + 2 * h.kv_heads) * h.dim;
+        int64_t rows = step.rows;
         residual_ = residual_memory_.template take<float>(rows * m_.hidden);
         float* projected = projected_memory_.template take<float>(rows * all);
         Element* x = x_memory_.template take<Element>(rows * m_.hidden);
@@ -88,15 +89,16 @@ class Decoder {
             norm(residual_, layer.input_norm, rows, x);
             multiply_rows(layer.qkv, x, rows, Store{projected, all, layer.qkv});
             turn(layer, projected, rows, q, keys, values);
+            if (index + 1 == m_.layers) rows = keep_drawn(step, q);
+            if (!rows) return;
             mix_heads(q, keys, values, mixed);
             multiply_rows(layer.output, mixed, rows, Add{residual_, m_.hidden, layer.output});
             norm(residual_, layer.mlp_norm, rows, x);
             multiply_rows(layer.gate_up, x, rows, Gate{active, m_.width, layer.gate_up});
             multiply_rows(layer.down, active, rows, Add{residual_, m_.hidden, layer.down});
         }
-        for (int64_t i = 0; i < step.drawn; ++i)
-            norm_row(residual_ + step.drawn_rows[i] * m_.hidden, m_.norm, x + i * m_.hidden);
-        multiply_rows(m_.head, x, step.drawn, Store{step.logits, m_.vocabulary, m_.head});
+        norm(residual_, m_.norm, rows, x);
+        multiply_rows(m_.head, x, rows, Store{step.logits, m_.vocabulary, m_.head});
     }
 
   private:
@@ -268,6 +270,32 @@ class Decoder {
         });
     }
 
+    // In the last layer, once its KV is written, only the rows that are drawn from matter: they become all the
+    // rows that there are, in their order. Gives how many.
+    int64_t keep_drawn(const Step& step, Element*& q) {
+        const int32_t* drawn = step.drawn_rows;
+        const int64_t width = m_.heads.heads * m_.heads.dim;
+        float* residual = drawn_residual_memory_.template take<float>(step.drawn * m_.hidden);
+        Element* queries = drawn_q_memory_.template take<Element>(step.drawn * width);
+        for (int64_t i = 0; i < step.drawn; ++i) {
+            std::memcpy(residual + i * m_.hidden, residual_ + drawn[i] * m_.hidden, m_.hidden * sizeof(float));
+            std::memcpy(queries + i * width, q + drawn[i] * width, width * sizeof(Element));
+        }
+        residual_ = residual;
+        q = queries;
+        drawn_spans_.clear();
+        for (int64_t i = 0, count; i < step.drawn; i += count) {
+            const Span& span = *(std::upper_bound(step.span, step.span + step.spans, drawn[i],
+                                                  [](int64_t row, const Span& one) { return row < one.first; }) - 1);
+            const int64_t end = span.first + span.count;
+            for (count = 1; i + count < step.drawn && drawn[i + count] == drawn[i] + count && drawn[i] + count < end;) ++count;
+            drawn_spans_.push_back({i, count, positions_[drawn[i]] + count, span.blocks});
+        }
+        pieces_.clear();
+        for (const Span& span : drawn_spans_) cut(m_.heads, span, pieces_);
+        return step.drawn;
+    }
+
     void mix_heads(const Element* q, const Element* keys, const Element* values, Element* out) {
         const int64_t count = int64_t(pieces_.size());
         const int64_t run = std::max<int64_t>(1, count / (8 * team_.size()));
@@ -283,7 +311,8 @@ class Decoder {
     std::vector<Buffer> scratch_;
     std::vector<std::unique_ptr<AttentionScratch<T>>> attention_;
     Buffer residual_memory_, projected_memory_, x_memory_, q_memory_, mixed_memory_, active_memory_;
-    Buffer cosines_memory_, sines_memory_, rounded_memory_;
+    Buffer cosines_memory_, sines_memory_, rounded_memory_, drawn_residual_memory_, drawn_q_memory_;
+    std::vector<Span> drawn_spans_;
     std::vector<int64_t> positions_, slots_;
     std::vector<Piece> pieces_;
     float* residual_ = nullptr;

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from engine.errors import ConfigError, HandshakeRefused, SetupError
 from engine.plan import Work
 from kernels import dispatch, library, reference
 from migration.handshake import Identity, agree
+from model.compiled import CompiledDecoder
 from model.config import from_hugging_face
 from model.packing import recipe
 from model.runner import ModelRunner
@@ -213,6 +215,34 @@ def test_two_threads_compute_the_bits_of_one(stored: Path, numbers: dict[str, st
     torch.set_num_threads(1)
     for ours, theirs in zip(scattered(one, 0), scattered(two, 0), strict=True):
         assert torch.equal(ours, theirs)
+
+
+@needed
+@pytest.mark.parametrize(
+    "numbers", [{"dtype": "float32"}, {"dtype": "bfloat16"}, {"activations": "int8"}], ids=str
+)
+def test_rows_are_the_same_bits_whichever_are_drawn_from(stored: Path, numbers: dict[str, str]) -> None:
+    """The last layer leaves out the others, but for their KV: the second chunks read it."""
+    runner = ModelRunner(stored, blocks=80, block_size=4, threads=2, **numbers)  # type: ignore[arg-type]
+    rng = random.Random(2)
+    counts, known = (9, 1, 40), [tokens(2 * count, seed) for seed, count in enumerate((9, 1, 40))]
+    tables = [[*range(20 * i, 20 * i + 20)] for i in range(3)]
+    decoder = runner._decoder
+    assert isinstance(decoder, CompiledDecoder)
+
+    def step(part: int, rows: Sequence[int]) -> Tensor:
+        chunk = [one[part * n : (part + 1) * n] for one, n in zip(known, counts, strict=True)]
+        lengths = [(part + 1) * count for count in counts]
+        return decoder._decoder.forward([*itertools.chain(*chunk)], counts, lengths, tables, rows)
+
+    every = [*range(sum(counts))]
+    expected = [step(0, every), step(1, every)]
+    for size in (0, 1, 2, 3, 7, 20, 50):
+        runner.kv.pool.fill_(float("nan"))
+        for part in range(2):
+            rows = rng.sample(every, size)
+            chosen = sorted(rows) if size % 2 else rows
+            assert torch.equal(step(part, chosen), expected[part][chosen])
 
 
 @needed
