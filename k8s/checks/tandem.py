@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from cluster.config_yaml import Path, Problem
-from k8s.checks import budgets, ports, selectors
+from k8s.checks import budgets, gates, ports, selectors
 from k8s.checks.manifest import Manifest, mapping
 from k8s.checks.ray_cluster import Group
 from k8s.checks.scene import Scene
@@ -201,6 +201,7 @@ RULES: tuple[Callable[[Scene], Iterator[Problem]], ...] = (
     selectors.services,
     selectors.policies,
     budgets.budgets,
+    gates.gates,
     ports.services,
     ports.policies,
     ports.monitors,

@@ -1,4 +1,4 @@
-"""vLLM's load client against the gateway, where TANDEM_VLLM names its command: each answer is there, and whole."""
+"""vLLM's load client against the gateway, where TANDEM_VLLM names its command: every answer is whole."""
 
 from __future__ import annotations
 
