@@ -30,7 +30,8 @@ class ObserveConfig(Section):
     traces: str | None = Field(
         None,
         description="The URL of an OpenTelemetry collector (OTLP over HTTP, such as "
-        "`http://127.0.0.1:4318/v1/traces`) that gets one trace per request. Null sends none.",
+        "`http://127.0.0.1:4318/v1/traces`) that gets one trace per request. Null: the one that "
+        "`OTEL_EXPORTER_OTLP_ENDPOINT` names, if any.",
     )
     sampling: float = Field(
         1.0,

@@ -889,6 +889,7 @@ class RunningRequest(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     AGE_FIELD_NUMBER: _builtins.int
     MOVING_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     instance: _builtins.str
     role: _builtins.str
@@ -899,6 +900,8 @@ class RunningRequest(_message.Message):
     priority: _builtins.int
     age: _builtins.float
     moving: _builtins.bool
+    tenant: _builtins.str
+    """'' without one, and from instances that don't tell it"""
     def __init__(
         self,
         *,
@@ -912,10 +915,11 @@ class RunningRequest(_message.Message):
         priority: _builtins.int = ...,
         age: _builtins.float = ...,
         moving: _builtins.bool = ...,
+        tenant: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age", b"age", "blocks", b"blocks", "id", b"id", "instance", b"instance", "moving", b"moving", "output_tokens", b"output_tokens", "phase", b"phase", "priority", b"priority", "prompt_tokens", b"prompt_tokens", "role", b"role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age", b"age", "blocks", b"blocks", "id", b"id", "instance", b"instance", "moving", b"moving", "output_tokens", b"output_tokens", "phase", b"phase", "priority", b"priority", "prompt_tokens", b"prompt_tokens", "role", b"role", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -94,6 +94,7 @@ def request_list(requests: Iterable[RequestStatus], instance: str, role: str) ->
                 priority=one.priority,
                 age=one.age,
                 moving=one.moving,
+                tenant=one.tenant,
             )
             for one in requests
         ]

@@ -33,6 +33,8 @@ REQUEST_TEMPERATURE = "gen_ai.request.temperature"
 REQUEST_TOP_P = "gen_ai.request.top_p"
 REQUEST_TOP_K = "gen_ai.request.top_k"
 REQUEST_SEED = "gen_ai.request.seed"
+REQUEST_STOP = "gen_ai.request.stop_sequences"
+REQUEST_STREAM = "gen_ai.request.stream"
 REQUEST_CHOICES = "gen_ai.request.choice.count"
 RESPONSE_MODEL = "gen_ai.response.model"
 RESPONSE_ID = "gen_ai.response.id"
@@ -51,9 +53,10 @@ REASON = "tandem.reason"
 TOKENS = "tandem.tokens"
 
 
-def asked(sampling: Sampling) -> dict[str, int | float]:
+def asked(sampling: Sampling) -> dict[str, int | float | list[str]]:
     """What a request asked for, as attributes."""
-    return {
+    stop = {REQUEST_STOP: [*sampling.stop]} if sampling.stop else {}
+    return stop | {
         REQUEST_MAX_TOKENS: sampling.max_tokens,
         REQUEST_TEMPERATURE: sampling.temperature,
         REQUEST_TOP_P: sampling.top_p,

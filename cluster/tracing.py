@@ -4,13 +4,14 @@
                                  │                           └ prefill.chunk …
                                  └ with several prompts: prompt 0, prompt 1 … around them
 
-Needs the extra `tracing` (OpenTelemetry's SDK) only where `observe.traces` names a collector. Prompts and
-answers are never recorded.
+Needs the extra `tracing` (OpenTelemetry's SDK) only where `observe.traces`, or else a variable of
+OpenTelemetry's, names a collector. Prompts and answers are never recorded.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,8 @@ logger = logging.getLogger("tandem.gateway")
 
 OPERATIONS = {"/v1/chat/completions": "chat", "/v1/completions": "text_completion"}
 CHANGED = 2**64
+ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+"""Variables by which OpenTelemetry's exporter finds a collector that it isn't told."""
 
 
 class Traces:
@@ -65,7 +68,7 @@ class Traces:
             return arrival.sampled
         return int(arrival.trace[16:], 16) < self._share * CHANGED
 
-    def export(self, arrival: Arrival, path: str, status: int, now: float) -> None:
+    def export(self, arrival: Arrival, path: str, status: int, now: float, *, streamed: bool = False) -> None:
         """The request has been answered at `now`, monotonic."""
         from opentelemetry.trace import SpanKind, set_span_in_context
 
@@ -76,7 +79,8 @@ class Traces:
             f"{operation} {self._model}",
             _parent(arrival),
             SpanKind.SERVER,
-            attributes=_request_attributes(arrival, operation, self._model, status),
+            attributes=_request_attributes(arrival, operation, self._model, status)
+            | _way_of_answering(status, streamed=streamed),
             start_time=_nanoseconds(arrival.begun + offset),
         )
         inside = set_span_in_context(root)
@@ -131,16 +135,19 @@ class Traced:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        arrival = arrived(Headers(scope=scope).get("traceparent", ""))
+        given = Headers(scope=scope)
+        arrival = arrived(given.get("traceparent", ""), ",".join(given.getlist("tracestate")))
         arrival.state = scope.setdefault("state", {})
         arrival.sampled = self._traces is not None and self._traces.sampled(arrival)
-        status = 500
+        status, streamed = 500, False
 
         async def answer(message: Message) -> None:
-            nonlocal status
+            nonlocal status, streamed
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(raw=message["headers"])["traceparent"] = arrival.traceparent
+                headers = MutableHeaders(raw=message["headers"])
+                streamed = headers.get("content-type", "").startswith("text/event-stream")
+                _tell(headers, arrival)
             await send(message)
 
         before = ARRIVAL.set(arrival)
@@ -153,14 +160,34 @@ class Traced:
                 outcome = timeline.outcome or "goes on without a reader"
                 logger.debug("answered in %.3f s: %s", now - arrival.begun, outcome)
             if self._traces is not None and arrival.sampled and scope["path"] in OPERATIONS:
-                self._traces.export(arrival, scope["path"], status, now)
+                self._traces.export(arrival, scope["path"], status, now, streamed=streamed)
             ARRIVAL.reset(before)
 
 
 def exporting(model: str, url: str | None, share: float) -> Traces | None:
-    """To the collector at `url`, None without one. Raises SetupError where OpenTelemetry is missing."""
-    if url is None:
+    """To the collector at `url`, else to the one that OpenTelemetry's variables name; None without one.
+
+    Raises SetupError where OpenTelemetry is missing, and `url` asks for it.
+    """
+    if url is not None:
+        return _exporting(model, url, share)
+    if not any(map(os.environ.get, ENDPOINTS)):
         return None
+    try:
+        return _exporting(model, None, share)
+    except SetupError as error:
+        logger.warning("no traces are sent: %s", error.message)
+        return None
+
+
+def _tell(headers: MutableHeaders, arrival: Arrival) -> None:
+    """The trace that an answer belongs to, in its headers."""
+    headers["traceparent"] = arrival.traceparent
+    if arrival.tracestate:
+        headers["tracestate"] = arrival.tracestate
+
+
+def _exporting(model: str, url: str | None, share: float) -> Traces:
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -183,10 +210,11 @@ def _parent(arrival: Arrival) -> Any:
 
     if not arrival.parent:
         return Context()
-    return TraceContextTextMapPropagator().extract({"traceparent": arrival.parent}, Context())
+    headers = {"traceparent": arrival.parent, "tracestate": arrival.tracestate}
+    return TraceContextTextMapPropagator().extract(headers, Context())
 
 
-def _request_attributes(arrival: Arrival, operation: str, model: str, status: int) -> Mapping[str, Any]:
+def _request_attributes(arrival: Arrival, operation: str, model: str, status: int) -> dict[str, Any]:
     found: dict[str, Any] = {
         names.OPERATION: operation,
         names.PROVIDER_NAME: names.PROVIDER,
@@ -214,6 +242,11 @@ def _request_attributes(arrival: Arrival, operation: str, model: str, status: in
     found[names.OUTPUT_TOKENS] = sum(one.output_tokens for one in arrival.timelines)
     found[names.CACHED_TOKENS] = sum(one.cached for one in arrival.timelines)
     return found
+
+
+def _way_of_answering(status: int, *, streamed: bool) -> dict[str, bool]:
+    """Whether the client asked for a stream: an answer shows it, a refusal does not."""
+    return {names.REQUEST_STREAM: streamed} if status < 400 else {}
 
 
 def _phase_attributes(phase: Phase) -> Mapping[str, Any]:

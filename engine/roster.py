@@ -46,6 +46,7 @@ class Roster:
                 blocks=len({block for s in live.sequences.values() for block in s.blocks}),
                 priority=live.request.priority,
                 age=max(0.0, now - live.request.arrival),
+                tenant=live.request.tenant,
             )
             for live in self.live.values()
         ]

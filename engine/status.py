@@ -57,3 +57,4 @@ class RequestStatus:
     priority: int
     age: float
     moving: bool = False
+    tenant: str = ""

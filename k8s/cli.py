@@ -14,7 +14,7 @@ import typer
 
 from cluster.cli.connect import certificates
 from cluster.cli.failures import Exit, Failure
-from cluster.cli.options import ConfigFile, ControlAddress, Settings, overrides, root
+from cluster.cli.options import ConfigFile, ControlAddress, Settings, chosen, overrides, root
 from cluster.cli.output import messages, print_json
 from cluster.cli.progress import Steps
 from cluster.config import Config, read
@@ -82,7 +82,9 @@ def lint(
     version: Annotated[
         str, typer.Option("--kubernetes", metavar="VERSION", help="The Kubernetes to check for.")
     ] = KUBERNETES,
-    output: Annotated[LintFormat, typer.Option("--output", "-o", help="How to print.")] = LintFormat.TEXT,
+    output: Annotated[
+        LintFormat, typer.Option("--output", "-o", help="How to print.", callback=chosen)
+    ] = LintFormat.TEXT,
 ) -> None:
     """Check manifests without a cluster; every problem is printed with its file, line and column."""
     from k8s.checks.kinds import Kinds

@@ -25,7 +25,7 @@ from cluster.cli.options import (
     root,
     settings_given,
 )
-from cluster.cli.output import messages, out, plain, print_json, table
+from cluster.cli.output import messages, out, plain, print_data, table
 from cluster.cli.progress import Advance, Steps
 from cluster.cli.waiting import Watch
 from cluster.config import Config, read
@@ -131,9 +131,9 @@ def _settle(client: ControlClient, timeout: float, advance: Advance) -> None:
 
 
 def _print(changes: Sequence[pb.Change], output: Format, *, dry_run: bool) -> None:
-    if output is Format.JSON:
+    if output.is_data:
         items: list[dict[str, Any]] = [plain(change) | {"dry_run": dry_run} for change in changes]
-        print_json("ChangeList", items)
+        print_data(output, "ChangeList", items)
         return
     if not changes:
         out().print("the running cluster has these settings")

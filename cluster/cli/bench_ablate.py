@@ -8,7 +8,7 @@ import typer
 
 from cluster.ablation import ablate as ablated
 from cluster.cli.options import ConfigFile, Format, Output, Settings, above_zero, overrides, seconds
-from cluster.cli.output import out, print_json, table
+from cluster.cli.output import out, print_data, table
 from cluster.cli.simulate import Costs, MaxTokens, costs_of, value_at
 from cluster.config import load
 from cluster.simulation import Hardware
@@ -59,8 +59,8 @@ def ablate(
     hardware = Hardware(costs_of(cost), kv_tokens, kv_bytes, LinkSettings(bandwidth * 1e9))
     objectives = {"ttft": ttft, "tpot": tpot}
     reports = ablated(load(file, overrides(settings)), hardware, arrivals, objectives, max_tokens)
-    if output is Format.JSON:
-        print_json("Ablation", [{"name": name, "report": report} for name, report in reports.items()])
+    if output.is_data:
+        print_data(output, "Ablation", [{"name": name, "report": report} for name, report in reports.items()])
         return
     rows = table("", *(name for name, _, _ in COLUMNS))
     for name, report in reports.items():

@@ -11,7 +11,7 @@ import typer
 
 from cluster.cli.failures import Exit, Failure
 from cluster.cli.options import ConfigFile, Format, Output, Settings, overrides
-from cluster.cli.output import out, print_json, table
+from cluster.cli.output import out, print_data, table
 from cluster.config import Config, load
 
 
@@ -28,8 +28,8 @@ def agreement(
     """Compare greedy answers and distributions of a configuration with those of float32."""
     texts = _texts(prompts)
     found = _measure(load(file, overrides(settings)), texts, tokens)
-    if output is Format.JSON:
-        print_json("Agreement", [found])
+    if output.is_data:
+        print_data(output, "Agreement", [found])
         return
     rows = table("MEASURE", "VALUE")
     for name, value in found.items():

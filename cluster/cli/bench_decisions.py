@@ -11,7 +11,7 @@ from cluster.bench.decisions import SIZES, measure
 from cluster.bench.machine import Machine
 from cluster.cli.failures import Exit, Failure
 from cluster.cli.options import ConfigFile, Format, Output, Settings, overrides
-from cluster.cli.output import out, print_json, table
+from cluster.cli.output import out, print_data, table
 from cluster.config import Config, load
 from cluster.policies import scheduler_settings
 from cluster.recording import read_tape
@@ -41,8 +41,8 @@ def decisions(
         _replay(config, tape, output)
         return
     results = [measure(scheduler_settings(config), size, count) for size in instances or SIZES]
-    if output is Format.JSON:
-        print_json("Decisions", [result.model_dump(mode="json") for result in results])
+    if output.is_data:
+        print_data(output, "Decisions", [result.model_dump(mode="json") for result in results])
         return
     rows = table("INSTANCES", "P50", "P99", "SLOWEST", "DECISIONS A SECOND")
     for result in results:
@@ -57,9 +57,9 @@ def decisions(
 def _replay(config: Config, tape: Path, output: Format) -> None:
     agreement = replay(read_tape(tape), Scheduler(scheduler_settings(config)))
     wrong = agreement.disagreements
-    if output is Format.JSON:
+    if output.is_data:
         fields = {"decisions": agreement.decisions, "disagreements": len(wrong), "share": agreement.share}
-        print_json("Agreement", [fields])
+        print_data(output, "Agreement", [fields])
     else:
         out().print(f"{agreement.decisions - len(wrong)} of {agreement.decisions} decisions came out alike")
         for one in wrong[:SHOWN]:

@@ -28,7 +28,7 @@ from cluster.cli.bench_output import Watch
 from cluster.cli.connect import certificates, control, trust
 from cluster.cli.failures import Exit, Failure
 from cluster.cli.options import ConfigFile, Format, Output, Settings, above_zero, overrides, root
-from cluster.cli.output import messages, out, print_json, table
+from cluster.cli.output import messages, out, print_data, table
 from cluster.cli.simulate import Costs, costs_of
 from cluster.config import Config, load
 from cluster.simulation import Hardware, setup_of
@@ -91,8 +91,8 @@ def mirror(
     with watch:
         report = asyncio.run(_run(config, workload, setup, status, reach, within, watch))
     report = report.model_copy(update={"settings": {"trace": trace.name, "speed": f"{speed:g}"}})
-    if output is Format.JSON:
-        print_json("MirrorReport", [report.model_dump(mode="json")])
+    if output.is_data:
+        print_data(output, "MirrorReport", [report.model_dump(mode="json")])
     else:
         _print(report)
 

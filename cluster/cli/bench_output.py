@@ -12,7 +12,7 @@ from cluster.bench.load import Advance
 from cluster.bench.page import Report, Section, page, show, write_page
 from cluster.cli.failures import failure
 from cluster.cli.options import Format
-from cluster.cli.output import out, print_json
+from cluster.cli.output import out, print_data
 from engine.errors import SetupError
 
 
@@ -58,8 +58,8 @@ def present(
     report: Report, sections: Sequence[Section], title: str, html: Path | None, output: Format
 ) -> None:
     """The report as tables or JSON, and as a page if a file for it is named. Raises Failure."""
-    if output is Format.JSON:
-        print_json(type(report).__name__, [report.model_dump(mode="json")])
+    if output.is_data:
+        print_data(output, type(report).__name__, [report.model_dump(mode="json")])
     else:
         show(out(), report.machine.line(), sections)
     if html is not None:

@@ -9,7 +9,7 @@ import typer
 
 from cluster.cli.failures import Exit, Failure
 from cluster.cli.options import Format, Output
-from cluster.cli.output import out, print_json, table
+from cluster.cli.output import out, print_data, table
 from simulator.papers.table import EXPERIMENTS, HEADER, cells, markdown, measure
 
 COMMAND = "tandem bench papers"
@@ -36,8 +36,10 @@ def papers(
     rows = list(measure(chosen, quick=not full))
     if as_markdown:
         typer.echo(markdown(rows, COMMAND + (" --full" if full else "") + " --markdown"), nl=False)
-    elif output is Format.JSON:
-        print_json("Paper", [asdict(row) | {"ratio": row.ratio, "verdict": row.verdict} for row in rows])
+    elif output.is_data:
+        print_data(
+            output, "Paper", [asdict(row) | {"ratio": row.ratio, "verdict": row.verdict} for row in rows]
+        )
     else:
         lines = table(*(name.upper() for name in HEADER))
         for row in rows:

@@ -20,7 +20,7 @@ from cluster.cli.connect import certificates, control, trust
 from cluster.cli.failures import Exit
 from cluster.cli.greeting import KEY_VARIABLE
 from cluster.cli.options import ControlAddress, ControlToken, Format, Output, root
-from cluster.cli.output import messages, out, print_json
+from cluster.cli.output import messages, out, print_data
 
 
 def command(
@@ -63,8 +63,8 @@ def command(
             verdict = asyncio.run(_to_its_end(work, say))
         except asyncio.CancelledError:
             raise typer.Exit(int(Exit.INTERRUPTED)) from None
-    if output is Format.JSON:
-        print_json("ChaosVerdict", [asdict(verdict) | {"passed": verdict.passed}])
+    if output.is_data:
+        print_data(output, "ChaosVerdict", [asdict(verdict) | {"passed": verdict.passed}])
     else:
         _show(verdict)
     if not verdict.passed:

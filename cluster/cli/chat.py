@@ -15,7 +15,7 @@ from cluster.cli.connect import certificates, gateway, reaching, trust
 from cluster.cli.failures import Exit, Failure, failure
 from cluster.cli.greeting import KEY_VARIABLE
 from cluster.cli.options import Format, Output, root
-from cluster.cli.output import messages, print_json
+from cluster.cli.output import messages, print_data
 from engine.errors import InvalidKey
 
 LEAVE = {"/exit", "/quit", "/bye"}
@@ -86,8 +86,8 @@ def _show(output: Format) -> Callable[[str], None]:
 
 
 def _finish(answer: Answer, output: Format, *, quiet: bool) -> None:
-    if output is Format.JSON:
-        print_json("ChatAnswer", [asdict(answer)])
+    if output.is_data:
+        print_data(output, "ChatAnswer", [asdict(answer)])
         return
     sys.stdout.write("\n")
     sys.stdout.flush()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import resource
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,14 +17,17 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from importlib.metadata import PackageNotFoundError, entry_points, requires, version
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 
 from cluster import control_pb2 as pb
 from cluster import installation, preflight
-from cluster.cli.connect import trust
-from cluster.cli.failures import tls_hint
+from cluster.cli.connect import HINT, listens, trust
+from cluster.cli.failures import Exit, Failure, tls_hint
 from cluster.config import Config
+from cluster.local_ray import RAY
+from cluster.local_state import is_held, read_state
 from cluster.tls import Tls
 from cluster.units import format_quantity
 from engine.errors import SetupError
@@ -52,12 +56,17 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What is looked at: the config, the running cluster if there is one, and the environment."""
+    """What is looked at: the config, the running cluster if there is one, and the environment.
+
+    `control` is the address at which the cluster answered, `failure` why none did.
+    """
 
     config: Config
     status: pb.ClusterStatus | None
     environment: Mapping[str, str]
     shown: Tls | None = None
+    control: str | None = None
+    failure: Failure | None = None
 
 
 Check = Callable[[Surroundings], Iterable[Finding]]
@@ -65,7 +74,9 @@ Check = Callable[[Surroundings], Iterable[Finding]]
 
 def examine(around: Surroundings) -> Iterator[Finding]:
     """All findings, in a fixed order. A check that fails itself is a finding too."""
-    checks: list[Check] = [packages, versions, cluster, authentication, ports, memory, clock, devices, limits]
+    checks: list[Check] = [
+        packages, versions, cluster, ray, authentication, ports, memory, clock, devices, limits
+    ]  # fmt: skip
     for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
         with suppress(ImportError, AttributeError):
             checks.append(point.load())
@@ -104,9 +115,7 @@ def cluster(around: Surroundings) -> Iterator[Finding]:
     """Whether a cluster answers, whole and of this version."""
     status = around.status
     if status is None:
-        yield Finding(
-            "cluster", WARN, "none answers", "start one with `tandem up`, or name one with --address"
-        )
+        yield _unanswered(around.failure)
         return
     ours = installation.installed_version()
     if status.version != ours:
@@ -130,6 +139,41 @@ def cluster(around: Surroundings) -> Iterator[Finding]:
         yield Finding("gateways", FAIL, "no gateway beats", "see `tandem logs gateway`")
 
 
+def _unanswered(failed: Failure | None) -> Finding:
+    """None answers; or one that is there does not tell its status, for what a hint says how to mend."""
+    if failed is None:
+        return Finding("cluster", WARN, "none answers", HINT)
+    away = failed.exit_code in (Exit.NOT_FOUND, Exit.UNREACHABLE)
+    if away and failed.hint in ("", HINT):
+        return Finding("cluster", WARN, f"none answers: {failed.message}", HINT)
+    return Finding("cluster", FAIL, failed.message, failed.hint or "see `tandem status` and `tandem logs`")
+
+
+def ray(around: Surroundings) -> Iterator[Finding]:
+    """Whether the Ray of RAY_ADDRESS accepts connections, and that of the local cluster."""
+    known = list(_rays(around))
+    for name, address, remedy in known:
+        if listens(address):
+            yield Finding("ray", OK, f"{name} accepts connections at {address}")
+        else:
+            yield Finding("ray", FAIL, f"{name} accepts no connection at {address}", remedy)
+    if not known:
+        yield Finding("ray", OK, "no address of one is set; `tandem up` starts its own")
+
+
+def _rays(around: Surroundings) -> Iterator[tuple[str, str, str]]:
+    """Name, address and remedy of each Ray whose address is known."""
+    named = around.environment.get("RAY_ADDRESS", "")
+    if named not in ("", "auto", "local"):
+        yield "the Ray of RAY_ADDRESS", named, "start it (`ray start --head`), or set RAY_ADDRESS to another"
+    state = read_state()
+    if state is None or not is_held():
+        return
+    for file in Path(state.scratch).glob(f"{RAY}/session_latest/gcs_server_port_*"):
+        address = f"127.0.0.1:{file.read_text().strip()}"
+        yield "the local cluster's Ray", address, "start again: `tandem down`, then `tandem up`"
+
+
 def authentication(around: Surroundings) -> Iterator[Finding]:
     """Whether this shell could join a Ray that asks for a token."""
     mode = around.environment.get("RAY_AUTH_MODE", "")
@@ -151,14 +195,15 @@ def authentication(around: Surroundings) -> Iterator[Finding]:
 
 def ports(around: Surroundings) -> Iterator[Finding]:
     """Whether the ports are free, or held by the cluster itself."""
-    ours = {url.rpartition(":")[2].strip("/") for url in (one.url for one in _gateways(around))}
+    ours = _own_ports(around)
     config = around.config
     wanted = (
         (config.gateway.host, config.gateway.port, "gateway.port"),
         (config.control.host, config.control.port, "control.port"),
+        (config.admin.host, config.admin.port, "admin.port"),
     )
     for host, port, setting in wanted:
-        if str(port) in ours:
+        if port in ours:
             yield Finding("ports", OK, f"{host}:{port} is this cluster's")
             continue
         try:
@@ -176,6 +221,30 @@ def ports(around: Surroundings) -> Iterator[Finding]:
     ):
         text = f"{proxy} sends clients' calls to 127.0.0.1 to a proxy"
         yield Finding("ports", WARN, text, "set no_proxy=127.0.0.1,localhost")
+
+
+def _own_ports(around: Surroundings) -> set[int]:
+    """The ports of this machine that the cluster which answers has."""
+    addresses = [gateway.url for gateway in _gateways(around)]
+    if around.status is not None:
+        addresses += [around.status.admin, around.control or ""]
+    found = set()
+    for address in addresses:
+        with suppress(ValueError):
+            parts = urlsplit(address if "//" in address else f"//{address}")
+            if parts.port is not None and _is_here(parts.hostname or ""):
+                found.add(parts.port)
+    return found
+
+
+def _is_here(host: str) -> bool:
+    """Whether an address is this machine's: no other can be bound."""
+    with suppress(OSError, UnicodeError):
+        for family, kind, _, _, place in socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM):
+            with suppress(OSError), socket.socket(family, kind) as probe:
+                probe.bind(place)
+                return True
+    return False
 
 
 def memory(around: Surroundings) -> Iterator[Finding]:
@@ -306,5 +375,6 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(map(int, found[0].split("."))) if found else ()
 
 
-def surroundings(config: Config, status: pb.ClusterStatus | None, shown: Tls | None) -> Surroundings:
-    return Surroundings(config, status, os.environ, shown)
+def surroundings(config: Config, shown: Tls | None) -> Surroundings:
+    """Those of this process, before a cluster is asked."""
+    return Surroundings(config, None, os.environ, shown)

@@ -21,9 +21,10 @@ from cluster.cli.options import (
     Format,
     Output,
     Settings,
+    chosen,
     overrides,
 )
-from cluster.cli.output import out, print_json, table
+from cluster.cli.output import out, print_data, print_json, table
 from cluster.config import Config, read
 from cluster.config_layers import Resolved
 from cluster.config_schema import json_schema, markdown
@@ -53,8 +54,8 @@ def validate(
 ) -> None:
     """Check a config file; prints every problem with its place."""
     resolved = read(file or argument, overrides(settings))
-    if output is Format.JSON:
-        print_json("ProblemList", [_problem(problem) for problem in resolved.problems])
+    if output.is_data:
+        print_data(output, "ProblemList", [_problem(problem) for problem in resolved.problems])
         if resolved.problems:
             raise typer.Exit(int(Exit.USAGE))
         return
@@ -73,7 +74,9 @@ def show(
     ] = False,
     address: ControlAddress = None,
     token: ControlToken = None,
-    output: Annotated[ShowFormat, typer.Option("--output", "-o", help="How to print it.")] = ShowFormat.YAML,
+    output: Annotated[
+        ShowFormat, typer.Option("--output", "-o", help="How to print it.", callback=chosen)
+    ] = ShowFormat.YAML,
 ) -> None:
     """Print the configuration of a start with these files and flags, or of a cluster. Secrets are masked."""
     if running:
@@ -100,7 +103,7 @@ def _show(data: dict[str, Any], output: ShowFormat) -> None:
 @commands.command()
 def schema(
     output: Annotated[
-        SchemaFormat, typer.Option("--output", "-o", help="How to print it.")
+        SchemaFormat, typer.Option("--output", "-o", help="How to print it.", callback=chosen)
     ] = SchemaFormat.JSON,
 ) -> None:
     """Print the JSON schema of the config file, or its documentation."""

@@ -125,7 +125,7 @@ def reaching(part: str, address: str) -> Iterator[None]:
     except Unreachable:
         if not is_held():
             raise _ended() from None
-        if not _listens(address):
+        if not listens(address):
             message = f"the {part} is being started again"
             raise Failure(Exit.UNREACHABLE, "unreachable", message, "try again in some seconds") from None
         raise
@@ -134,7 +134,7 @@ def reaching(part: str, address: str) -> Iterator[None]:
 def require(part: str, address: str) -> None:
     """Raises Failure unless the part of the local cluster listens at its address."""
     with reaching(part, address):
-        if not _listens(address):
+        if not listens(address):
             raise Unreachable(f"nothing answers at {address}")
 
 
@@ -143,7 +143,8 @@ def _ended() -> Failure:
     return Failure(Exit.NOT_FOUND, "not_found", message, HINT)
 
 
-def _listens(address: str) -> bool:
+def listens(address: str) -> bool:
+    """Whether host:port, or the port of a URL, accepts a connection within PROBE."""
     parts = urlsplit(address if "//" in address else f"//{address}")
     try:
         port = parts.port or (443 if parts.scheme == "https" else 80)

@@ -9,7 +9,7 @@ import typer
 
 from cluster.cli.connect import local, require, starting
 from cluster.cli.options import Format, Output
-from cluster.cli.output import messages, out, print_json
+from cluster.cli.output import messages, out, print_data
 
 
 def command(
@@ -22,8 +22,8 @@ def command(
     if not state.admin:
         raise starting()
     require("controller", state.admin)
-    if output is Format.JSON:
-        print_json("Console", [{"url": state.admin, "token": state.admin_token}])
+    if output.is_data:
+        print_data(output, "Console", [{"url": state.admin, "token": state.admin_token}])
     else:
         out().print(f"console:  {state.admin}/console", markup=False)
         out().print(f"API:      {state.admin}/admin/v1", markup=False)

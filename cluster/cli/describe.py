@@ -13,7 +13,7 @@ from cluster.cli.connect import control
 from cluster.cli.failures import Exit, Failure
 from cluster.cli.listing import EVENTS, INSTANCES, MIGRATIONS, REQUESTS, clock, show, state, used
 from cluster.cli.options import ControlAddress, ControlToken, Form, Listing
-from cluster.cli.output import out, plain, print_json
+from cluster.cli.output import out, plain, print_data
 from cluster.cli.timeline_text import show_timeline
 from cluster.control_client import ControlClient
 from cluster.migrations import names
@@ -60,7 +60,7 @@ def _pool(client: ControlClient, name: str, form: Listing) -> None:
     subjects = {name, *(instance.name for instance in members)}
     events = [event for event in client.events() if event.subject in subjects]
     if form is not Listing.TABLE and form is not Listing.WIDE:
-        _data("Pool", one, {"members": members, "events": events})
+        _data(form, "Pool", one, {"members": members, "events": events})
         return
     total = sum(instance.status.blocks_total for instance in members)
     busy = sum(instance.status.blocks_used + instance.status.blocks_reserved for instance in members)
@@ -88,7 +88,7 @@ def _instance(client: ControlClient, name: str, form: Listing) -> None:
     moves = [move for move in client.migrations() if name in (move.source, move.destination)]
     events = [event for event in client.events() if event.subject == name]
     if form is not Listing.TABLE and form is not Listing.WIDE:
-        _data("Instance", one, {"requests": requests, "migrations": moves, "events": events})
+        _data(form, "Instance", one, {"requests": requests, "migrations": moves, "events": events})
         return
     status = one.status
     _lines(
@@ -119,7 +119,7 @@ def _request(client: ControlClient, wanted: str, form: Listing) -> None:
         raise Failure(Exit.NOT_FOUND, "not_found", reason, "see `tandem get requests`")
     if form is not Listing.TABLE and form is not Listing.WIDE:
         more = {"timelines": timelines, "migrations": moves}
-        _data("Request", pb.RequestList(requests=found), more)
+        _data(form, "Request", pb.RequestList(requests=found), more)
         return
     for timeline in timelines:
         show_timeline(timeline)
@@ -140,9 +140,9 @@ def _request(client: ControlClient, wanted: str, form: Listing) -> None:
     _section("migrations", MIGRATIONS, moves)
 
 
-def _data(kind: str, message: Message, more: dict[str, Any]) -> None:
+def _data(form: Listing, kind: str, message: Message, more: dict[str, Any]) -> None:
     rest = {key: [plain(item) for item in items] for key, items in more.items()}
-    print_json(kind, [plain(message) | rest])
+    print_data(form, kind, [plain(message) | rest])
 
 
 def _lines(values: dict[str, str]) -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import typer
 from rich.text import Text
 
-from cluster.cli.checks import FAIL, OK, WARN, examine, surroundings
+from cluster.cli.checks import FAIL, OK, WARN, Surroundings, examine, surroundings
 from cluster.cli.connect import certificates, control
-from cluster.cli.failures import Exit, Failure
+from cluster.cli.failures import Exit, Failure, failure
 from cluster.cli.options import (
     ConfigFile,
     ControlAddress,
@@ -21,10 +20,9 @@ from cluster.cli.options import (
     overrides,
     root,
 )
-from cluster.cli.output import messages, out, print_json, table
+from cluster.cli.output import messages, out, print_data, table
 from cluster.cli.progress import Steps
 from cluster.config import load
-from cluster.control_pb2 import ClusterStatus
 from engine.errors import TandemError
 
 STYLE = {OK: "green", WARN: "yellow", FAIL: "bold red"}
@@ -41,11 +39,11 @@ def command(
     """Find out why something does not work. Exit code 1 says that something failed."""
     config = load(file, overrides(settings))
     shown = certificates(root(context).tls)
-    around = surroundings(config, _status(context, address, token), shown)
+    around = _asked(surroundings(config, shown), context, address, token)
     with Steps(messages(quiet=root(context).quiet)).step("looking at the usual causes"):
         found = list(examine(around))
-    if output is Format.JSON:
-        print_json("FindingList", [asdict(finding) for finding in found])
+    if output.is_data:
+        print_data(output, "FindingList", [asdict(finding) for finding in found])
     else:
         rows = table("", "SUBJECT", "FOUND", "REMEDY")
         for one in found:
@@ -55,7 +53,14 @@ def command(
         raise typer.Exit(int(Exit.FAILED))
 
 
-def _status(context: typer.Context, address: str | None, token: str | None) -> ClusterStatus | None:
-    with suppress(TandemError, Failure), control(context, address, token) as client:
-        return client.status()
-    return None
+def _asked(
+    around: Surroundings, context: typer.Context, address: str | None, token: str | None
+) -> Surroundings:
+    """With what the running cluster says of itself, or why it says nothing."""
+    try:
+        with control(context, address, token) as client:
+            return replace(around, status=client.status(), control=client.address)
+    except TandemError as error:
+        return replace(around, failure=failure(error))
+    except Failure as failed:
+        return replace(around, failure=failed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from datetime import datetime
 from typing import Annotated
@@ -12,7 +11,7 @@ import typer
 from cluster import control_pb2 as pb
 from cluster.cli.connect import control
 from cluster.cli.options import ControlAddress, ControlToken, Format, Output
-from cluster.cli.output import out, plain, print_json, table
+from cluster.cli.output import out, plain, print_data, table, write_data
 
 
 def command(
@@ -29,8 +28,8 @@ def command(
         if watch:
             for event in found:
                 _print_line(event, output)
-        elif output is Format.JSON:
-            print_json("EventList", [plain(event) for event in found])
+        elif output.is_data:
+            print_data(output, "EventList", [plain(event) for event in found])
         else:
             rows = table("ID", "TIME", "KIND", "SUBJECT", "REASON")
             for event in found:
@@ -44,8 +43,8 @@ def _cells(event: pb.Event) -> tuple[str, ...]:
 
 
 def _print_line(event: pb.Event, output: Format) -> None:
-    if output is Format.JSON:
-        sys.stdout.write(json.dumps(plain(event), ensure_ascii=False) + "\n")
+    if output.is_data:
+        write_data(output, plain(event), again=True)
     else:
         sys.stdout.write("  ".join(_cells(event)) + "\n")
-    sys.stdout.flush()
+        sys.stdout.flush()

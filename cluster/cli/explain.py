@@ -10,7 +10,7 @@ import typer
 from cluster import control_pb2 as pb
 from cluster.cli.connect import control
 from cluster.cli.options import ControlAddress, ControlToken, Format, Output
-from cluster.cli.output import out, plain, print_json, table
+from cluster.cli.output import out, plain, print_data, table
 
 
 def command(
@@ -29,8 +29,8 @@ def command(
     """Tell the recorded reasons of decisions, the oldest first."""
     with control(context, address, token) as client:
         found = client.explain(subject)
-    if output is Format.JSON:
-        print_json("ExplanationList", [plain(one) for one in found])
+    if output.is_data:
+        print_data(output, "ExplanationList", [plain(one) for one in found])
         return
     rows = table("TIME", "KIND", "SUBJECT", "OUTCOME", "REASON")
     for one in found:

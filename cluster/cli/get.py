@@ -47,7 +47,7 @@ def command(
     token: ControlToken = None,
     output: Form = Listing.TABLE,
 ) -> None:
-    """List pools, instances, requests, migrations, adapters or events."""
+    """List pools, instances, requests, migrations, adapters or events. With -w and -o json, a line a look."""
     columns, fetch, called = KINDS[kind]
     titles = root(context).headers if headers is None else headers
     with control(context, address, token) as client:
@@ -57,7 +57,7 @@ def command(
                 singular = kind.value.removesuffix("s")
                 hint = f"see `tandem get {kind.value}`"
                 raise Failure(Exit.NOT_FOUND, "not_found", f"there is no {singular} {name!r}", hint)
-            show(columns, found, output, headers=titles)
+            show(columns, found, output, headers=titles, again=watch)
             if not watch:
                 return
             time.sleep(REFRESH)

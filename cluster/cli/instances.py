@@ -21,7 +21,7 @@ from cluster.cli.options import (
     root,
     seconds,
 )
-from cluster.cli.output import messages, out, plain, print_json
+from cluster.cli.output import messages, out, plain, print_data
 from cluster.cli.progress import Steps
 from cluster.cli.waiting import Watch
 from cluster.control_client import ControlClient
@@ -40,6 +40,7 @@ Deadline = Annotated[
         metavar="DURATION",
         parser=seconds,
         help="How long requests may take to leave; default: control.drain_timeout.",
+        show_default=False,
     ),
 ]
 
@@ -69,8 +70,8 @@ def migrate(
     if wait and moved.outcome != COMMITTED:
         why = f"{moved.request_id} stays on {moved.source}: {moved.detail}"
         raise Failure(Exit.FAILED, "aborted", why, "it goes on there; try again, or elsewhere")
-    if output is Format.JSON:
-        print_json("MigrationList", [plain(moved)])
+    if output.is_data:
+        print_data(output, "MigrationList", [plain(moved)])
     elif wait:
         out().print(
             f"{moved.request_id} moved from {moved.source} to {moved.destination}: {moved.stages} stages, "
@@ -185,7 +186,7 @@ def _watch(
 
 
 def _tell(told: pb.Instance, output: Format, text: str) -> None:
-    if output is Format.JSON:
-        print_json("InstanceList", [plain(told)])
+    if output.is_data:
+        print_data(output, "InstanceList", [plain(told)])
     else:
         out().print(text.format(name=told.name))

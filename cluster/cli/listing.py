@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-import yaml
 from google.protobuf.message import Message
+from rich.markup import escape
 
 from cluster import control_pb2 as pb
 from cluster.cli.options import Listing
-from cluster.cli.output import API_VERSION, out, plain, print_json, table
+from cluster.cli.output import out, plain, print_data, table
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,17 +26,12 @@ class Columns:
     wide: dict[str, Callable[[Any], str]]
 
 
-def show(columns: Columns, items: Sequence[Message], form: Listing, *, headers: bool = True) -> None:
-    """Print the items; data only, on stdout."""
-    if form is Listing.JSON:
-        print_json(columns.kind, [plain(item) for item in items])
-    elif form is Listing.YAML:
-        body = {
-            "apiVersion": API_VERSION,
-            "kind": columns.kind,
-            "items": [plain(item) for item in items],
-        }
-        sys.stdout.write(yaml.safe_dump(json.loads(json.dumps(body)), sort_keys=False, allow_unicode=True))
+def show(
+    columns: Columns, items: Sequence[Message], form: Listing, *, headers: bool = True, again: bool = False
+) -> None:
+    """Print the items; data only, on stdout. `again`: one look of many, in JSON a line."""
+    if form is Listing.JSON or form is Listing.YAML:
+        print_data(form, columns.kind, [plain(item) for item in items], again=again)
     elif form is Listing.NAME:
         sys.stdout.writelines(f"{columns.name(item)}\n" for item in items)
     else:
@@ -68,6 +62,11 @@ def used(one: pb.Instance) -> str:
     """The share of KV blocks in use."""
     total = one.status.blocks_total
     return f"{100 * (one.status.blocks_used + one.status.blocks_reserved) / total:.0f} %" if total else "-"
+
+
+def tenant(one: pb.RunningRequest) -> str:
+    """A client may have chosen it: it is shown, not obeyed, by the terminal neither."""
+    return escape("".join(sign if sign.isprintable() else "?" for sign in one.tenant)) or "-"
 
 
 POOLS = Columns(
@@ -110,6 +109,7 @@ REQUESTS = Columns(
         "REQUEST": lambda one: one.id,
         "INSTANCE": lambda one: one.instance,
         "PHASE": lambda one: f"{one.phase},moving" if one.moving else one.phase,
+        "TENANT": tenant,
         "PROMPT": lambda one: str(one.prompt_tokens),
         "OUTPUT": lambda one: str(one.output_tokens),
         "AGE": lambda one: f"{one.age:.1f} s",

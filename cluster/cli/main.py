@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_group
 
-from cluster.cli.failures import Failure, failure, report
+from cluster.cli.failures import Exit, Failure, failure, report
 from cluster.cli.options import (
     Color,
     ControlAddress,
@@ -27,12 +29,26 @@ from engine.errors import TandemError
 
 GROUP = "tandem.commands"
 
+UsageError: Any = typer.BadParameter.__mro__[1]
+"""What a command line that cannot be parsed raises; typer gives it no public name."""
+
 
 class Commands(TyperGroup):
     """Finds a verb in the entry-point group when it is asked for, so that none waits for what others import.
 
-    Turns our errors into exit codes in one place, for every verb and sub-verb.
+    Turns our errors into exit codes in one place, for every verb and sub-verb, and with -o json those of the
+    command line itself into an object.
     """
+
+    words: Sequence[str] = ()
+
+    def make_context(self, info_name: Any, args: Any, parent: Any = None, **extra: Any) -> Any:
+        self.words = list(args)
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except UsageError as error:
+            self.misused(error)
+            raise
 
     def list_commands(self, ctx: Any) -> list[str]:
         return sorted(point.name for point in entry_points(group=GROUP))
@@ -56,10 +72,22 @@ class Commands(TyperGroup):
             self.end(ctx, failure(error))
         except Failure as failed:
             self.end(ctx, failed)
+        except UsageError as error:
+            self.misused(error)
+            raise
 
     def end(self, ctx: Any, failed: Failure) -> None:
-        report(failed, as_json=isinstance(ctx.obj, Root) and ctx.obj.as_json)
+        chosen = isinstance(ctx.obj, Root) and ctx.obj.as_json
+        report(failed, as_json=chosen or wants_json(self.words))
         raise typer.Exit(int(failed.exit_code))
+
+    def misused(self, error: Any) -> None:
+        """Where JSON is asked for, tell it so and end; else typer shows its box, or the help of a group."""
+        if wants_json(self.words) and type(error).__name__ != "NoArgsIsHelpError":
+            path = error.ctx.command_path if error.ctx is not None else "tandem"
+            told = Failure(Exit.USAGE, "usage", str(error.format_message()), f"see `{path} --help`")
+            report(told, as_json=True)
+            raise typer.Exit(int(Exit.USAGE)) from None
 
 
 def _root(
@@ -135,6 +163,19 @@ def build() -> typer.Typer:
     app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False)
     app.callback()(_root)
     return app
+
+
+def wants_json(words: Sequence[str]) -> bool:
+    """Whether the last -o of a command line, which may be a wrong one, is json."""
+    form = ""
+    for word, after in pairwise([*words, ""]):
+        if word in ("-o", "--output"):
+            form = after
+        elif word.startswith("--output="):
+            form = word.removeprefix("--output=")
+        elif word.startswith("-o"):
+            form = word.removeprefix("-o")
+    return form == "json"
 
 
 def _load(point: EntryPoint) -> Any:

@@ -26,7 +26,8 @@ another one. A verb's own flag wins over the global one of the same name, which 
 
 `-o json` prints one object, `{"apiVersion": "tandem.dev/v1", "kind": "PoolList", "items": [...]}`, and for an
 error `{"error": {"code", "message", "hint"}}`; an error that comes after the data goes to stderr. Fields are
-added, never renamed or removed.
+added, never renamed or removed. With `-w` each look, or event, is an object on a line of its own. `-o yaml`
+prints the same data as YAML; `wide` is `table` where a verb has no more columns.
 """
 CODES = {
     Exit.OK: "done",

@@ -21,8 +21,17 @@ from cluster.units import parse_duration
 
 
 class Format(StrEnum):
+    """WIDE is for people only: a verb whose table has no more columns is given TABLE."""
+
     TABLE = "table"
+    WIDE = "wide"
     JSON = "json"
+    YAML = "yaml"
+
+    @property
+    def is_data(self) -> bool:
+        """Whether programs read it."""
+        return self.value in ("json", "yaml")
 
 
 class Listing(StrEnum):
@@ -61,7 +70,7 @@ def root(context: typer.Context) -> Root:
     return found
 
 
-K = TypeVar("K", Format, Listing)
+K = TypeVar("K", bound=StrEnum)
 
 
 def chosen(context: typer.Context, parameter: typer.CallbackParam, value: K) -> K:
@@ -76,7 +85,8 @@ def chosen(context: typer.Context, parameter: typer.CallbackParam, value: K) -> 
                 raise Failure(Exit.USAGE, "usage", f"-o {flags.output.value}: this verb prints {forms}")
             value = type(value)(flags.output.value)
     flags.as_json = value.value == "json"
-    return value
+    narrow = isinstance(value, Format) and value.value == "wide"
+    return type(value)("table" if narrow else value.value)
 
 
 def seconds(text: str) -> float:

@@ -10,7 +10,7 @@ import typer
 import yaml
 
 from cluster.cli.options import ConfigFile, Format, Output, Settings, above_zero, overrides, writable
-from cluster.cli.output import messages, out, print_json, table
+from cluster.cli.output import messages, out, print_data, table
 from cluster.config import Config, load
 from cluster.config_yaml import read_document
 from cluster.planning import Simulated, refuse_what_is_not_built, settings_of
@@ -117,8 +117,8 @@ def command(
 
 
 def _print(plan: Plan, algorithms: dict[Arm, str], output: Format) -> None:
-    if output is Format.JSON:
-        print_json("Plan", [{"reason": plan.reason, "candidates": [
+    if output.is_data:
+        print_data(output, "Plan", [{"reason": plan.reason, "candidates": [
             {"plan": str(one.arm), "search": algorithms[one.arm], "prefill": one.arm.prefills,
              "decode": one.arm.decodes, "gpus": one.arm.gpus, "goodput": one.goodput, "per_gpu": one.per_gpu}
             for one in plan.candidates]}])  # fmt: skip

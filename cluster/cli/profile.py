@@ -10,7 +10,7 @@ import typer
 
 from cluster.cli.bench_engine import whole
 from cluster.cli.options import ConfigFile, Format, Output, Settings, overrides, writable
-from cluster.cli.output import messages, out, print_json
+from cluster.cli.output import messages, out, print_data
 from cluster.config import load
 from cluster.installation import installed_version
 from simulator.cost_tables.fit import error, fit
@@ -66,9 +66,9 @@ def command(
         "per_context": cost.per_context * 1e3,
     }
     option = f"{write}:system={system},model={name}"
-    if output is Format.JSON:
+    if output.is_data:
         facts = {"table": option, "device": device, "points": len(steps), "step_cost": fitted}
-        print_json("Profile", [facts | {"error": off}])
+        print_data(output, "Profile", [facts | {"error": off}])
         return
     out().print(f"{len(steps)} steps measured on {device}; use them with --cost {option}")
     out().print(f"# engine.step_cost, median error {off:.0%}", markup=False)

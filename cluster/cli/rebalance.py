@@ -10,7 +10,7 @@ from cluster import control_pb2 as pb
 from cluster.cli.connect import control
 from cluster.cli.listing import milliseconds
 from cluster.cli.options import ControlAddress, ControlToken, Format, Output, Timeout, root
-from cluster.cli.output import messages, out, plain, print_json, table
+from cluster.cli.output import messages, out, plain, print_data, table
 from cluster.cli.progress import Steps
 
 
@@ -32,8 +32,8 @@ def command(
         else:
             with Steps(messages(quiet=root(context).quiet)).step("moving requests"):
                 reply = client.rebalance(within=timeout)
-    if output is Format.JSON:
-        print_json("MigrationList", [plain(one) for one in reply.moves])
+    if output.is_data:
+        print_data(output, "MigrationList", [plain(one) for one in reply.moves])
     elif reply.moves:
         rows = table("REQUEST", "FROM", "TO", "DOWNTIME", "OUTCOME", "REASON")
         for one in reply.moves:

@@ -11,7 +11,7 @@ import typer
 from cluster.cli.connect import control
 from cluster.cli.failures import Exit, Failure
 from cluster.cli.options import ControlAddress, ControlToken, Format, Output, Timeout, confirm, root
-from cluster.cli.output import messages, out, print_json
+from cluster.cli.output import messages, out, print_data
 from cluster.cli.progress import Advance, Steps
 from cluster.cli.waiting import Watch
 from cluster.control_client import ControlClient
@@ -55,8 +55,9 @@ def command(
                     f"replacing {', '.join(names)}"
                 ) as advance:
                     watch(client, names, after, timeout, advance)
-    if output is Format.JSON:
-        print_json(
+    if output.is_data:
+        print_data(
+            output,
             "RestartResult",
             [{"instances": names, "dry_run": dry_run, "replaced": bool(names) and wait and not dry_run}],
         )
@@ -85,8 +86,8 @@ def _controller(
                 time.sleep(POLL)
                 status = seen.look()
                 after = status.controller_pid if status.pools else before
-    if output is Format.JSON:
-        print_json("RestartResult", [{"instances": [], "dry_run": dry_run, "replaced": not dry_run}])
+    if output.is_data:
+        print_data(output, "RestartResult", [{"instances": [], "dry_run": dry_run, "replaced": not dry_run}])
     else:
         out().print("the controller would begin anew" if dry_run else "another controller is there")
 

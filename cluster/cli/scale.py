@@ -12,7 +12,7 @@ from cluster import control_pb2 as pb
 from cluster.cli.connect import control
 from cluster.cli.failures import Exit, Failure
 from cluster.cli.options import ControlAddress, ControlToken, Format, Output, Timeout, root
-from cluster.cli.output import messages, out, plain, print_json
+from cluster.cli.output import messages, out, plain, print_data
 from cluster.cli.progress import Steps
 from cluster.cli.waiting import Watch
 from cluster.control_client import ControlClient
@@ -60,8 +60,8 @@ def command(
             f"{pool.value} is no longer sized by the controller; `tandem scale {pool.value} --auto` undoes it"
         )
         messages(quiet=root(context).quiet).print(text)
-    if output is Format.JSON:
-        print_json("ScaleResult", [{"pool": pool.value, "dry_run": dry_run} | plain(reply)])
+    if output.is_data:
+        print_data(output, "ScaleResult", [{"pool": pool.value, "dry_run": dry_run} | plain(reply)])
         return
     bounds = least is not None or most is not None
     out().print(_said(pool.value, reply, "would go" if dry_run else "goes", bounds=bounds))

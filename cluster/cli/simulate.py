@@ -9,7 +9,15 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster.cli.options import ConfigFile, Settings, above_zero, not_negative, overrides, root, seconds
+from cluster.cli.options import (
+    ConfigFile,
+    Settings,
+    above_zero,
+    chosen,
+    not_negative,
+    overrides,
+    seconds,
+)
 from cluster.cli.output import out, table
 from cluster.config import load
 from cluster.simulation import Hardware, setup_of
@@ -52,7 +60,6 @@ MaxTokens = Annotated[
 
 
 def command(
-    context: typer.Context,
     trace: Annotated[
         str,
         typer.Option(
@@ -88,10 +95,11 @@ def command(
         float | None, typer.Option(metavar="TIME", parser=seconds, help="Objective for each later one.")
     ] = None,
     max_tokens: MaxTokens = None,
-    output: Annotated[Form, typer.Option("--output", "-o", help="How to print.")] = Form.TABLE,
+    output: Annotated[
+        Form, typer.Option("--output", "-o", help="How to print.", callback=chosen)
+    ] = Form.TABLE,
 ) -> None:
     """Try a config on a trace without a cluster: same scheduler, queues and engines, on a virtual clock."""
-    root(context).as_json = output is Form.JSON
     arrivals = workload(trace, seed=seed, speed=speed, requests=requests)
     if not arrivals:
         raise ConfigError(f"{trace}: there are no requests in it")

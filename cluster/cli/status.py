@@ -11,7 +11,7 @@ from rich.live import Live
 
 from cluster.cli.connect import control
 from cluster.cli.options import ControlAddress, ControlToken, Format, Output, seconds
-from cluster.cli.output import out, plain, print_json
+from cluster.cli.output import out, plain, print_data
 from cluster.cli.screen import screen
 
 REFRESH = 1.0
@@ -54,8 +54,8 @@ def _show(
                     time.sleep(interval)
                     live.update(screen(client.status()), refresh=True)
         while True:
-            if output is Format.JSON:
-                print_json("ClusterStatus", [plain(client.status())])
+            if output.is_data:
+                print_data(output, "ClusterStatus", [plain(client.status())], again=interval is not None)
             else:
                 console.print(screen(client.status()))
             sys.stdout.flush()

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 import typer
 
 from cluster.cli.options import Format, Output
-from cluster.cli.output import out, print_json, table
+from cluster.cli.output import out, print_data, table
 from model.installation import kernels_instructions, kernels_obstacle
 
 PACKAGES = ("ray", "torch", "triton", "grpcio", "protobuf")
@@ -24,8 +24,8 @@ def command(context: typer.Context, output: Output = Format.TABLE) -> None:
         if obstacle is None
         else f"torch's, as the compiled ones are {obstacle}"
     )
-    if output is Format.JSON:
-        print_json("Version", [versions])
+    if output.is_data:
+        print_data(output, "Version", [versions])
         return
     rows = table("COMPONENT", "VERSION")
     for name, number in versions.items():

@@ -172,7 +172,7 @@ def test_a_question_that_is_answered_no_changes_nothing(cluster: Cluster, home: 
     assert not any(one.cordoned for one in cluster.status().instances)
 
 
-def test_a_request_is_followed_and_moved_from_the_page(
+def test_a_request_that_has_ended_is_followed_phase_by_phase(
     cluster: Cluster, home: str, pytestconfig: pytest.Config
 ) -> None:
     with load(cluster, 3), browser("light") as page:

@@ -214,9 +214,9 @@ def test_global_flags_hold_for_every_verb_and_its_own_win(live: Live) -> None:
     assert run("-o", "json", "get", "pools", "-o", "name").stdout == "pool/prefill\npool/decode\n"
     assert run("--no-headers", "get", "pools").stdout.split()[0] == "prefill"
     assert run("--no-headers", "get", "pools", "--headers").stdout.split()[0] == "POOL"
-    told = run("-o", "yaml", "status")
+    told = run("-o", "name", "status")
     assert told.exit_code == Exit.USAGE
-    assert "this verb prints json, table" in told.stderr
+    assert "this verb prints json, table, wide, yaml" in told.stderr
 
 
 def test_colours_are_as_asked_for(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,10 +21,14 @@ from cluster import control_pb2 as pb
 from cluster import installation, preflight
 from cluster.cli import checks
 from cluster.cli.checks import FAIL, OK, WARN, Finding, Surroundings
-from cluster.cli.failures import Exit
+from cluster.cli.connect import HINT, TOKEN_HINT
+from cluster.cli.failures import Exit, Failure
 from cluster.cli.main import build
 from cluster.config import CacheConfig, Config, EngineConfig, GatewayConfig
+from cluster.local_state import LocalState, only_one, read_state, write_state
+from engine.errors import SetupError
 from model.accelerators import Accelerators, accelerators
+from tests.cluster.cli_controller import Controller, items, run
 
 CONFIG = Config(gateway=GatewayConfig(port=0))
 
@@ -37,6 +41,13 @@ def found(
     **environment: str,
 ) -> list[Finding]:
     return list(check(Surroundings(config, status, environment)))
+
+
+@contextmanager
+def taken() -> Iterator[int]:
+    """A port on which something listens."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
 
 
 def states(findings: list[Finding]) -> list[str]:
@@ -89,6 +100,74 @@ def test_a_cluster_is_told_of_when_it_is_whole_old_not_ready_or_without_a_gatewa
     assert "decode-0" in found(checks.cluster, status=old)[0].text
 
 
+@pytest.mark.parametrize(
+    ("failed", "state"),
+    [
+        (Failure(Exit.NOT_FOUND, "not_found", "no local cluster is running", HINT), WARN),
+        (Failure(Exit.UNREACHABLE, "unreachable", "nothing answers at a:1"), WARN),
+        (Failure(Exit.UNREACHABLE, "unreachable", "the controller is being started again", "wait"), FAIL),
+        (Failure(Exit.UNREACHABLE, "unreachable", "the handshake failed", "leave --tls out"), FAIL),
+        (Failure(Exit.AUTH, "invalid_key", "the control token is missing or wrong", TOKEN_HINT), FAIL),
+        (Failure(Exit.FAILED, "internal", "the controller is confused"), FAIL),
+    ],
+    ids=lambda given: given.message if isinstance(given, Failure) else given,
+)
+def test_a_cluster_that_does_not_say_how_it_is_is_told_of_with_its_reason(
+    failed: Failure, state: str
+) -> None:
+    (finding,) = checks.cluster(Surroundings(CONFIG, None, {}, failure=failed))
+    assert states([finding]) == [state]
+    assert failed.message in finding.text
+    assert finding.text.startswith("none answers") == (state == WARN)
+    assert failed.hint in finding.remedy
+
+
+def test_the_verb_names_a_wrong_token_as_other_verbs_do(controller: Controller) -> None:
+    told = run("--token", "wrong", "doctor", "--set", "gateway.port=0", "-o", "json")
+    (finding,) = [one for one in items(told) if one["subject"] == "cluster"]
+    assert finding == {
+        "subject": "cluster", "state": FAIL, "text": "the control token is missing or wrong",
+        "remedy": TOKEN_HINT,
+    }  # fmt: skip
+    assert told.exit_code == Exit.FAILED
+    sound = run("doctor", "--set", "gateway.port=0", "-o", "json")
+    assert "none answers" not in sound.stdout
+
+
+def test_the_verb_knows_the_control_port_of_the_cluster_that_it_asked(controller: Controller) -> None:
+    state = read_state()
+    assert state is not None and state.control is not None
+    port = state.control.rpartition(":")[2]
+    told = run("doctor", "--set", "gateway.port=0", "--set", f"control.port={port}", "-o", "json")
+    texts = [one["text"] for one in items(told) if one["subject"] == "ports"]
+    assert f"127.0.0.1:{port} is this cluster's" in texts
+
+
+def test_a_ray_that_is_named_must_accept_connections(state_home: Path) -> None:
+    with taken() as port:
+        there = f"127.0.0.1:{port}"
+        assert states(found(checks.ray, RAY_ADDRESS=there)) == [OK]
+        assert states(found(checks.ray, RAY_ADDRESS=f"ray://{there}")) == [OK]
+    (finding,) = found(checks.ray, RAY_ADDRESS=there)
+    assert states([finding]) == [FAIL]
+    assert "RAY_ADDRESS" in finding.remedy
+    for none in ("", "auto", "local"):
+        assert states(found(checks.ray, RAY_ADDRESS=none)) == [OK]
+
+
+def test_the_ray_of_the_local_cluster_must_accept_connections(state_home: Path, tmp_path: Path) -> None:
+    session = tmp_path / "scratch/r/session_latest"
+    session.mkdir(parents=True)
+    write_state(LocalState(pid=1, cluster="x", scratch=str(tmp_path / "scratch")))
+    with taken() as port, only_one():
+        (session / "gcs_server_port_ab").write_text(f"{port}\n")
+        (finding,) = found(checks.ray)
+        assert (finding.state, str(port) in finding.text) == (OK, True)
+    with only_one():
+        assert states(found(checks.ray)) == [FAIL]
+    assert states(found(checks.ray)) == [OK], "that of a cluster which has ended is not missed"
+
+
 def test_the_auth_mode_and_its_token_must_fit(tmp_path: Path) -> None:
     home = str(tmp_path)
     assert states(found(checks.authentication, RAY_AUTH_MODE="maybe")) == [FAIL]
@@ -102,19 +181,41 @@ def test_the_auth_mode_and_its_token_must_fit(tmp_path: Path) -> None:
 
 
 def test_a_taken_port_fails_but_not_if_the_cluster_itself_has_it() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
+    with taken() as port:
         config = Config(gateway=GatewayConfig(port=port))
-        assert states(found(checks.ports, config=config)) == [FAIL, OK]
+        assert states(found(checks.ports, config=config)) == [FAIL, OK, OK]
         status = pb.ClusterStatus(gateways=[pb.Gateway(url=f"http://127.0.0.1:{port}")])
-        assert states(found(checks.ports, config=config, status=status)) == [OK, OK]
+        assert states(found(checks.ports, config=config, status=status)) == [OK, OK, OK]
+
+
+def test_every_port_that_up_looks_at_is_looked_at() -> None:
+    with taken() as port:
+        for section in ("gateway", "control", "admin"):
+            config = Config.model_validate({"gateway": {"port": 0}} | {section: {"port": port}})
+            (bad,) = [one for one in found(checks.ports, config=config) if one.state == FAIL]
+            assert bad.remedy == f"set another {section}.port"
+            with pytest.raises(SetupError, match=f"{section}.port"):
+                preflight.check_ports(config)
+
+
+@pytest.mark.parametrize("section", ["control", "admin"])
+def test_a_port_of_the_cluster_that_answers_is_its_own(section: str) -> None:
+    with taken() as port:
+        config = Config.model_validate({"gateway": {"port": 0}, section: {"port": port}})
+
+        def findings(host: str) -> list[str]:
+            at = f"{host}:{port}"
+            status = pb.ClusterStatus(admin=f"http://{at}" if section == "admin" else "")
+            control = at if section == "control" else f"{host}:1"
+            return states(list(checks.ports(Surroundings(config, status, {}, control=control))))
+
+        assert FAIL not in findings("127.0.0.1")
+        assert FAIL in findings("192.0.2.1"), "a cluster elsewhere has no port of this machine"
 
 
 def test_a_proxy_that_would_take_calls_to_this_machine_is_a_warning() -> None:
-    assert states(found(checks.ports, http_proxy="http://proxy:3128")) == [OK, OK, WARN]
-    assert states(found(checks.ports, http_proxy="http://proxy:3128", no_proxy="127.0.0.1")) == [OK, OK]
+    assert states(found(checks.ports, http_proxy="http://proxy:3128")) == [OK, OK, OK, WARN]
+    assert states(found(checks.ports, http_proxy="http://proxy:3128", no_proxy="127.0.0.1")) == [OK, OK, OK]
 
 
 def test_too_little_memory_fails_before_a_start_but_not_beside_a_running_cluster(tmp_path: Path) -> None:
@@ -204,6 +305,7 @@ def test_the_verb_prints_all_findings_and_ends_with_1_if_one_failed(
         "packages",
         "versions",
         "cluster",
+        "ray",
         "ray auth",
         "ports",
         "memory",

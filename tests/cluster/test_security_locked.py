@@ -16,9 +16,14 @@ import grpc
 import httpx
 import psutil
 import pytest
+from starlette.routing import Route
 
 from cluster import certificates
+from cluster.admin import API, build_admin
+from cluster.admin_auth import COOKIE, Gate
 from cluster.config_security import ClusterTls
+from cluster.console.pages import ACTIONS as CONSOLE_ACTIONS
+from cluster.console.pages import mount_console
 from cluster.control_client import ControlClient
 from cluster.keys import draw, hashed
 from cluster.local_ray import processes
@@ -27,6 +32,7 @@ from engine.errors import HandshakeRefused, InvalidKey, TransferFailed, Unreacha
 from migration import handshake
 from migration.handshake import Identity
 from migration.tcp import TcpTransport
+from tests.cluster.test_admin import ACTIONS, READS
 from tests.cluster.test_up import START, Up, make_home, spawn_up
 from tests.cluster.tiny_model import make_tiny_model
 
@@ -143,10 +149,12 @@ def trusting(locked: Locked) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=str(locked.folder / "tls" / "authority.pem"))
 
 
-def answers(url: str, method: str, path: str, context: ssl.SSLContext, key: str | None) -> int:
+def answers(
+    url: str, method: str, path: str, context: ssl.SSLContext, key: str | None, body: object = None
+) -> int:
     headers = {} if key is None else {"authorization": f"Bearer {key}"}
     with httpx.Client(verify=context, trust_env=False, timeout=20) as client:
-        return client.request(method, f"{url}{path}", headers=headers).status_code
+        return client.request(method, f"{url}{path}", headers=headers, json=body).status_code
 
 
 # tandem's own ports
@@ -256,23 +264,56 @@ def test_the_gateway_gives_everything_but_health_to_keys_only(locked: Locked) ->
     assert answers(url, "GET", "/v1/models", context, METRICS) == 401
 
 
-ADMIN_READS = ("status", "pools", "instances", "requests", "migrations", "events", "config")
+def admin_routes() -> list[tuple[str, str]]:
+    """Method and path of all that the admin port serves but the console's files, with names filled in."""
+    gate = Gate(ADMIN, 60.0)
+    app = build_admin(None, gate)  # type: ignore[arg-type]
+    mount_console(app, gate, ADMIN, secure=True)
+    found = [
+        (method, route.path.replace("{name}", "decode-0"))
+        for route in app.routes
+        if isinstance(route, Route)
+        for method in sorted(route.methods or ())
+    ]
+    acts = [(kind, action) for kind, actions in CONSOLE_ACTIONS.items() for action in sorted(actions)]
+    found.remove(("POST", "/console/{kind}/decode-0/{action}"))
+    return [*found, *(("POST", f"/console/{kind}/decode-0/{action}") for kind, action in acts)]
 
 
 def test_the_admin_port_gives_everything_but_health_to_its_token_only(locked: Locked) -> None:
     url, context = locked.state["admin"], trusting(locked)
-    for path in ADMIN_READS:
-        for key in (None, "wrong", CONTROL, KEY):
-            assert answers(url, "GET", f"/admin/v1/{path}", context, key) == 401
-        assert answers(url, "GET", f"/admin/v1/{path}", context, ADMIN) == 200
-    for path in ("pools/decode/scale", "instances/decode-0/drain", "instances/decode-0/cordon"):
-        assert answers(url, "POST", f"/admin/v1/{path}", context, None) == 401
+    served = [(method, path) for method, path in admin_routes() if path.startswith(f"{API}/")]
+    known = {path.partition("/")[0] for path in [*READS, *(path for path, _ in ACTIONS)]}
+    assert {path.split("/")[3] for _, path in served} == known
+    for key in (None, "wrong", CONTROL, KEY):
+        for method, path in served:
+            assert answers(url, method, path, context, key) == 401, path
+        for path, body in ACTIONS:
+            assert answers(url, "POST", f"{API}/{path}", context, key, body) == 401, path
+    for path in READS:
+        assert answers(url, "GET", f"{API}/{path}", context, ADMIN) == 200, path
     assert answers(url, "GET", "/health", context, None) == 200
-    with httpx.Client(verify=context, trust_env=False) as client:
-        for page in ("/console", "/console/instances", "/console/config"):
-            answer = client.get(f"{url}{page}", follow_redirects=True)
-            assert answer.status_code in (401, 403, 404) or "password" in answer.text, page
-            assert "decode-0" not in answer.text
+
+
+def test_the_console_shows_and_does_nothing_without_a_session(locked: Locked) -> None:
+    url, context = locked.state["admin"], trusting(locked)
+    pages = [one for one in admin_routes() if one[1] == "/" or one[1].startswith("/console")]
+    assert len(pages) > 15
+    with (
+        locked.control() as control,
+        httpx.Client(verify=context, trust_env=False, follow_redirects=True, timeout=20) as client,
+    ):
+        before = control.status()
+        for method, path in pages:
+            for headers in ({}, {"authorization": f"Bearer {ADMIN}"}, {"cookie": f"{COOKIE}=9999999999.0"}):
+                answer = client.request(method, f"{url}{path}", headers=headers)
+                assert answer.status_code == 401, (method, path)
+                assert not [one.name for one in before.instances if f">{one.name}<" in answer.text], path
+        after = control.status()
+    assert [(one.name, one.target) for one in before.pools] == [(one.name, one.target) for one in after.pools]
+    assert [(one.role, one.cordoned) for one in before.instances] == [
+        (one.role, one.cordoned) for one in after.instances
+    ]
 
 
 # Ray's own ports

@@ -9,6 +9,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -21,8 +22,10 @@ from typer.testing import CliRunner
 
 from cluster import certificates, control_pb2_grpc, rpc
 from cluster import control_pb2 as pb
+from cluster.admin_server import AdminServer
 from cluster.cli.main import build
-from cluster.config_security import ClusterTls, SecurityConfig
+from cluster.config_admin import AdminConfig
+from cluster.config_security import ClusterTls, HttpTls, SecurityConfig
 from cluster.control_client import ControlClient
 from cluster.tls import Tls, cluster_tls, pinned
 from cluster.token_stream import HomeService
@@ -33,6 +36,7 @@ from migration.framing import DATA, Stream, pack
 from migration.tcp import TcpChannel, TcpTransport
 from tests.cluster.doubles import SCRIPT
 from tests.cluster.local_cluster import served_in_a_thread
+from tests.cluster.made_up import CONFIG, Fleet, controlling
 from tests.cluster.pools import pools
 
 TOKEN = "a secret for tests"
@@ -385,6 +389,55 @@ def test_old_versions_of_tls_are_refused(ours: Path) -> None:
         assert httpx.get(f"{url}/health", verify=context).status_code == 200
     assert gateway_files(ours).context(server=True).minimum_version == ssl.TLSVersion.TLSv1_2
     assert files(ours).context(server=True).minimum_version == ssl.TLSVersion.TLSv1_3
+
+
+# HTTPS: the admin port
+
+
+@contextmanager
+def admin_served(tls: HttpTls) -> Iterator[str]:
+    """The admin port as the controller serves it, for clients that block; gives its URL."""
+    config = CONFIG.model_copy(
+        update={
+            "admin": AdminConfig(port=0, token=TOKEN),
+            "security": SecurityConfig(admin_tls=tls),
+        }
+    )
+    address: Future[str] = Future()
+    done = threading.Event()
+
+    async def main() -> None:
+        async with controlling(Fleet(), config) as controller:
+            server = AdminServer(controller)
+            server.start()
+            address.set_result(controller.admin)
+            await asyncio.to_thread(done.wait)
+            await server.close()
+
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(lambda: asyncio.run(main()))
+        running.add_done_callback(lambda ended: address.done() or address.set_exception(ended.exception()))
+        try:
+            yield address.result(30)
+        finally:
+            done.set()
+            running.result(60)
+
+
+def test_the_admin_port_with_an_authority_lets_only_clients_of_it_come_in(ours: Path, theirs: Path) -> None:
+    """The token is no way around the certificate, nor the certificate around the token."""
+    shown = (str(ours / name) for name in ("gateway.pem", "gateway.key", "authority.pem"))
+    tls = HttpTls(**dict(zip(("certificate", "key", "authority"), shown, strict=True)))
+    bearer = {"authorization": f"Bearer {TOKEN}"}
+    with admin_served(tls) as url:
+        assert url.startswith("https://")
+        for path in ("/health", "/admin/v1/status", "/console"):
+            for shows in (None, theirs):
+                with pytest.raises(httpx.TransportError):
+                    httpx.get(f"{url}{path}", headers=bearer, verify=client_context(ours, shows=shows))
+        known = client_context(ours, shows=ours)
+        assert httpx.get(f"{url}/admin/v1/status", headers=bearer, verify=known).status_code == 200
+        assert httpx.get(f"{url}/admin/v1/status", verify=known).status_code == 401
 
 
 # Files
