@@ -226,7 +226,7 @@ def _counted(counts: Mapping[str, int]) -> str:
 
 def resume_times(answers: Sequence[Answer], faults: Sequence[Done]) -> list[tuple[str, float]]:
     """For each stream that was recovered or came back: the fault, and the longest pause that it may have
-    caused. Of several in one pause, it is the one that ends or stops processes."""
+    caused. Of several it is one that has streams go on elsewhere, not one that moves them."""
     found = []
     for answer in answers:
         if not answer.recoveries and answer.connections < 2:
@@ -240,7 +240,7 @@ def resume_times(answers: Sequence[Answer], faults: Sequence[Done]) -> list[tupl
             if fault.time <= begun <= fault.time + LATER
         ]  # fmt: skip
         if hit or late:
-            gap, fault = max(hit or late, key=lambda one: (one[0], one[1].kind in ENDING, one[1].time))
+            gap, fault = max(hit or late, key=lambda one: (one[1].kind in ENDING, one[0], one[1].time))
             found.append((_named(fault), gap))
     return found
 

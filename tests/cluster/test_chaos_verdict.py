@@ -159,6 +159,13 @@ def test_the_resume_time_is_the_pause_around_the_fault_of_a_stream_that_was_hit(
     assert resume_times([hit, calm], [kill, move]) == [("kill decode", pytest.approx(0.9))]
 
 
+@pytest.mark.parametrize("kind", ["kill", "stop", "hang"])
+def test_a_stream_that_had_to_go_elsewhere_was_not_hit_by_a_move_that_took_longer(kind: str) -> None:
+    hit = answer(times=[1.0, 1.8, 8.0, 8.5, 8.6], recoveries=1)
+    move, fault = Done(1.1, "migrate", "d", role="decode"), Done(8.1, kind, "d", role="decode")
+    assert resume_times([hit], [move, fault]) == [(f"{kind} decode", pytest.approx(0.5))]
+
+
 def test_an_event_behind_the_last_position_is_a_repetition() -> None:
     one = answer(texts={}, ends={}, times=[])
     chunk = {"choices": [{"index": 0, "text": "a", "finish_reason": None}]}
