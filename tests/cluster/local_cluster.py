@@ -7,7 +7,12 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    contextmanager,
+)
 from typing import Any
 
 import httpx
@@ -309,13 +314,13 @@ async def local_cluster(
 
 
 @contextmanager
-def served_in_a_thread(**options: Any) -> Iterator[str]:
-    """A gateway that listens, for clients that block; gives its URL. Nothing may be in use at the end."""
+def in_a_thread(serving: AbstractAsyncContextManager[str]) -> Iterator[str]:
+    """A server in an event loop of its own, for clients that block; gives its URL."""
     address: Future[str] = Future()
     done = threading.Event()
 
     async def main() -> None:
-        async with local_cluster(**options) as cluster, cluster.serve() as url:
+        async with serving as url:
             address.set_result(url)
             await asyncio.to_thread(done.wait)
 
@@ -327,3 +332,14 @@ def served_in_a_thread(**options: Any) -> Iterator[str]:
         finally:
             done.set()
             running.result(60)
+
+
+@asynccontextmanager
+async def _served(**options: Any) -> AsyncIterator[str]:
+    async with local_cluster(**options) as cluster, cluster.serve() as url:
+        yield url
+
+
+def served_in_a_thread(**options: Any) -> AbstractContextManager[str]:
+    """A gateway that listens, for clients that block; gives its URL. Nothing may be in use at the end."""
+    return in_a_thread(_served(**options))

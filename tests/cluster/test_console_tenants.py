@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace
 
 import pytest
@@ -39,7 +38,6 @@ def test_the_console_lists_the_tenant_of_a_running_request(tenant: str, shown: s
             shown,
         ]
         assert "PhaseTenantPrompt" in page.words
-        await asyncio.sleep(0)
 
     with_browser(test)
 

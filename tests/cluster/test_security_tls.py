@@ -8,9 +8,8 @@ import shutil
 import socket
 import ssl
 import threading
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import grpc
@@ -35,7 +34,7 @@ from engine.request import Request, Sampling
 from migration.framing import DATA, Stream, pack
 from migration.tcp import TcpChannel, TcpTransport
 from tests.cluster.doubles import SCRIPT
-from tests.cluster.local_cluster import served_in_a_thread
+from tests.cluster.local_cluster import in_a_thread, served_in_a_thread
 from tests.cluster.made_up import CONFIG, Fleet, controlling
 from tests.cluster.pools import pools
 
@@ -394,34 +393,17 @@ def test_old_versions_of_tls_are_refused(ours: Path) -> None:
 # HTTPS: the admin port
 
 
-@contextmanager
-def admin_served(tls: HttpTls) -> Iterator[str]:
-    """The admin port as the controller serves it, for clients that block; gives its URL."""
-    config = CONFIG.model_copy(
-        update={
-            "admin": AdminConfig(port=0, token=TOKEN),
-            "security": SecurityConfig(admin_tls=tls),
-        }
-    )
-    address: Future[str] = Future()
-    done = threading.Event()
-
-    async def main() -> None:
-        async with controlling(Fleet(), config) as controller:
-            server = AdminServer(controller)
-            server.start()
-            address.set_result(controller.admin)
-            await asyncio.to_thread(done.wait)
-            await server.close()
-
-    with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(lambda: asyncio.run(main()))
-        running.add_done_callback(lambda ended: address.done() or address.set_exception(ended.exception()))
+@asynccontextmanager
+async def admin_served(tls: HttpTls) -> AsyncIterator[str]:
+    """The admin port as the controller serves it; gives its URL."""
+    changes = {"admin": AdminConfig(port=0, token=TOKEN), "security": SecurityConfig(admin_tls=tls)}
+    async with controlling(Fleet(), CONFIG.model_copy(update=changes)) as controller:
+        server = AdminServer(controller)
+        server.start()
         try:
-            yield address.result(30)
+            yield controller.admin
         finally:
-            done.set()
-            running.result(60)
+            await server.close()
 
 
 def test_the_admin_port_with_an_authority_lets_only_clients_of_it_come_in(ours: Path, theirs: Path) -> None:
@@ -429,7 +411,7 @@ def test_the_admin_port_with_an_authority_lets_only_clients_of_it_come_in(ours: 
     shown = (str(ours / name) for name in ("gateway.pem", "gateway.key", "authority.pem"))
     tls = HttpTls(**dict(zip(("certificate", "key", "authority"), shown, strict=True)))
     bearer = {"authorization": f"Bearer {TOKEN}"}
-    with admin_served(tls) as url:
+    with in_a_thread(admin_served(tls)) as url:
         assert url.startswith("https://")
         for path in ("/health", "/admin/v1/status", "/console"):
             for shows in (None, theirs):
