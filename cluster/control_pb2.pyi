@@ -2145,6 +2145,64 @@ class PushReply(_message.Message):
 Global___PushReply: _TypeAlias = PushReply  # noqa: Y015
 
 @_typing.final
+class StartCall(_message.Message):
+    """A request to run. An instance that has had a start in another way asks for more of them here."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """of this call of Starts"""
+    start: _builtins.bytes
+    """a tandem.wire.v1.Start"""
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        start: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number", "start", b"start"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartCall: _TypeAlias = StartCall  # noqa: Y015
+
+@_typing.final
+class StartAnswer(_message.Message):
+    """The first one only says whose it is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    instance: _builtins.str
+    """in the first"""
+    number: _builtins.int
+    """from 1 on"""
+    @_builtins.property
+    def error(self) -> Global___Error:
+        """what the request was refused with; no code: it runs"""
+
+    def __init__(
+        self,
+        *,
+        instance: _builtins.str = ...,
+        number: _builtins.int = ...,
+        error: Global___Error | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "instance", b"instance", "number", b"number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartAnswer: _TypeAlias = StartAnswer  # noqa: Y015
+
+@_typing.final
 class Fence(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

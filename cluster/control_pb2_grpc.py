@@ -931,6 +931,11 @@ class HomeStub:
                 request_serializer=cluster_dot_control__pb2.ClaimRequest.SerializeToString,
                 response_deserializer=cluster_dot_control__pb2.ClaimReply.FromString,
                 _registered_method=True)
+        self.Starts = channel.stream_stream(
+                '/tandem.control.v1.Home/Starts',
+                request_serializer=cluster_dot_control__pb2.StartAnswer.SerializeToString,
+                response_deserializer=cluster_dot_control__pb2.StartCall.FromString,
+                _registered_method=True)
         self.Describe = channel.unary_unary(
                 '/tandem.control.v1.Home/Describe',
                 request_serializer=cluster_dot_control__pb2.TimelinesRequest.SerializeToString,
@@ -954,6 +959,12 @@ class HomeServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Claim(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Starts(self, request_iterator, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -985,6 +996,11 @@ def add_HomeServicer_to_server(servicer, server):
                     servicer.Claim,
                     request_deserializer=cluster_dot_control__pb2.ClaimRequest.FromString,
                     response_serializer=cluster_dot_control__pb2.ClaimReply.SerializeToString,
+            ),
+            'Starts': grpc.stream_stream_rpc_method_handler(
+                    servicer.Starts,
+                    request_deserializer=cluster_dot_control__pb2.StartAnswer.FromString,
+                    response_serializer=cluster_dot_control__pb2.StartCall.SerializeToString,
             ),
             'Describe': grpc.unary_unary_rpc_method_handler(
                     servicer.Describe,
@@ -1052,6 +1068,33 @@ class Home:
             '/tandem.control.v1.Home/Claim',
             cluster_dot_control__pb2.ClaimRequest.SerializeToString,
             cluster_dot_control__pb2.ClaimReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Starts(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/tandem.control.v1.Home/Starts',
+            cluster_dot_control__pb2.StartAnswer.SerializeToString,
+            cluster_dot_control__pb2.StartCall.FromString,
             options,
             channel_credentials,
             insecure,

@@ -28,7 +28,7 @@ from cluster.http_frame import BehindServe
 from cluster.http_guard import Bounds
 from cluster.http_listener import Listener
 from cluster.installation import installed_version
-from cluster.instance_handle import InstanceHandle, address_of
+from cluster.instance_handle import address_of
 from cluster.metrics import Metrics
 from cluster.openai_answers import ModelCard
 from cluster.policies import patience
@@ -37,6 +37,7 @@ from cluster.request_driver import RequestDriver
 from cluster.rpc import reachable
 from cluster.scheduler_client import SchedulerClient
 from cluster.standby import Place
+from cluster.start_calls import LinkedInstance, StartCalls
 from cluster.timelines import Timelines
 from cluster.tls import cluster_tls, http_tls
 from cluster.token_stream import HomeService
@@ -77,7 +78,9 @@ class Gateway:
         streams = TokenStreams()
         self._grpc = rpc.server(token)
         timelines = Timelines(self._config.observe.finished)
-        control_pb2_grpc.add_HomeServicer_to_server(HomeService(streams, timelines, self.leave), self._grpc)
+        starts = StartCalls()
+        service = HomeService(streams, timelines, self.leave, starts)
+        control_pb2_grpc.add_HomeServicer_to_server(service, self._grpc)
         home = rpc.listen(self._grpc, self._config.control.host, 0, setting="control.host", tls=inside)
         await self._grpc.start()
         self._itself = pb.Gateway(
@@ -94,7 +97,7 @@ class Gateway:
             self._itself.home,
             streams,
             self._scheduler,
-            lambda name: InstanceHandle(name, timeout=timeout),
+            lambda name: LinkedInstance(name, starts, timeout=timeout),
             patience(self._config),
             timelines,
         )

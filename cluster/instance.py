@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future
@@ -26,6 +27,7 @@ from cluster.logs import configure, of_request
 from cluster.policies import arrange, role_policy, tier_settings
 from cluster.role_policy import slices_message
 from cluster.rpc import channel, reachable
+from cluster.start_link import StartLinks
 from cluster.status_message import transfer_messages
 from cluster.step_watch import Present, watch
 from cluster.takeover import running, taken_message
@@ -86,6 +88,7 @@ class EngineInstance:
             lease=config.transfer.lease,
             kept=config.gateway.resume_lease,
         )
+        self._starts = StartLinks(name, connect, self.start)
         self._claims = HomeClaims(name, connect, timeout=config.transfer.commit_timeout)
         self._policy = role_policy(config.engine, role)
         self._core = engine_core(config, self._policy, runner)
@@ -97,6 +100,7 @@ class EngineInstance:
         if isinstance(self._core.queue, FairQueue):
             self._loop.observe(self._core.queue.observe)
         self._faults = Faults()
+        self._over = threading.Event()
         self._sender, self._receiver = self._movements(config.transfer, token)
         self._role = self._in(role)
 
@@ -136,10 +140,14 @@ class EngineInstance:
         self._pusher.start(self._loop.call)
         self._loop.start()
         self._receiver.start()
+        populate = self._runner.kv.populate
+        threading.Thread(target=populate, args=(self._over,), name="kv-memory", daemon=True).start()
 
     def start(self, start: bytes) -> Future[None]:
-        """Run a request; the future fails with what the engine refuses it with."""
+        """Run a request, whose home may send its next ones over a stream; call in the event loop. The future
+        fails with what the engine refuses it with."""
         state, decode = start_from_wire(start)
+        self._starts.link(state.home)
         request, choices = state.request, restore(state)
         logger.debug("takes %s, attempt %d", request.id, state.epoch.attempt, extra=of_request(request))
         if isinstance(self._role, PrefillInstance):
@@ -209,6 +217,8 @@ class EngineInstance:
 
     async def close(self) -> None:
         """Let go of everything that is shared with other processes."""
+        self._over.set()
+        await self._starts.close()
         bound = self._config.control.call_timeout / 3
         movements = self._sender.close, self._receiver.close
         await asyncio.gather(*(asyncio.to_thread(close, bound) for close in movements))

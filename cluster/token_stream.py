@@ -24,6 +24,7 @@ from cluster import control_pb2_grpc
 from cluster.chunk_notes import ChunkNotes
 from cluster.home_link import Connect, HomeLink
 from cluster.rpc import error_message
+from cluster.start_calls import StartCalls
 from cluster.stream_text import ChoiceText, Detokenizer
 from cluster.takeover import Endings
 from cluster.timelines import Timelines
@@ -242,11 +243,16 @@ class HomeService(control_pb2_grpc.HomeServicer):
     """Home at the gateway: batches of tokens are answered with the requests that their sender shall drop."""
 
     def __init__(
-        self, streams: TokenStreams, timelines: Timelines | None = None, leave: Leave | None = None
+        self,
+        streams: TokenStreams,
+        timelines: Timelines | None = None,
+        leave: Leave | None = None,
+        starts: StartCalls | None = None,
     ) -> None:
         self._streams = streams
         self._timelines = Timelines() if timelines is None else timelines
         self._leave = leave
+        self._starts = StartCalls() if starts is None else starts
 
     async def Push(
         self,
@@ -265,6 +271,13 @@ class HomeService(control_pb2_grpc.HomeServicer):
         self, request: pb.ClaimRequest, context: grpc.aio.ServicerContext[pb.ClaimRequest, pb.ClaimReply]
     ) -> pb.ClaimReply:
         return self._streams.claim(request)
+
+    async def Starts(
+        self,
+        request_iterator: AsyncIterator[pb.StartAnswer],
+        context: grpc.aio.ServicerContext[pb.StartAnswer, pb.StartCall],
+    ) -> None:
+        await self._starts.serve(request_iterator, context)
 
     async def Describe(
         self,

@@ -10,6 +10,7 @@ A block is contiguous on the way, so that a receiver may take any run of blocks 
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from engine.errors import SetupError
 from kernels.dispatch import Kernels
-from model.memory import available_memory, small_pages
+from model.memory import available_memory, small_pages, take_pages
 
 DTYPES = {
     "float32": torch.float32,
@@ -83,6 +84,11 @@ class KVCache:
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer, each [blocks, block_size, kv_heads, head_dim], sharing the pool."""
         return self.pool[index, 0], self.pool[index, 1]
+
+    def populate(self, ended: threading.Event) -> None:
+        """Take the memory of every block before it is used, until `ended` is set; for a thread of its own."""
+        if self._device.type == "cpu":
+            take_pages(self.pool.data_ptr(), self.pool.nbytes, ended)
 
     def gather(self, blocks: Sequence[int], out: Buffer) -> None:
         """Copy blocks into `out`, a writable buffer of len(blocks) · block_nbytes bytes, or on the device.

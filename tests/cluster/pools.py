@@ -18,6 +18,7 @@ from cluster.config import Config, ControlConfig, EngineConfig, ModelConfig, Tra
 from cluster.config_security import SecurityConfig
 from cluster.instance import EngineInstance
 from cluster.request_driver import RequestDriver
+from cluster.start_calls import StartCalls
 from cluster.stream_order import Piece
 from cluster.tls import cluster_tls
 from cluster.token_stream import HomeService
@@ -50,8 +51,10 @@ class WatchedRunner(ModelRunner):
 class PooledInstance:
     """An EngineInstance as the driver sees it, without an actor around it."""
 
-    def __init__(self, config: Config, name: str, role: str, blocks: int) -> None:
+    def __init__(self, config: Config, name: str, role: str, blocks: int, starts: StartCalls) -> None:
         self.name = name
+        self.starts = starts
+        self.over_stream = 0
         self.runner = WatchedRunner(
             config.model.path,
             dtype=config.model.dtype,
@@ -62,6 +65,11 @@ class PooledInstance:
         self.instance = EngineInstance(config, name, role, self.runner, "cpu")
 
     async def start(self, start: bytes) -> None:
+        """As the gateway does, but that the first one is no actor call."""
+        if self.starts.has(self.name):
+            self.over_stream += 1
+            await self.starts.start(self.name, start)
+            return
         await asyncio.wrap_future(self.instance.start(start))
 
     async def cancel(self, request_id: str) -> None:
@@ -178,14 +186,15 @@ async def pools(
         control=ControlConfig(token=TOKEN),
         cache={"directory": str(cache)},  # type: ignore[arg-type]
     )
-    streams = TokenStreams()
+    streams, starts = TokenStreams(), StartCalls()
     server = rpc.server(TOKEN)
-    control_pb2_grpc.add_HomeServicer_to_server(HomeService(streams), server)
+    control_pb2_grpc.add_HomeServicer_to_server(HomeService(streams, starts=starts), server)
     home = rpc.listen(server, "127.0.0.1", 0, setting="none", tls=cluster_tls(security.cluster_tls))
     await server.start()
-    first = PooledInstance(config, "prefill-0", "prefill", blocks) if prefill else None
+    first = PooledInstance(config, "prefill-0", "prefill", blocks, starts) if prefill else None
     both = Pools(
-        [PooledInstance(config, f"decode-{number}", "decode", blocks) for number in range(decodes)], first
+        [PooledInstance(config, f"decode-{number}", "decode", blocks, starts) for number in range(decodes)],
+        first,
     )
     for one in both.instances:
         await one.instance.open()

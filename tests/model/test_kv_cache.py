@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import psutil
 import pytest
 import torch
@@ -141,3 +143,36 @@ def test_a_pool_takes_memory_only_where_it_is_written() -> None:
     for at in range(0, len(pool), 4 << 20):
         pool[at] = 1
     assert process.memory_info().rss - before < 16 << 20
+
+
+def test_a_pool_takes_its_memory_before_it_is_used_and_keeps_what_it_holds() -> None:
+    made = KVCache(LAYOUT, 20_000, CPU, dispatch.choose(CPU))
+    block = memoryview(bytes(range(256)) * (made.block_nbytes // 256 + 1))[: made.block_nbytes]
+    made.scatter([7], block)
+    process = psutil.Process()
+    before = process.memory_info().rss
+    populated(made, threading.Event())
+    assert process.memory_info().rss - before > 0.9 * made.pool.nbytes
+    kept = bytearray(made.block_nbytes)
+    made.gather([7], memoryview(kept))
+    assert kept == block and not made.pool[:, :, 8:].any()
+
+
+def test_a_pool_takes_no_memory_once_it_is_over() -> None:
+    made, over, process = (
+        KVCache(LAYOUT, 20_000, CPU, dispatch.choose(CPU)),
+        threading.Event(),
+        psutil.Process(),
+    )
+    over.set()
+    before = process.memory_info().rss
+    populated(made, over)
+    assert process.memory_info().rss - before < 0.1 * made.pool.nbytes
+
+
+def populated(made: KVCache, over: threading.Event) -> None:
+    """In a thread of its own, which loses its priority."""
+    thread = threading.Thread(target=made.populate, args=(over,))
+    thread.start()
+    thread.join(30)
+    assert not thread.is_alive()
