@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 
+from cluster.lean_ray import lean
 from engine.errors import SetupError
 
 # Every process of one local cluster inherits it, so that the last of them can be found by it.
@@ -118,14 +119,15 @@ def _init(scratch: Scratch, address: str | None) -> bool:
     }  # fmt: skip
     try:
         if address is None:
-            ray.init(
-                address="local",
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE,
-                _node_ip_address="127.0.0.1",
-                _temp_dir=str(scratch.folder / RAY),
-                **common,
-            )
+            with lean():
+                ray.init(
+                    address="local",
+                    include_dashboard=False,
+                    object_store_memory=OBJECT_STORE,
+                    _node_ip_address="127.0.0.1",
+                    _temp_dir=str(scratch.folder / RAY),
+                    **common,
+                )
         else:
             ray.init(address=address, **common)
     except Exception as error:  # Ray raises no class of its own for this

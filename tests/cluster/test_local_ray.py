@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 import ray
 
+from cluster.lean_ray import lean
 from cluster.local_ray import MARKER, Scratch, start_ray
 from engine.errors import SetupError
 
@@ -55,3 +57,30 @@ def test_anything_else_is_not_tried_again(monkeypatch: pytest.MonkeyPatch, tmp_p
     with pytest.raises(SetupError, match=r"Ray at 10\.0\.0\.1:6379 cannot be joined: no route"):
         start_ray(Scratch("made-up", tmp_path), "10.0.0.1:6379")
     assert len(calls) == 1
+
+
+def test_what_a_local_cluster_has_no_use_for_is_left_out_of_its_own_ray_alone() -> None:
+    """And Ray is as it was afterwards, also when it did not start."""
+    from ray._private import node, parameter
+
+    before = parameter.RayParams, node.Node.start_api_server
+    with suppress(ConnectionError), lean():
+        made = parameter.RayParams()
+        assert (made.no_monitor, made.include_log_monitor) == (True, False)
+        assert node.Node.start_api_server is not before[1]
+        raise ConnectionError
+    assert (parameter.RayParams, node.Node.start_api_server) == before
+    assert not parameter.RayParams().no_monitor
+
+
+def test_a_ray_that_is_made_otherwise_starts_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray._private import node, parameter
+
+    monkeypatch.setattr(parameter, "RayParams", lambda address: address)
+    monkeypatch.setattr(node.Node, "start_api_server", lambda self, port: port)
+    with lean():
+        assert parameter.RayParams("one") == "one"
+        assert node.Node.start_api_server(None, 7) == 7
+    monkeypatch.delattr(parameter, "RayParams")
+    with lean():
+        assert not hasattr(parameter, "RayParams")

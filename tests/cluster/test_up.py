@@ -212,6 +212,14 @@ def test_the_address_is_the_gateways_own_port(up: Up) -> None:
     assert f"SmolLM2-135M-Instruct is served at http://127.0.0.1:{up.port}" in up.lines
 
 
+def test_of_rays_own_processes_those_run_that_it_needs(up: Up) -> None:
+    family = psutil.Process(up.process.pid).children(recursive=True)
+    lines = [" ".join(one.cmdline()) for one in family if one.status() != psutil.STATUS_ZOMBIE]
+    assert any("gcs_server" in line for line in lines)
+    superfluous = "dashboard.py", "log_monitor.py", "monitor.py"
+    assert not [line for line in lines if any(name in line.split("--")[0] for name in superfluous)]
+
+
 def test_each_long_step_is_shown_with_its_time(up: Up) -> None:
     done = [line.split("✓ ")[1].rsplit(" ", 2)[0] for line in up.log().splitlines() if "✓" in line]
     assert done == [
