@@ -11,14 +11,16 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayError, RayTaskError
-from ray.serve.handle import DeploymentHandle
 
 from engine.errors import Fenced, InstanceDied, Overloaded, TandemError
+
+if TYPE_CHECKING:  # a second of imports
+    from ray.serve.handle import DeploymentHandle
 
 Create = Callable[[], ActorHandle[Any]]
 
@@ -55,6 +57,10 @@ class InstanceHandle:
     async def ready(self, within: float) -> bytes:
         """Wait until the instance has loaded its model. Gives a pb Instance."""
         return bytes(await self._call("ready", within=within))
+
+    async def load(self, within: float) -> None:
+        """Have it begin to load its model; returns when its process is there."""
+        await self._call("load", within=within)
 
     async def memo(self) -> tuple[bytes, str]:
         """What the last controller left there, and the instance's role."""

@@ -1,7 +1,7 @@
 """The actor of an instance: what Ray calls. It owns model, KV cache and engine loop for its whole life.
 
-    __init__ ─▶ ready() loads in a thread ─▶ serving ─▶ drain(), or SIGTERM: no new requests ─▶ stop() ─▶ exit
-                                                └─ engine loop dead, or no controller for long ─▶ exit
+    __init__ ─▶ load(), in a thread ─▶ serving ─▶ drain(), or SIGTERM: no new requests ─▶ stop() ─▶ exit
+                                          └─ engine loop dead, or no controller for long ─▶ exit
 
 All methods are async, so that none waits for another; what takes long happens in threads. A plain class: it
 becomes an actor at spawn, and tests use it without Ray.
@@ -128,10 +128,15 @@ class Worker:
         """Ray writes it at the head of the process's log, which is found by it when the process is gone."""
         return self.name
 
-    async def ready(self) -> bytes:
-        """Load, at the first call; a pb Instance when it serves. Raises SetupError."""
+    async def load(self) -> None:
+        """Begin to load, and return."""
         if self._loading is None:
             self._loading = asyncio.create_task(self._load())
+
+    async def ready(self) -> bytes:
+        """Load; a pb Instance when it serves. Raises SetupError."""
+        await self.load()
+        assert self._loading is not None
         await asyncio.shield(self._loading)
         return await self._describe()
 

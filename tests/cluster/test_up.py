@@ -155,13 +155,23 @@ def nothing_left(family: list[psutil.Process], home: Home, cluster: str, scratch
 
 def test_detached_it_returns_when_ready_and_down_ends_even_what_a_killed_up_left(home: Home) -> None:
     model = make_tiny_model(home.folder / "tiny")
-    small = ["--prefill", "1", "--decode", "1", "--set", "engine.kv_memory=4Mi", "--no-sample"]
+    small = ["--local", "2", "--set", "engine.kv_memory=4Mi", "--no-sample"]
     result = home.run("up", "--detach", "--port", "0", "--model", str(model), *small, timeout=START)
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.strip().startswith("tiny is served at http://127.0.0.1:")
     state = home.state()
     assert state is not None
     assert home.run("up", "--detach").returncode == 6
+    assert [(one["name"], one["ready"]) for one in home.items("get", "pools")] == [
+        ("prefill", 1),
+        ("decode", 1),
+    ]
+    origins = {one["key"]: one["origin"] for one in home.items("config", "show", "--running", "--origin")}
+    assert origins["pools.decode.replicas"] == "--local"
+    assert origins["engine.kv_memory"] == "--set engine.kv_memory"
+    assert origins["gateway.port"] == "--port, settled at the start"
+    assert origins["control.token"] == "settled at the start"
+    assert origins["log.level"] == "default"
     family = psutil.Process(state["pid"]).children(recursive=True)
     os.kill(state["pid"], signal.SIGKILL)
     assert home.run("down").returncode == 0
@@ -210,6 +220,11 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
 
 def test_the_address_is_the_gateways_own_port(up: Up) -> None:
     assert f"SmolLM2-135M-Instruct is served at http://127.0.0.1:{up.port}" in up.lines
+
+
+def test_instances_load_before_there_is_a_controller(up: Up) -> None:
+    adopted = {one["subject"] for one in up.home.items("events") if one["kind"] == "adopted"}
+    assert adopted == {"prefill-0", "decode-0", "decode-1"}
 
 
 def test_of_rays_own_processes_those_run_that_it_needs(up: Up) -> None:
