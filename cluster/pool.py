@@ -167,9 +167,9 @@ class Pool:
         if member.state is State.STARTING:
             member.state = State.READY
         self.failures = 0
-        self._events.add(
-            "ready", member.name, f"after {time.monotonic() - begun:.1f} s, pid {member.instance.pid}"
-        )
+        age = time.time() - member.instance.started
+        how = f"started {age:.1f} s ago" if member.adopted else f"after {time.monotonic() - begun:.1f} s"
+        self._events.add("ready", member.name, f"{how}, pid {member.instance.pid}")
         self.kick()
         await self._stay(member)
 
