@@ -14,11 +14,9 @@ from google.protobuf.message import Message
 
 from cluster.admin_history import History
 from cluster.applying import apply, restart
-from cluster.config import Config
-from cluster.config_yaml import leaves
+from cluster.config_origins import explained
 from cluster.controller import Controller
 from cluster.message_json import API_VERSION, plain
-from cluster.settings_change import masked
 from engine.errors import ConfigError, InvalidParameter, NotFound
 
 Body = dict[str, Any]
@@ -98,17 +96,13 @@ class AdminService:
         return listing("ExplanationList", self._controller.explanations.latest(LATEST))
 
     def config(self) -> Body:
-        """Every setting in force, whether it is the `default` one or `set`; secrets are masked."""
-        defaults = dict(leaves(masked(Config())))
-        found = [
-            {
-                "key": ".".join(path),
-                "value": value,
-                "origin": "default" if defaults.get(path) == value else "set",
-            }
-            for path, value in leaves(masked(self._controller.sized()))
-        ]
-        return listing("ConfigValueList", found)
+        """Every setting in force and where it comes from; secrets are masked."""
+        controller = self._controller
+        found = explained(controller.sized(), controller.deployed, controller.origins)
+        return listing(
+            "ConfigValueList",
+            [{"key": key, "value": value, "origin": origin} for key, value, origin in found],
+        )
 
     def history(self) -> Body:
         return listing("SampleList", self._history.listed())

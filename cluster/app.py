@@ -18,6 +18,8 @@ from ray.serve.handle import DeploymentHandle
 
 from cluster import embedded, exposure
 from cluster.config import Config, read
+from cluster.config_origins import named
+from cluster.config_yaml import Path
 from cluster.gateway import Gateway
 from cluster.logs import configure
 from cluster.serve_scaling import REQUESTS
@@ -36,13 +38,13 @@ GATEWAY_CALLS = 1000
 class ControllerReplica:
     """The body of the controller's deployment."""
 
-    async def __init__(self, config_json: str) -> None:  # type: ignore[misc]
+    async def __init__(self, config_json: str, origins: Mapping[str, str]) -> None:  # type: ignore[misc]
         # Gateways, and whoever builds the application, start half a second sooner without all that.
         from cluster.controller_process import ControllerProcess
 
         config = Config.model_validate_json(config_json)
         configure(config.log)
-        self._process = await ControllerProcess.begin(config)
+        self._process = await ControllerProcess.begin(config, origins)
 
     async def address(self) -> str:
         """host:port of the gRPC services."""
@@ -83,12 +85,16 @@ class GatewayReplica(Gateway):
 
 def build(args: Config | Mapping[str, object]) -> Application:
     """The application of a config, or of arguments: `config` is a file, anything else a setting's dotted
-    path.
+    path. Serve calls it with one argument.
 
     Raises ConfigError, also for ports that would let anybody in, and SetupError if the embedded model is
     needed and cannot be had.
     """
-    config = args if isinstance(args, Config) else _load(args)
+    return application(args) if isinstance(args, Config) else application(*_load(args))
+
+
+def application(config: Config, origins: Mapping[Path, str] | None = None) -> Application:
+    """As `build`; `origins` says where the values of a config come from, for operators."""
     exposure.check(config)
     config_json = _settled(config).model_dump_json()
     controller = _deployment(
@@ -98,7 +104,7 @@ def build(args: Config | Mapping[str, object]) -> Application:
         calls=CONTROLLER_CALLS,
         resources=config.control.resources,
         shutdown=SHUTDOWN_TIMEOUT,
-    ).bind(config_json)
+    ).bind(config_json, named(origins or {}))
     gateway = _deployment(
         serve.ingress()(GatewayReplica),
         "Gateway",
@@ -127,7 +133,7 @@ def _deployment(
     )(replica)
 
 
-def _load(args: Mapping[str, object]) -> Config:
+def _load(args: Mapping[str, object]) -> tuple[Config, Mapping[Path, str]]:
     path = args.get("config")
     given = {key: value for key, value in args.items() if key != "config"}
     named = {key: f"args: {key}" for key in given}
@@ -138,7 +144,7 @@ def _load(args: Mapping[str, object]) -> Config:
         resolved = read(file, given | {key: _word(given[key]) for key in wrong}, flags=named)
     if resolved.config is None:
         raise ConfigError("\n".join(map(str, resolved.problems)))
-    return resolved.config
+    return resolved.config, resolved.origins
 
 
 def _word(value: object) -> object:

@@ -31,6 +31,9 @@ from global_scheduler.scheduler import Scheduler
 
 logger = logging.getLogger("tandem.controller")
 
+DEMAND = 30.0
+"""Seconds for which a request that found no instance is reason to have one."""
+
 ChangeRole = Callable[[str, str, float], Awaitable[object]]
 
 
@@ -70,6 +73,7 @@ class PoolScaler:
         self.figures = Figures()
         self._window = config.observe.window
         self._turning: dict[str, str] = {}
+        self._in_vain = float("-inf")
         self._period = min(pool.autoscale.period for pool in self._settings.values())
         self._watches = {
             name: _Watch(forecast_of(pool.autoscale, self._period)) for name, pool in self._settings.items()
@@ -141,6 +145,10 @@ class PoolScaler:
             pool.scale(target)
         return reply
 
+    def in_vain(self, now: float) -> None:
+        """A request has found no instance."""
+        self._in_vain = now
+
     def memo(self) -> dict[str, list[int]]:
         """What an operator has asked for, beside what the config said then."""
         return {
@@ -208,6 +216,7 @@ class PoolScaler:
             growth(watch.forecast, held(loads), round(scale.horizon / self._period)),
             starting=len(starting) + self._changing(pool.role),
             lends=scale.role_change,
+            in_vain=pool.role == DECODE and now - self._in_vain < DEMAND,
         )
 
     def _attained(self, role: str) -> Attainment | None:

@@ -99,7 +99,15 @@ class PrefillPool(PoolConfig):
 class DecodePool(PoolConfig):
     """The pool that writes answers."""
 
-    replicas: int = Field(2, ge=1, le=1024, description="How many instances the pool starts with.")
+    replicas: int = Field(
+        2,
+        ge=0,
+        le=1024,
+        description="How many instances the pool starts with. With 0, and `min_replicas` 0 too, gateways "
+        "keep telling of the model. Where no prefill instance writes the answers, requests are refused and "
+        "counted until there is an instance again: autoscaling starts one.",
+    )
+    min_replicas: int = Field(1, ge=0, le=1024, description="A target below it is refused.")
 
 
 class PoolsConfig(Section):

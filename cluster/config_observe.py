@@ -33,6 +33,12 @@ class ObserveConfig(Section):
         "`http://127.0.0.1:4318/v1/traces`) that gets one trace per request. Null: the one that "
         "`OTEL_EXPORTER_OTLP_ENDPOINT` names, if any.",
     )
+    metrics: str | None = Field(
+        None,
+        description="The URL of an OpenTelemetry collector (such as `http://127.0.0.1:4318/v1/metrics`) that "
+        "gets each gateway's `gen_ai.server.*` metrics. Null: the one that "
+        "`OTEL_EXPORTER_OTLP_ENDPOINT` names, if any. `/metrics` tells the same without it.",
+    )
     sampling: float = Field(
         1.0,
         ge=0,

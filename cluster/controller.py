@@ -42,7 +42,7 @@ from cluster.status_message import summary_of
 from cluster.tenants import TenantAccounts
 from cluster.timelines import TimelineFinder
 from cluster.tls import cluster_tls
-from engine.errors import NotFound, TandemError
+from engine.errors import NoDecodeInstance, NoPrefillInstance, NotFound, TandemError
 from global_scheduler.freeness import freeness
 from global_scheduler.placement import DECODE, PREFILL
 from global_scheduler.scheduler import Scheduler
@@ -70,6 +70,8 @@ class Controller:
     def __init__(self, config: Config, fleet: Fleet, *, version: str) -> None:
         """`config` is what the application was deployed with; `config` of the object what is in force."""
         self.deployed = config
+        self.origins: Mapping[str, str] = {}
+        """Where the deployed values come from, by dotted path, as far as that was told."""
         self._base = base_digest(config)
         self.events = Events(config.control.events)
         self.migrations = Migrations(config.control.events)
@@ -194,6 +196,8 @@ class Controller:
         try:
             placement = self.scheduler.place(summary, time.monotonic())
         except TandemError as error:
+            if isinstance(error, NoPrefillInstance | NoDecodeInstance):
+                self.scaler.in_vain(time.monotonic())
             self.figures.decided(time.perf_counter() - begun)
             self.explanations.add("refusal", summary.id, error.code, error.message)
             return pb.Placement(error=error_message(error))
@@ -271,7 +275,8 @@ class Controller:
             status.model.CopyFrom(known[0])
         status.controller_pid, status.controller_node = os.getpid(), platform.node()
         status.draining = self.draining
-        filled = [pool.ready or (pool.name == PREFILL and not pool.target) for pool in status.pools]
+        # A pool of none was asked for: gateways stay, tell of the model and count who is refused.
+        filled = [pool.ready or not pool.target for pool in status.pools]
         # Until `start` has found what there is, there are no pools.
         status.ready = bool(filled) and all(filled) and not self.draining
         status.migrations.CopyFrom(self.mover.migrations.totals())

@@ -30,8 +30,9 @@ class ControllerProcess:
         self._admin = AdminServer(controller)
 
     @classmethod
-    async def begin(cls, config: Config) -> ControllerProcess:
+    async def begin(cls, config: Config, origins: Mapping[str, str]) -> ControllerProcess:
         controller = Controller(config, RayFleet(config), version=installed_version())
+        controller.origins = origins
         controller.leave = _end_process
         begun = cls(controller, *await serve_control(controller))
         try:

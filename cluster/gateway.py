@@ -24,12 +24,14 @@ from cluster.cluster_facts import ClusterFacts
 from cluster.config import Config
 from cluster.gateway_api import build_api
 from cluster.gateway_service import GatewayService
+from cluster.genai_metrics import measuring
 from cluster.http_frame import BehindServe
 from cluster.http_guard import Bounds
 from cluster.http_listener import Listener
 from cluster.installation import installed_version
 from cluster.instance_handle import address_of
 from cluster.metrics import Metrics
+from cluster.move_notes import MoveNotes
 from cluster.openai_answers import ModelCard
 from cluster.policies import patience
 from cluster.ray_metrics import PERIOD, RayMetrics
@@ -115,13 +117,17 @@ class Gateway:
         )
         observe = self._config.observe
         self._traces = exporting(model.name, observe.traces, observe.sampling)
-        self._http.serve(build_api(self._service, self._traces))
+        self._measures = measuring(model.name, observe.metrics)
+        self._moves = MoveNotes(
+            self._scheduler.migrations, lambda: sum(one.count for one in facts.status.migrations.counts)
+        )
+        self._http.serve(build_api(self._service, self._traces, self._measures, self._moves))
         self._beating = asyncio.create_task(self._beat(facts), name="beat")
         self.serving = True
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """What Serve's proxy serves."""
-        app = build_api(self._service, self._traces)
+        app = build_api(self._service, self._traces, self._measures, self._moves)
         app.add_middleware(BehindServe)
         return app
 
@@ -154,10 +160,11 @@ class Gateway:
         self._beating.cancel()
         await self._http.close()
         await self._driver.close()
+        await self._moves.close()
         await self._grpc.stop(1.0)
         await self._scheduler.close()
-        if self._traces is not None:
-            await asyncio.to_thread(self._traces.close)
+        sent = [one.close for one in (self._traces, self._measures) if one is not None]
+        await asyncio.gather(*map(asyncio.to_thread, sent))
 
     def _present(self) -> pb.Gateway:
         """This gateway as it is now, for the controller."""

@@ -10,8 +10,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from cluster.gateway_service import GatewayService
+from cluster.genai_metrics import GenAiMetrics
 from cluster.generation import generate
 from cluster.http_frame import Frame, error_response, http_error, json_response, read_body
+from cluster.move_notes import MoveNotes
 from cluster.openai import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody, parse
 from cluster.openai_answers import spelled
 from cluster.openapi import document
@@ -24,11 +26,16 @@ METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 B = TypeVar("B", CompletionBody, ChatBody, TokenizeBody, DetokenizeBody)
 
 
-def build_api(service: GatewayService, traces: Traces | None = None) -> FastAPI:
-    """All routes, with OpenAI's shapes for answers and errors."""
+def build_api(
+    service: GatewayService,
+    traces: Traces | None = None,
+    measures: GenAiMetrics | None = None,
+    moves: MoveNotes | None = None,
+) -> FastAPI:
+    """All routes, with OpenAI's shapes for answers and errors; `moves` are for the traces."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.add_middleware(Frame, access=service.access, origins=service.config.cors_origins)
-    app.add_middleware(Traced, traces=traces)
+    app.add_middleware(Traced, traces=traces, measures=measures, moves=moves)
     app.add_exception_handler(HTTPException, http_error)
     _add_openai(app, service)
     _add_tokens(app, service)

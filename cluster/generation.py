@@ -55,7 +55,9 @@ async def generate(service: GatewayService, http: Request, body: CompletionBody 
             first = await _or_left(reader.next(service.config.keepalive), leaving)
             events = _events(service.config.keepalive, reader, answer, options, first)
             headers = _debug_headers(reader, options)
-            return sse.EventStream(events, headers, closed=reader.close, within=service.config.stream_timeout)
+            # The request itself is over before that, and what ended it is the last that its client reads.
+            within = service.config.stream_timeout + LAST_WORDS
+            return sse.EventStream(events, headers, closed=reader.close, within=within)
         return await _whole(reader, answer, options, leaving)
     except ClientLeft:
         reader.close()
@@ -88,6 +90,9 @@ def _options(body: CompletionBody | ChatBody, http: Request) -> _Options:
         ids=wants_ids(http),
     )
 
+
+LAST_WORDS = 5.0
+"""Seconds that a client may take to read why its stream was ended, beyond `gateway.stream_timeout`."""
 
 CLIENT_LEFT = 499
 """Never arrives: whoever it is for has left."""

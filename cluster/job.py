@@ -133,6 +133,10 @@ class Reader:
         job = self.job
         give_up = None if patience is None else time.monotonic() + patience
         while True:
+            now = time.monotonic()
+            # First of all: of a client that reads slowly there is always something more to be sent.
+            if now >= job.deadline and not all(run.ended for run in job.runs):
+                raise DeadlineExceeded("the request took longer than it may; ask for fewer tokens")
             update = self._take()
             if update:
                 return update
@@ -141,9 +145,6 @@ class Reader:
                     raise run.error
             if all(run.ended for run in job.runs):
                 return []
-            now = time.monotonic()
-            if now >= job.deadline:
-                raise DeadlineExceeded("the request took longer than it may; ask for fewer tokens")
             if give_up is not None and now >= give_up:
                 return None
             job.changed.clear()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ import psutil
 from cluster import control_pb2 as pb
 from cluster import embedded, exposure, preflight
 from cluster.config import Config
+from cluster.config_yaml import Path as Key
 from cluster.control_client import ControlClient
 from cluster.events import NEXT_TRY
 from cluster.local_ray import (
@@ -105,9 +107,18 @@ def complaints() -> str:
 class LocalCluster:
     """One use: `start`, perhaps `watch`, and in any case `stop`, which also ends a start that failed."""
 
-    def __init__(self, config: Config, *, address: str | None = None, log: str | None = None) -> None:
-        """`config` is settled; `address` names a Ray cluster to join instead of starting one."""
+    def __init__(
+        self,
+        config: Config,
+        *,
+        address: str | None = None,
+        log: str | None = None,
+        origins: Mapping[Key, str] | None = None,
+    ) -> None:
+        """`config` is settled; `address` names a Ray cluster to join instead of starting one; `origins` says
+        where each value was set, for operators who ask the controller."""
         self.config = config
+        self._origins = origins
         self._address = address
         self._scratch = Scratch.create()
         self._state = LocalState(
@@ -142,6 +153,8 @@ class LocalCluster:
         begun = time.monotonic()
         self._packing.wait(step)
         end += time.monotonic() - begun
+        if self._address is None:
+            self._begin_instances()
         count = self.config.gateway.replicas
         with step(f"starting the controller and {'the gateway' if count == 1 else f'{count} gateways'}"):
             self._served = True
@@ -201,16 +214,26 @@ class LocalCluster:
         if state is not None and state.cluster == self._scratch.cluster:
             remove_state()
 
+    def _begin_instances(self) -> None:
+        """They load meanwhile. What does not start here the controller starts, and says why if it cannot."""
+        from cluster.fleet import begin
+
+        def run() -> None:
+            with suppress(Exception):
+                asyncio.run(begin(exposure.with_hashed_keys(self.config)))
+
+        threading.Thread(target=run, name="instances", daemon=True).start()
+
     def _serve(self) -> None:
         from ray import serve
 
-        from cluster.app import build
+        from cluster.app import application
         from cluster.instance_handle import address_of
 
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         serve.start(proxy_location="Disabled")
         try:
-            serve.run(build(self.config), name=APPLICATION, route_prefix="/")
+            serve.run(application(self.config, self._origins), name=APPLICATION, route_prefix="/")
         except RuntimeError as error:
             raise SetupError(f"the application did not start: {error} {complaints()}".rstrip()) from error
         if self._address is not None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from cluster.config import Config, PoolConfig
+from cluster.config import Config, DecodePool, PoolConfig
 from cluster.config_engine import EngineConfig
 from cluster.role_policy import RolePolicy, of_roles
 from decode_pool.continuous_batching import ContinuousBatching
@@ -169,10 +169,13 @@ def rescheduling_settings(config: Config) -> ReschedulingSettings:
 
 
 def autoscaling_settings(pool: PoolConfig, least: int, most: int) -> AutoscalingSettings:
-    """How a pool's size follows its load, within bounds that may have been changed since the start."""
+    """How a pool's size follows its load, within bounds that may have been changed since the start.
+
+    Of prefill there is one at least: requests do not miss it, so that nothing would tell when to have one.
+    """
     scale = pool.autoscale
     return AutoscalingSettings(
-        least=max(1, least),
+        least=least if isinstance(pool, DecodePool) else max(1, least),
         most=most,
         out_below=scale.out_below,
         in_above=scale.in_above,

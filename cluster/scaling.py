@@ -44,20 +44,18 @@ class Scaling:
                 "raise --max or lower --min",
                 param="min",
             )
-        if target == 0 and not (name == PREFILL and self.least == 0):
+        if target == 0 and self.least > 0:
             raise RefusedError(self._no_instance(name), param="replicas")
         if (explicit or not self.automatic) and not self.least <= target <= self.most:
             raise RefusedError(self._outside(name, target, explicit=explicit), param="replicas")
 
     def _no_instance(self, name: str) -> str:
-        if name == PREFILL:
-            return (
-                f"{name} cannot be scaled to 0, for it has {self.least} at least: --min 0 as well, or "
-                f"pools.{name}.min_replicas, allows it; decode instances then prefill too"
-            )
+        then = "decode instances then prefill too"
+        if name != PREFILL:
+            then = "without a prefill instance requests are refused then, until there are instances again"
         return (
-            f"{name} cannot be scaled to 0, the model would vanish: scale it to 1, "
-            "or end everything with `tandem down`"
+            f"{name} cannot be scaled to 0, for it has {self.least} at least: --min 0 as well, or "
+            f"pools.{name}.min_replicas, allows it; {then}"
         )
 
     def _outside(self, name: str, target: int, *, explicit: bool) -> str:

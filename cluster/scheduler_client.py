@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import grpc
@@ -62,6 +62,16 @@ class SchedulerClient:
         except CapacityError:
             self._drop(line)
             raise
+
+    async def migrations(self, request_id: str) -> Sequence[pb.Migration]:
+        """The moves of a request that are over. Raises Overloaded when nobody answers."""
+        line = await self._connect()
+        asked = pb.MigrationsRequest(request_id=request_id)
+        with raised():
+            answer = await control_pb2_grpc.ControlStub(line.channel).GetMigrations(
+                asked, timeout=self._timeout
+            )
+        return answer.migrations
 
     async def close(self) -> None:
         """Calls under way are cancelled."""

@@ -1,4 +1,4 @@
-"""Names of spans and attributes: OpenTelemetry's GenAI conventions, still in development, and vLLM's.
+"""Names of spans, attributes, metrics: OpenTelemetry's GenAI conventions, still in development, and vLLM's.
 
 They are renamed now and then; nothing else in tandem spells them.
 """
@@ -10,6 +10,8 @@ from engine.request import Sampling
 
 SERVICE = "tandem"
 PROVIDER = "tandem"
+OPERATIONS = {"/v1/chat/completions": "chat", "/v1/completions": "text_completion"}
+"""By path: what is traced and measured."""
 
 SPANS = {
     timeline.ADMIT: "admit",
@@ -47,10 +49,20 @@ TIME_IN_QUEUE = "gen_ai.latency.time_in_queue"
 TIME_IN_PREFILL = "gen_ai.latency.time_in_model_prefill"
 TIME_IN_DECODE = "gen_ai.latency.time_in_model_decode"
 ERROR = "error.type"
+REQUEST_DURATION = "gen_ai.server.request.duration"
+SERVER_TIME_TO_FIRST_TOKEN = "gen_ai.server.time_to_first_token"
+SERVER_TIME_PER_OUTPUT_TOKEN = "gen_ai.server.time_per_output_token"
 TENANT = "tandem.tenant"
 INSTANCE = "tandem.instance"
 REASON = "tandem.reason"
 TOKENS = "tandem.tokens"
+SOURCE = "tandem.source"
+OUTCOME = "tandem.outcome"
+COPIES = "tandem.copies"
+BLOCKS = "tandem.blocks"
+BYTES = "tandem.bytes"
+RESERVE, COPY, FREEZE, COMMIT, ABORT = "RESERVE", "COPY", "FREEZE", "COMMIT", "ABORT"
+"""Events of the span of a move."""
 
 
 def asked(sampling: Sampling) -> dict[str, int | float | list[str]]:

@@ -13,15 +13,21 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cluster import control_pb2 as pb
 from cluster import trace_names as names
 from cluster.arrival import ARRIVAL, Arrival, arrived
-from cluster.timeline import DECODE, PLACE, PREFILL, QUEUE, Phase, Timeline
+from cluster.genai_metrics import GenAiMetrics
+from cluster.move_notes import MoveNotes
+from cluster.move_spans import Moves, about, stages
+from cluster.otel_resource import resource
+from cluster.timeline import DECODE, MIGRATE, PLACE, PREFILL, QUEUE, Phase, Timeline
 from engine.errors import SetupError
 
 if TYPE_CHECKING:
@@ -29,7 +35,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("tandem.gateway")
 
-OPERATIONS = {"/v1/chat/completions": "chat", "/v1/completions": "text_completion"}
 CHANGED = 2**64
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 """Variables by which OpenTelemetry's exporter finds a collector that it isn't told."""
@@ -41,7 +46,6 @@ class Traces:
     def __init__(self, model: str, processor: SpanProcessor, share: float = 1.0) -> None:
         """Raises SetupError where OpenTelemetry is not installed."""
         try:
-            from opentelemetry.sdk.resources import Resource
             from opentelemetry.sdk.trace import TracerProvider
             from opentelemetry.sdk.trace.sampling import ALWAYS_ON
         except ImportError as error:
@@ -52,11 +56,10 @@ class Traces:
         self._model = model
         self._share = share
         self._ids = _ids()
-        # OTEL_SERVICE_NAME wins over the name given here: Resource.create reads it.
         self._provider = TracerProvider(
             sampler=ALWAYS_ON,
             id_generator=self._ids,
-            resource=Resource.create({"service.name": names.SERVICE}),
+            resource=resource(),
             shutdown_on_exit=False,
         )
         self._provider.add_span_processor(processor)
@@ -68,12 +71,21 @@ class Traces:
             return arrival.sampled
         return int(arrival.trace[16:], 16) < self._share * CHANGED
 
-    def export(self, arrival: Arrival, path: str, status: int, now: float, *, streamed: bool = False) -> None:
-        """The request has been answered at `now`, monotonic."""
+    def export(
+        self,
+        arrival: Arrival,
+        path: str,
+        status: int,
+        now: float,
+        *,
+        streamed: bool = False,
+        moves: Mapping[str, Sequence[pb.Migration]] = {},
+    ) -> None:
+        """The request has been answered at `now`, monotonic; `moves` are those of its timelines, by id."""
         from opentelemetry.trace import SpanKind, set_span_in_context
 
         offset = time.time() - time.monotonic()
-        operation = OPERATIONS.get(path, "request")
+        operation = names.OPERATIONS.get(path, "request")
         self._ids.next_trace, self._ids.next_span = int(arrival.trace, 16), int(arrival.span, 16)
         root = self._tracer.start_span(
             f"{operation} {self._model}",
@@ -85,14 +97,15 @@ class Traces:
         )
         inside = set_span_in_context(root)
         for number, timeline in enumerate(arrival.timelines):
+            known = Moves(moves.get(timeline.id, ()), timeline.phases, now, offset)
             if len(arrival.timelines) == 1:
-                self._phases(timeline, inside, now, offset)
+                self._phases(timeline, inside, now, offset, known)
                 continue
             end = timeline.ended or now
             prompt = self._tracer.start_span(
                 f"{names.PROMPT} {number}", inside, start_time=_nanoseconds(timeline.began + offset)
             )
-            self._phases(timeline, set_span_in_context(prompt), now, offset)
+            self._phases(timeline, set_span_in_context(prompt), now, offset, known)
             prompt.end(_nanoseconds(end + offset))
         root.end(_nanoseconds(now + offset))
 
@@ -100,7 +113,7 @@ class Traces:
         """Send what is left, bounded by the exporter's own timeout."""
         self._provider.shutdown()
 
-    def _phases(self, timeline: Timeline, inside: Any, now: float, offset: float) -> None:
+    def _phases(self, timeline: Timeline, inside: Any, now: float, offset: float, moves: Moves) -> None:
         from opentelemetry.trace import set_span_in_context
 
         for phase in timeline.phases:
@@ -121,15 +134,39 @@ class Traces:
                 )
                 chunk.end(_nanoseconds(at + offset))
                 begun = at
+            made = moves.made(phase)
+            if made is not None:
+                self._stages(span, made, end, offset)
+            for move, at in moves.given_up(phase):
+                begun = max(phase.start, at - move.seconds)
+                stayed = self._tracer.start_span(
+                    names.SPANS[MIGRATE], set_span_in_context(span), start_time=_nanoseconds(begun + offset)
+                )
+                self._stages(stayed, move, at, offset)
+                stayed.end(_nanoseconds(at + offset))
             span.end(_nanoseconds(end + offset))
+
+    def _stages(self, span: Any, move: pb.Migration, end: float, offset: float) -> None:
+        """What a move that ended at `end` was and went through, on its span."""
+        span.set_attributes(about(move))
+        for stage in stages(move, end):
+            span.add_event(stage.name, stage.about, _nanoseconds(stage.at + offset))
 
 
 class Traced:
     """Around the gateway's application: notes when a request came and when it has been answered."""
 
-    def __init__(self, app: ASGIApp, traces: Traces | None = None) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        traces: Traces | None = None,
+        measures: GenAiMetrics | None = None,
+        moves: MoveNotes | None = None,
+    ) -> None:
         self._app = app
         self._traces = traces
+        self._measures = measures
+        self._moves = moves
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -140,6 +177,7 @@ class Traced:
         arrival.state = scope.setdefault("state", {})
         arrival.sampled = self._traces is not None and self._traces.sampled(arrival)
         status, streamed = 500, False
+        moves = 0 if self._moves is None else self._moves.count()
 
         async def answer(message: Message) -> None:
             nonlocal status, streamed
@@ -159,9 +197,19 @@ class Traced:
                 timeline.answered(now)
                 outcome = timeline.outcome or "goes on without a reader"
                 logger.debug("answered in %.3f s: %s", now - arrival.begun, outcome)
-            if self._traces is not None and arrival.sampled and scope["path"] in OPERATIONS:
-                self._traces.export(arrival, scope["path"], status, now, streamed=streamed)
+            if self._measures is not None:
+                self._measures.answered(arrival, scope["path"], status, now)
+            if self._traces is not None and arrival.sampled and scope["path"] in names.OPERATIONS:
+                export = partial(self._traces.export, arrival, scope["path"], status, now, streamed=streamed)
+                if self._moves is not None and self._moves.worth_asking(arrival, moves):
+                    self._moves.later(_with_moves(self._moves, arrival, export))
+                else:
+                    export()
             ARRIVAL.reset(before)
+
+
+async def _with_moves(notes: MoveNotes, arrival: Arrival, export: Callable[..., None]) -> None:
+    export(moves=await notes.find(arrival))
 
 
 def exporting(model: str, url: str | None, share: float) -> Traces | None:

@@ -1,6 +1,7 @@
 """How many instances each pool should have, from its own phase's objective and its freeness.
 
     out    the phase misses its objective, or instances are fuller than `out_below`
+    wake   a pool of none has one again when requests find no instance; it never becomes one by itself
     in     instances are freer than `in_above`, and would not be full if there were one fewer
     role   before a machine is asked for, a pool that could do with less gives an instance to one that lacks
 
@@ -53,7 +54,7 @@ class PoolState:
     where there is no objective or no request. `growth` is the forecast load over the present one, 1 for
     none: free blocks are judged as if so much more were held. `starting` are instances that will be ready
     soon, None for all that are missing: one that cannot start is no capacity. `lends` says whether an
-    instance may change to or from another role.
+    instance may change to or from another role. `in_vain` says that requests found no instance at all lately.
     """
 
     name: str
@@ -64,6 +65,7 @@ class PoolState:
     growth: float = 1.0
     starting: int | None = None
     lends: bool = True
+    in_vain: bool = False
 
     @property
     def coming(self) -> int:
@@ -149,6 +151,10 @@ class Autoscaler:
             return settings.least - pool.target, f"at least {settings.least} instances are wanted"
         if pool.target > settings.most:
             return -1, f"{settings.most} instances are the most"
+        if not pool.target:
+            return (
+                (1, "requests find no instance") if pool.in_vain else (0, "none is there, and none is missed")
+            )
         warm = [
             one for one in pool.loads if pool.ages.get(one.instance, settings.warm_up) >= settings.warm_up
         ]

@@ -8,10 +8,15 @@ the whole list.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from engine.errors import NotFound
 from k8s import paths
 from k8s.kube_api import KubeApi
 from k8s.yaml_text import Object
+
+MOST = 2147483647
+"""KubeRay's own bound where a group has none."""
 
 
 def active_cluster(service: Object) -> str:
@@ -43,6 +48,28 @@ def set_bounds(api: KubeApi, namespace: str, reference: Object, group: str, leas
         except NotFound:
             return ""
     return live
+
+
+def carry_bounds(api: KubeApi, namespace: str, reference: Object, but: Iterable[str]) -> None:
+    """Bring the bounds of groups without a Pool, the gateways', from the RayService to its RayCluster.
+
+    What is rendered with more gateways changes both, the application and the RayService. KubeRay hands on the
+    first alone, and the new gateways would wait for pods for ever.
+
+    Raises Conflict when somebody else wrote in between: try again.
+    """
+    if reference.get("kind", "RayService") != "RayService":
+        return
+    try:
+        service = api.get(paths.ray(namespace, "RayService", reference["name"]))
+        path = paths.ray(namespace, "RayCluster", active_cluster(service) or "none")
+        found = api.get(path)
+    except NotFound:
+        return
+    for group in service["spec"].get("rayClusterConfig", {}).get("workerGroupSpecs") or []:
+        if group["groupName"] not in but:
+            least, most = group.get("minReplicas", 0), group.get("maxReplicas", MOST)
+            _patch(api, path, found, ("spec",), group["groupName"], least, most)
 
 
 def _patch(

@@ -97,6 +97,8 @@ def lint(
     else:
         sys.stdout.write("".join(f"{problem}\n" for problem in report.problems))
     notes = messages(quiet=root(context).quiet)
+    for odd in report.style:
+        notes.print(f"note: {odd.at}: {odd.message}", markup=False)
     for kind in report.unchecked:
         hint = "; name KubeRay's CRDs with --schemas" if kind.startswith("ray.io/") else ""
         notes.print(f"note: no schema for {kind}, its fields are not checked{hint}", markup=False)

@@ -1,6 +1,6 @@
 """Checks manifests without a cluster.
 
-YAML ─▶ schemas of the kinds ─▶ KubeRay's own rules ─▶ serveConfigV2 ─▶ what the objects must agree on
+YAML, its style ─▶ schemas of the kinds ─▶ KubeRay's rules ─▶ serveConfigV2 ─▶ what the objects must agree on
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from cluster.config_yaml import Mark, Problem
 from engine.errors import SetupError
 from k8s import kustomization
-from k8s.checks import manifest, ray, serve, tandem
+from k8s.checks import manifest, ray, serve, style, tandem
 from k8s.checks.kinds import RAY_KINDS, Kinds
 from k8s.checks.manifest import Manifest
 from k8s.origin import Origins
@@ -20,11 +20,15 @@ from k8s.origin import Origins
 
 @dataclass(frozen=True)
 class Report:
-    """What was found, in order of place; the kinds in the files that no schema was there for."""
+    """What was found, in order of place; the kinds in the files that no schema was there for.
+
+    `style` is what is odd in how the files are written, and no problem.
+    """
 
     problems: tuple[Problem, ...]
     unchecked: tuple[str, ...]
     objects: int
+    style: tuple[Problem, ...] = ()
 
 
 def lint_paths(paths: Iterable[Path], kinds: Kinds) -> Report:
@@ -44,7 +48,10 @@ def lint_paths(paths: Iterable[Path], kinds: Kinds) -> Report:
         origins[source].place(problem) if (source := _source(problem)) in origins else problem
         for problem in report.problems
     ]
-    return replace(report, problems=_sorted(placed))
+    written = {source: text for text, source in streams if source not in built}
+    written |= {source: text for folder in built for text, source in kustomization.texts(Path(folder))}
+    odd = [note for source, text in written.items() for note in style.notes(text, source)]
+    return replace(report, problems=_sorted(placed), style=_sorted(odd))
 
 
 def lint(texts: Iterable[tuple[str, str]], kinds: Kinds) -> Report:

@@ -13,21 +13,23 @@ import logging
 import platform
 import threading
 import time
-import uuid
 from collections.abc import Callable
-from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
 from typing import Protocol
 
 from cluster import control_pb2 as pb
 from cluster.control_client import ControlClient
 from cluster.tls import Tls
-from engine.errors import Conflict, InvalidKey, NotFound, RefusedError, TandemError, Unreachable
+from engine.errors import Conflict, NotFound, RefusedError, TandemError, Unreachable
 from k8s import paths
-from k8s.bounds import set_bounds
-from k8s.budget import set_budget
+from k8s.bounds import carry_bounds, set_bounds
+from k8s.budget import Budgets
+from k8s.deleted import configured, give_back
+from k8s.events import PoolEvents, time_stamp
 from k8s.kube_api import KubeApi, connect
 from k8s.lease import Lease
-from k8s.objects.names import CLUSTER_LABEL, GROUP_LABEL
+from k8s.objects.names import ALIVE, CLUSTER_LABEL, GROUP_LABEL
 from k8s.pool_rules import (
     Agreed,
     Bounds,
@@ -37,6 +39,7 @@ from k8s.pool_rules import (
     decide,
     is_refused,
     settled,
+    size,
     status_of,
     takes_bounds,
 )
@@ -63,40 +66,60 @@ class Control(Protocol):
         automatic: bool = False,
     ) -> pb.ScaleReply: ...
 
+    def explain(self, subject: str) -> list[pb.Explanation]: ...
+
 
 class Reconciler:
     """Acts on Pools of one namespace that belong to one RayService or RayCluster."""
 
-    def __init__(self, api: KubeApi, control: Control, namespace: str, cluster: str) -> None:
+    def __init__(
+        self,
+        api: KubeApi,
+        control: Control,
+        namespace: str,
+        cluster: str,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._api = api
         self._control = control
         self._namespace = namespace
         self._cluster = cluster
-        self._forbidden = False
+        self._events = PoolEvents(api, namespace)
+        self._budgets = Budgets(api, namespace, clock)
+        self._held: dict[str, Object] = {}
 
     def round(self) -> str:
         """Bring every Pool in step; gives the resourceVersion to watch from. Raises Unreachable."""
         found = self._api.get(paths.pools(self._namespace))
-        for pool in found["items"]:
-            if pool["spec"]["clusterRef"]["name"] == self._cluster:
-                self._guarded(pool)
+        ours = [each for each in found["items"] if each["spec"]["clusterRef"]["name"] == self._cluster]
+        held = {each["spec"]["role"]: each["spec"]["clusterRef"] for each in ours}
+        for role in self._held.keys() - held.keys():
+            if self._guarded(role, partial(self._let_go, role, self._held[role])):
+                del self._held[role]
+        self._held |= held
+        for pool in ours:
+            self._guarded(pool["metadata"]["name"], partial(self.reconcile, pool))
+        for reference in [*held.values()][:1]:
+            carry = partial(carry_bounds, self._api, self._namespace, reference, held)
+            self._guarded(self._cluster, carry)
         return str(found["metadata"]["resourceVersion"])
 
     def changed(self, version: str, seconds: int = ROUND) -> bool:
         """Wait until a Pool changes, or for some seconds; whether one did."""
         return any(True for _ in self._api.watch(paths.pools(self._namespace), version, seconds))
 
-    def _guarded(self, pool: Object) -> None:
-        """One Pool that cannot be handled does not keep the others from it."""
-        name = pool["metadata"]["name"]
+    def _guarded(self, name: str, act: Callable[[], None]) -> bool:
+        """One Pool that cannot be handled keeps no other from it; False if it is to be tried again."""
         try:
-            self.reconcile(pool)
+            act()
         except (Conflict, NotFound) as error:
             logger.info("%s changed while it was handled, and is read again: %s", name, error)
+            return False
         except Unreachable:
             raise
         except TandemError as error:
             logger.warning("%s: %s", name, error)
+        return True
 
     def reconcile(self, pool: Object) -> None:
         """Raises Conflict when somebody else wrote in between, and Unreachable."""
@@ -121,17 +144,18 @@ class Reconciler:
             self._api, self._namespace, spec["clusterRef"], spec["role"], bounds.least, bounds.most
         )
         self._report(pool, found, live, agreed, refused)
-        self._budget(spec["clusterRef"]["name"], spec["role"], bounds.least)
+        self._budgets.keep(spec["clusterRef"]["name"], spec["role"], bounds.least)
 
-    def _budget(self, cluster: str, role: str, least: int) -> None:
-        """Without the right to, which a Role of an older version lacks, it is said once and left alone."""
-        if self._forbidden:
+    def _let_go(self, role: str, reference: Object) -> None:
+        """A pool whose Pool is deleted goes back to what the config says, and no instance ends."""
+        config = configured(self._api, self._namespace, reference, role)
+        if config is None:
             return
-        try:
-            set_budget(self._api, self._namespace, cluster, role, least)
-        except InvalidKey as error:
-            self._forbidden = True
-            logger.warning("budgets stay as they are: %s; apply the Role of k8s/base/rbac.yaml", error)
+        give_back(self._control, self._pool(role), config)
+        logger.info("%s: its Pool is deleted: its bounds, and who sizes it, are the config's again", role)
+        least, most = config.min_replicas, config.max_replicas
+        set_bounds(self._api, self._namespace, reference, role, least, most)
+        self._budgets.keep(reference["name"], role, least)
 
     def _pool(self, role: str) -> pb.Pool:
         for pool in self._control.status().pools:
@@ -146,7 +170,9 @@ class Reconciler:
             # First, so that a round that ends here is resumed by the next one.
             change = {"op": "add", "path": "/spec/autoscale", "value": False}
             self._write(paths.pool(self._namespace, name), pool["metadata"]["resourceVersion"], [change])
-            self._event(pool, "Normal", "AutoscalingOff", f"{wish.replicas} replicas were asked for by hand")
+            self._events.add(
+                pool, "Normal", "AutoscalingOff", f"{wish.replicas} replicas were asked for by hand"
+            )
         return self._ask(pool, wish)
 
     def _ask(self, pool: Object, wish: Wish | None) -> str:
@@ -160,13 +186,17 @@ class Reconciler:
         except RefusedError as error:
             return error.message
         if wish is None:
-            self._event(pool, "Normal", "Bounded", f"from {bounds.least} to {bounds.most} instances")
+            self._events.add(pool, "Normal", "Bounded", f"from {bounds.least} to {bounds.most} instances")
         elif turned_on:
-            self._event(pool, "Normal", "AutoscalingOn", "the Pool says so")
+            self._events.add(pool, "Normal", "AutoscalingOn", "the Pool says so")
         elif reply.target != reply.previous:
-            self._event(pool, "Normal", "Scaled", f"from {reply.previous} to {reply.target}")
+            self._events.add(
+                pool, "Normal", "Scaled", f"from {reply.previous} to {reply.target}, as the Pool says"
+            )
         elif reply.autoscale_ended and not wish.takes_over:
-            self._event(pool, "Normal", "AutoscalingOff", f"the Pool says so; it stays at {reply.target}")
+            self._events.add(
+                pool, "Normal", "AutoscalingOff", f"the Pool says so; it stays at {reply.target}"
+            )
         return ""
 
     def _take_bounds(self, pool: Object, found: pb.Pool) -> Object:
@@ -180,7 +210,7 @@ class Reconciler:
         ]
         path = paths.pool(self._namespace, pool["metadata"]["name"])
         written = self._write(path, pool["metadata"]["resourceVersion"], changes)
-        self._event(
+        self._events.add(
             pool,
             "Normal",
             "Bounded",
@@ -190,16 +220,27 @@ class Reconciler:
 
     def _mirror(self, pool: Object, mirror: Mirror) -> None:
         """In one write: half of it would be taken for somebody's wish."""
-        path = paths.pool(self._namespace, pool["metadata"]["name"])
+        spec, path = pool["spec"], paths.pool(self._namespace, pool["metadata"]["name"])
         version = pool["metadata"]["resourceVersion"]
         sized = {"op": "add", "path": "/spec/replicas", "value": mirror.replicas}
-        if mirror.automatic == automatic(pool["spec"]):
+        if mirror.automatic == automatic(spec):
             self._write(f"{path}/scale", version, [sized])
-            return
-        switched = {"op": "add", "path": "/spec/autoscale", "value": mirror.automatic}
-        self._write(path, version, [sized, switched])
-        reason = "AutoscalingOn" if mirror.automatic else "AutoscalingOff"
-        self._event(pool, "Normal", reason, "as the controller has it")
+        else:
+            switched = {"op": "add", "path": "/spec/autoscale", "value": mirror.automatic}
+            self._write(path, version, [sized, switched])
+            reason = "AutoscalingOn" if mirror.automatic else "AutoscalingOff"
+            self._events.add(pool, "Normal", reason, "as the controller has it")
+        if size(spec) != mirror.replicas and Agreed.last(spec, pool.get("status", {})) is not None:
+            resized = f"from {size(spec)} to {mirror.replicas}, {self._why(spec['role'])}"
+            self._events.add(pool, "Normal", "Scaled", resized)
+
+    def _why(self, role: str) -> str:
+        """The controller's reason for the last change of a pool's size."""
+        try:
+            told = [each.reason for each in self._control.explain(role) if each.kind == "resize"]
+        except TandemError:
+            told = []
+        return told[-1] if told else "as the controller has it"
 
     def _write(self, path: str, version: str, changes: list[Object]) -> Object:
         return self._api.patch(
@@ -208,42 +249,15 @@ class Reconciler:
 
     def _report(self, pool: Object, found: pb.Pool, live: str, agreed: Agreed | None, refused: str) -> None:
         if refused and not is_refused(pool):
-            self._event(pool, "Warning", "Refused", refused)
+            self._events.add(pool, "Warning", "Refused", refused)
         owner = f"ray.io/cluster={live}" if live else f"{CLUSTER_LABEL}={self._cluster}"
         selector = f"{GROUP_LABEL}={pool['spec']['role']},{owner}"
-        status = status_of(pool, found, selector=selector, agreed=agreed, refused=refused, now=_now())
+        status = status_of(pool, found, selector=selector, agreed=agreed, refused=refused, now=time_stamp())
         if status != pool.get("status"):
             path = paths.pool(self._namespace, pool["metadata"]["name"])
             kept = self._api.merge(f"{path}/status", {"status": status})["status"]
             if status.keys() - kept.keys():
                 logger.warning("the kind Pool is of an older tandem: apply k8s/crds, or bounds are not kept")
-
-    def _event(self, pool: Object, kind: str, reason: str, message: str) -> None:
-        logger.info("%s: %s: %s", pool["metadata"]["name"], reason, message)
-        now, metadata = _now(), pool["metadata"]
-        event = {
-            "apiVersion": "v1",
-            "kind": "Event",
-            "metadata": {
-                "name": f"{metadata['name']}.{uuid.uuid4().hex[:12]}",
-                "namespace": self._namespace,
-            },
-            "involvedObject": {
-                "apiVersion": pool["apiVersion"],
-                "kind": pool["kind"],
-                "name": metadata["name"],
-                "namespace": self._namespace,
-                "uid": metadata.get("uid", ""),
-            },
-            "type": kind,
-            "reason": reason,
-            "message": message,
-            "source": {"component": "tandem-operator"},
-            "firstTimestamp": now,
-            "lastTimestamp": now,
-            "count": 1,
-        }
-        self._api.create(paths.events(self._namespace), event)
 
 
 def run(
@@ -265,15 +279,25 @@ def run(
             return
         # A pod's name, which tells it from its like.
         lease = Lease(api, namespace, f"{cluster}-operator", platform.node(), time.monotonic)
-        follow(reconciler, lease.hold, threading.Event())
+        follow(reconciler, lease.hold, threading.Event(), alive=Path(ALIVE))
 
 
 def follow(
-    reconciler: Reconciler, hold: Callable[[], bool], stop: threading.Event, *, seconds: int = ROUND
+    reconciler: Reconciler,
+    hold: Callable[[], bool],
+    stop: threading.Event,
+    *,
+    seconds: int = ROUND,
+    alive: Path | None = None,
 ) -> None:
-    """Rounds until `stop` is set. Whatever fails is tried again after a pause."""
+    """Rounds until `stop` is set. Whatever fails is tried again after a pause.
+
+    The file `alive` is touched in each round, also in one that waits or fails.
+    """
     while not stop.is_set():
         try:
+            if alive is not None:
+                alive.touch()
             if not hold():
                 stop.wait(seconds)
                 continue
@@ -281,7 +305,3 @@ def follow(
         except TandemError as error:
             logger.warning("%s; trying again", error.message)
             stop.wait(seconds)
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

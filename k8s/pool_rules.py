@@ -169,7 +169,7 @@ def status_of(
         bounds = Bounds.present(found)
     if bounds is not None:
         status["minReplicas"], status["maxReplicas"] = bounds.least, bounds.most
-    ready = found.ready == found.target and found.ready > 0
+    ready = found.ready == found.target
     conditions = [
         (
             "Ready",

@@ -13,6 +13,7 @@ from shutil import which
 
 from cluster.config import Config
 from engine.errors import ConfigError, SetupError
+from k8s import record
 from k8s.objects import access, dashboards, monitoring, network, overlays, pools
 from k8s.objects.names import API_GROUP, PLURAL
 from k8s.objects.rayservice import ray_service
@@ -70,9 +71,14 @@ def files(config: Config) -> dict[str, str]:
 
 
 def write(config: Config, folder: Path) -> list[Path]:
-    """Write the tree into a folder, replacing files of the same names; gives their paths."""
-    written = []
-    for name, text in files(config).items():
+    """Write the tree into a folder, replacing files of the same names; gives their paths.
+
+    What an earlier rendering wrote there and this one does not is removed. Raises SetupError, and writes
+    nothing, where that was changed since: see k8s/record.py.
+    """
+    tree, written = files(config), []
+    record.remove(record.stale(folder, tree, overlays.overlays(in_cluster(Config()))), folder)
+    for name, text in {record.RECORD: record.text(tree), **tree}.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")

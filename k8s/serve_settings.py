@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterator
 from typing import Any
 
 from cluster.config import Config
@@ -23,11 +24,10 @@ def in_cluster(config: Config) -> Config:
 
     Raises ConfigError for settings that pods cannot have.
     """
-    for name in POOLS:
-        if not may_have_gpus(config) and getattr(config.kubernetes.pods, name).gpus:
+    for setting, said in _gpus(config):
+        if not may_have_gpus(config):
             raise ConfigError(
-                f"model.activations: int8 is for CPUs, and kubernetes.pods.{name}.gpus is not 0: "
-                "change one of them",
+                f"model.activations: int8 is for CPUs, and {setting} {said}: change one of them",
                 param="model.activations",
             )
     update: dict[str, Any] = {
@@ -84,6 +84,17 @@ def serve_config(config: Config) -> Object:
             }
         ],
     }
+
+
+def _gpus(config: Config) -> Iterator[tuple[str, str]]:
+    """The settings that have instances compute on a GPU, and what each says."""
+    if config.engine.device == "cuda":
+        yield "engine.device", "is cuda"
+    for name in POOLS:
+        if getattr(config.kubernetes.pods, name).gpus:
+            yield f"kubernetes.pods.{name}.gpus", "is not 0"
+        if getattr(config.pools, name).resources.get("GPU"):
+            yield f"pools.{name}.resources", "ask for a GPU"
 
 
 def _open(host: str) -> str:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console
-from rich.table import Table
 
 from cluster.bench.machine import Machine
+from cluster.cli.output import table
 from engine.errors import SetupError
 
 if TYPE_CHECKING:
@@ -55,12 +55,10 @@ def show(console: Console, facts: str, sections: Sequence[Section]) -> None:
         if section.note:
             console.print(section.note, markup=False)
         if section.rows:
-            table = Table(box=None, pad_edge=False, header_style="bold")
-            for number, column in enumerate(section.columns):
-                table.add_column(column, justify="left" if number == 0 else "right")
+            rows = table(*section.columns, numbers=True)
             for row in section.rows:
-                table.add_row(*row)
-            console.print(table)
+                rows.add_row(*row)
+            console.print(rows)
 
 
 def page(title: str, sections: Sequence[Section], report: Report) -> str:

@@ -7,7 +7,8 @@ import contextlib
 import ssl
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import count
 
 from cluster import control_pb2 as pb
 from cluster.chaos.client import Answer
@@ -15,7 +16,7 @@ from cluster.chaos.faults import Injector
 from cluster.chaos.footprint import Footprint
 from cluster.chaos.likeness import bound_of, settle
 from cluster.chaos.load import Access, drive
-from cluster.chaos.scenario import Scenario
+from cluster.chaos.scenario import Load, Scenario
 from cluster.chaos.verdict import Aftermath, Verdict, by_outcome, judge, ledger, moves
 from cluster.chaos.victims import processes
 from cluster.control_client import ControlClient
@@ -30,6 +31,11 @@ REACH = 10.0
 
 QUIET = 60.0
 """Seconds that the cluster may take to be whole and idle after the load."""
+
+Advance = Callable[[int, int], None]
+"""Told how much of a phase is done, and of how much."""
+Phase = Callable[[str], contextlib.AbstractContextManager[Advance]]
+"""Told what a phase is, for as long as it lasts."""
 
 
 class Sight:
@@ -64,8 +70,10 @@ async def run(
     *,
     api_key: str | None = None,
     trust: Callable[[str], ssl.SSLContext | None] = lambda url: None,
+    phase: Phase | None = None,
 ) -> Verdict:
     """The verdict. `trust` gives for a gateway's URL whose certificates are believed and which one is shown.
+    `phase` shows what is under way; without it `say` is told the titles.
 
     Raises Unreachable if there is no cluster, or it is not ready; InvalidKey or TandemError, before any
     fault, if a request fails undisturbed.
@@ -76,21 +84,11 @@ async def run(
     sight, footprint = Sight(control, status), Footprint()
     stamp, model, load = f"chaos-{int(time.time())}", status.model.name, scenario.load
     access = Access(api_key, trust(sight.gateways[0]))
-    say(f"{load.requests} requests undisturbed")
-    undisturbed = await drive(
-        load, model, lambda: sight.gateways, f"{stamp}-calm", access=access, reach=REACH, all_whole=True
-    )
-    _require(undisturbed)
+    during = phase or (lambda title: _said(say, title))
+    undisturbed = await _undisturbed(load, model, sight, f"{stamp}-calm", access, during)
     bound = await asyncio.to_thread(_bound, control, status)
     _, sight.status = await _quiet(control)
     await asyncio.to_thread(footprint.begin, processes(sight.status))
-
-    def told(answer: Answer) -> None:
-        settle([answer], undisturbed, bound)
-        if not answer.whole:
-            say(f"{answer.ask.name}: {answer.error or 'cut off'}")
-
-    say("the same with faults")
     injector = Injector(control, load.seed, say)
     harm = asyncio.create_task(injector.run(scenario.faults))
     watching = [
@@ -98,19 +96,27 @@ async def run(
         asyncio.create_task(footprint.watch(lambda: processes(sight.status))),
     ]
     try:
-        end = time.monotonic() + load.duration
+        with during("the same with faults") as advance:
+            begun = time.monotonic()
 
-        def more() -> bool:
-            return time.monotonic() < end if load.duration else not harm.done()
+            def more() -> bool:
+                return time.monotonic() < begun + load.duration if load.duration else not harm.done()
 
-        answers = await drive(
-            load, model, lambda: sight.gateways, f"{stamp}-harm", access=access, more=more, done=told
-        )
+            def told(answer: Answer) -> None:
+                settle([answer], undisturbed, bound)
+                if not answer.whole:
+                    say(f"{answer.ask.name}: {answer.error or 'cut off'}")
+                advance(*_far(scenario, time.monotonic() - begun, len(injector.done)))
+
+            answers = await drive(
+                load, model, lambda: sight.gateways, f"{stamp}-harm", access=access, more=more, done=told
+            )
         harm.cancel()
         await asyncio.gather(harm, return_exceptions=True)
         if not harm.cancelled():
             harm.result()
-        books, after = await _quiet(control)
+        with during("waiting until the pools are whole and idle"):
+            books, after = await _quiet(control)
         await _end(watching)
         sight.see(after)
         await asyncio.to_thread(footprint.look, processes(after))
@@ -125,6 +131,36 @@ async def run(
         asked=by_outcome(sight.moved, "operator"),
     )
     return judge(scenario, undisturbed, answers, injector.done, aftermath, bound)
+
+
+async def _undisturbed(
+    load: Load, model: str, sight: Sight, prefix: str, access: Access, during: Phase
+) -> list[Answer]:
+    """The answers to all requests, each once. Raises as `_require` does."""
+    with during(f"{load.requests} requests undisturbed") as advance:
+        answered = count(1)
+        answers = await drive(
+            *(load, model, lambda: sight.gateways, prefix),
+            access=access,
+            reach=REACH,
+            all_whole=True,
+            done=lambda answer: advance(next(answered), load.requests),
+        )
+    _require(answers)
+    return answers
+
+
+@contextlib.contextmanager
+def _said(say: Callable[[str], None], title: str) -> Iterator[Advance]:
+    say(title)
+    yield lambda done, total: None
+
+
+def _far(scenario: Scenario, seconds: float, faults: int) -> tuple[int, int]:
+    """How much of the load with faults is over: of its seconds, where they are given, else of the faults."""
+    planned = sum(one.count if one.every else 1 for one in scenario.faults)
+    done, total = (int(seconds), int(scenario.load.duration)) if scenario.load.duration else (faults, planned)
+    return min(done, total), total
 
 
 async def _end(tasks: Iterable[asyncio.Task[None]]) -> None:

@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from cluster.ablation import ablate as ablated
-from cluster.cli.options import ConfigFile, Format, Output, Settings, above_zero, overrides, seconds
-from cluster.cli.output import out, print_data, table
+from cluster.cli.options import ConfigFile, Format, Output, Settings, above_zero, overrides, root, seconds
+from cluster.cli.output import messages, out, print_data, table
+from cluster.cli.progress import Steps
 from cluster.cli.simulate import Costs, MaxTokens, costs_of, value_at
 from cluster.config import load
 from cluster.simulation import Hardware
@@ -29,6 +30,7 @@ COLUMNS = (
 
 
 def ablate(
+    context: typer.Context,
     trace: Annotated[str, typer.Option("--trace", metavar="FILE", help="As for `tandem simulate`.")],
     cost: Costs,
     file: ConfigFile = None,
@@ -53,12 +55,16 @@ def ablate(
     output: Output = Format.TABLE,
 ) -> None:
     """Switch off each policy that a config has on, one at a time, and see what it is worth on one trace."""
-    arrivals = workload(trace, seed=seed, speed=speed, requests=requests)
+    steps = Steps(messages(quiet=root(context).quiet))
+    with steps.step(f"reading {trace}"):
+        arrivals = workload(trace, seed=seed, speed=speed, requests=requests)
     if not arrivals:
         raise ConfigError(f"{trace}: there are no requests in it")
     hardware = Hardware(costs_of(cost), kv_tokens, kv_bytes, LinkSettings(bandwidth * 1e9))
     objectives = {"ttft": ttft, "tpot": tpot}
-    reports = ablated(load(file, overrides(settings)), hardware, arrivals, objectives, max_tokens)
+    config = load(file, overrides(settings))
+    with steps.step(f"simulating {len(arrivals):,} requests, and again without each policy"):
+        reports = ablated(config, hardware, arrivals, objectives, max_tokens)
     if output.is_data:
         print_data(output, "Ablation", [{"name": name, "report": report} for name, report in reports.items()])
         return

@@ -10,9 +10,11 @@ from typing import Annotated
 import typer
 
 from cluster.cli.failures import Exit, Failure
-from cluster.cli.options import ConfigFile, Format, Output, Settings, overrides
-from cluster.cli.output import out, print_data, table
+from cluster.cli.options import ConfigFile, Format, Output, Settings, overrides, root
+from cluster.cli.output import messages, out, print_data, table
+from cluster.cli.progress import Steps
 from cluster.config import Config, load
+from cluster.units import counted
 
 
 def agreement(
@@ -27,7 +29,11 @@ def agreement(
 ) -> None:
     """Compare greedy answers and distributions of a configuration with those of float32."""
     texts = _texts(prompts)
-    found = _measure(load(file, overrides(settings)), texts, tokens)
+    config = load(file, overrides(settings))
+    with Steps(messages(quiet=root(context).quiet)).step(
+        f"comparing {counted(len(texts), 'answer')} with float32"
+    ):
+        found = _measure(config, texts, tokens)
     if output.is_data:
         print_data(output, "Agreement", [found])
         return

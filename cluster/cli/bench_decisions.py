@@ -10,12 +10,13 @@ import typer
 from cluster.bench.decisions import SIZES, measure
 from cluster.bench.machine import Machine
 from cluster.cli.failures import Exit, Failure
-from cluster.cli.options import ConfigFile, Format, Output, Settings, overrides
-from cluster.cli.output import out, print_data, table
-from cluster.config import Config, load
+from cluster.cli.options import ConfigFile, Format, Output, Settings, overrides, root
+from cluster.cli.output import messages, out, print_data, table
+from cluster.cli.progress import Steps
+from cluster.config import load
 from cluster.policies import scheduler_settings
 from cluster.recording import read_tape
-from global_scheduler.replay import replay
+from global_scheduler.replay import Agreement, replay
 from global_scheduler.scheduler import Scheduler
 
 SHOWN = 10
@@ -23,6 +24,7 @@ SHOWN = 10
 
 
 def decisions(
+    context: typer.Context,
     file: ConfigFile = None,
     settings: Settings = None,
     instances: Annotated[
@@ -37,10 +39,16 @@ def decisions(
 ) -> None:
     """Time placements of a config's policies, with the statuses of all instances in between, on one core."""
     config = load(file, overrides(settings))
+    steps = Steps(messages(quiet=root(context).quiet))
     if tape is not None:
-        _replay(config, tape, output)
+        with steps.step(f"deciding again what {tape} holds"):
+            found = replay(read_tape(tape), Scheduler(scheduler_settings(config)))
+        _agreement(found, output)
         return
-    results = [measure(scheduler_settings(config), size, count) for size in instances or SIZES]
+    results = []
+    for size in instances or SIZES:
+        with steps.step(f"{count:,} decisions over {size} instances"):
+            results.append(measure(scheduler_settings(config), size, count))
     if output.is_data:
         print_data(output, "Decisions", [result.model_dump(mode="json") for result in results])
         return
@@ -54,8 +62,7 @@ def decisions(
     out().print(rows)
 
 
-def _replay(config: Config, tape: Path, output: Format) -> None:
-    agreement = replay(read_tape(tape), Scheduler(scheduler_settings(config)))
+def _agreement(agreement: Agreement, output: Format) -> None:
     wrong = agreement.disagreements
     if output.is_data:
         fields = {"decisions": agreement.decisions, "disagreements": len(wrong), "share": agreement.share}

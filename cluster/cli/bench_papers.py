@@ -8,14 +8,18 @@ from typing import Annotated
 import typer
 
 from cluster.cli.failures import Exit, Failure
-from cluster.cli.options import Format, Output
-from cluster.cli.output import out, print_data, table
+from cluster.cli.options import Format, Output, root
+from cluster.cli.output import messages, out, print_data, table
+from cluster.cli.progress import Steps
+from cluster.units import counted
+from simulator.papers.rows import Row
 from simulator.papers.table import EXPERIMENTS, HEADER, cells, markdown, measure
 
 COMMAND = "tandem bench papers"
 
 
 def papers(
+    context: typer.Context,
     numbers: Annotated[
         list[str] | None, typer.Argument(metavar="PAPER…", help="Numbers such as 10. Default: all.")
     ] = None,
@@ -33,7 +37,12 @@ def papers(
         raise Failure(
             Exit.USAGE, "unknown_paper", f"no experiment for paper {', '.join(unknown)}", f"there are {known}"
         )
-    rows = list(measure(chosen, quick=not full))
+    rows: list[Row] = []
+    title = f"simulating what {counted(len(chosen), 'paper')} claim" + "s" * (len(chosen) == 1)
+    with Steps(messages(quiet=root(context).quiet)).step(title) as advance:
+        for done, number in enumerate(chosen, start=1):
+            rows += measure([number], quick=not full)
+            advance(done, len(chosen))
     if as_markdown:
         typer.echo(markdown(rows, COMMAND + (" --full" if full else "") + " --markdown"), nl=False)
     elif output.is_data:

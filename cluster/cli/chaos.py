@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
 from typing import Annotated, Any
@@ -21,6 +20,8 @@ from cluster.cli.failures import Exit
 from cluster.cli.greeting import KEY_VARIABLE
 from cluster.cli.options import ControlAddress, ControlToken, Format, Output, root
 from cluster.cli.output import messages, out, print_data
+from cluster.cli.progress import Advance, Steps, unseen
+from cluster.cli.start import end_at_once
 
 
 def command(
@@ -46,19 +47,19 @@ def command(
     """
     if listing or scenario is None:
         for name in shipped():
-            out().print(f"{name:<24}{load(name).about}", markup=False)
+            out().print(f"{name:<24}{load(name).about}")
         return
     plan = load(scenario)
-    console = messages(quiet=root(context).quiet)
+    steps = Steps(messages(quiet=root(context).quiet))
 
     def say(text: str) -> None:
         # Whether or not anybody can hear it: no fault stays in force for want of a reader.
         with suppress(OSError, SystemExit):
-            console.print(f"  {text}", markup=False)
+            steps.say(f"  {text}")
 
     trusting = partial(trust, shown=certificates(root(context).tls))
     with control(context, address, token) as client:
-        work = run(plan, client, say, api_key=api_key, trust=trusting)
+        work = run(plan, client, say, api_key=api_key, trust=trusting, phase=partial(_phase, steps))
         try:
             verdict = asyncio.run(_to_its_end(work, say))
         except asyncio.CancelledError:
@@ -69,6 +70,18 @@ def command(
         _show(verdict)
     if not verdict.passed:
         raise typer.Exit(int(Exit.FAILED))
+
+
+@contextmanager
+def _phase(steps: Steps, title: str) -> Iterator[Advance]:
+    """A step that goes on where nobody sees it any more."""
+    with ExitStack() as shown:
+        advance: Advance = unseen
+        with suppress(OSError, SystemExit):
+            advance = shown.enter_context(steps.step(title))
+        yield advance
+        with suppress(OSError, SystemExit):
+            shown.close()
 
 
 async def _to_its_end(work: Coroutine[Any, Any, Verdict], say: Callable[[str], None]) -> Verdict:
@@ -82,7 +95,7 @@ async def _to_its_end(work: Coroutine[Any, Any, Verdict], say: Callable[[str], N
     def interrupt() -> None:
         if task.cancelling():
             say("interrupted again: what is not taken back yet stays; see `tandem status`")
-            os._exit(int(Exit.INTERRUPTED))
+            end_at_once(int(Exit.INTERRUPTED))
         say("interrupted: taking back what was done; again to end at once")
         task.cancel()
 
@@ -108,20 +121,19 @@ def _show(verdict: Verdict) -> None:
         "left": ", ".join(verdict.left) or "nothing",
     }
     for key, value in lines.items():
-        out().print(f"{key + ':':<11}{value}", markup=False)
+        out().print(f"{key + ':':<11}{value}")
     for one in verdict.resumes:
         spread = f"p50 {one.p50:.2f} s, p90 {one.p90:.2f} s, max {one.max:.2f} s"
-        out().print(f"          {one.fault}: {one.streams} streams, {spread}", markup=False)
+        out().print(f"          {one.fault}: {one.streams} streams, {spread}")
     for kind in verdict.growth:
         slope = "not measured" if kind.slope is None else f"{kind.slope / 2**20:+.1f} MiB an hour"
         out().print(
             f"memory:   {kind.kind}: {slope}, {kind.memory / 2**20:.0f} MiB at most; "
             f"{kind.processes} processes, {kind.seconds:.0f} s in all, {kind.handles:+d} files, "
             f"{kind.sockets:+d} sockets",
-            markup=False,
         )
     for failure in verdict.failures:
-        out().print(f"FAILED: {failure}", markup=False)
+        out().print(f"FAILED: {failure}")
     if verdict.passed:
         out().print("passed")
 

@@ -91,4 +91,4 @@ def _finish(answer: Answer, output: Format, *, quiet: bool) -> None:
         return
     sys.stdout.write("\n")
     sys.stdout.flush()
-    messages(quiet=quiet).print(f"[dim]{answer.summary()}[/]")
+    messages(quiet=quiet).print(answer.summary(), style="dim")

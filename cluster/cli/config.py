@@ -23,13 +23,21 @@ from cluster.cli.options import (
     Settings,
     chosen,
     overrides,
+    root,
 )
-from cluster.cli.output import out, print_data, print_json, table
+from cluster.cli.origins import origins_of, read_origins
+from cluster.cli.output import messages, out, print_data, print_json, table
 from cluster.config import Config, read
 from cluster.config_layers import Resolved
 from cluster.config_schema import json_schema, markdown
 from cluster.config_yaml import Mark, Problem, leaves
+from cluster.local_state import read_state
 from cluster.settings_change import masked
+
+UNKNOWN_START = (
+    "files, variables and flags of its start are not known here: only `tandem up` and `tandem serve` on this "
+    "machine write them down; what is no default is `set`"
+)
 
 commands = typer.Typer(no_args_is_help=True, help="Check and show the configuration.")
 commands.command(name="diff")(diff)
@@ -80,17 +88,35 @@ def show(
 ) -> None:
     """Print the configuration of a start with these files and flags, or of a cluster. Secrets are masked."""
     if running:
-        if file or settings or origin:
-            raise Failure(Exit.USAGE, "usage", "--running goes with neither -f, --set nor --origin")
-        with control(context, address, token) as client:
-            _show(client.config(), output)
+        if file or settings:
+            raise Failure(Exit.USAGE, "usage", "--running goes with neither -f nor --set")
+        _show_running(context, address, token, output, origin=origin)
         return
     resolved = read(file, overrides(settings))
     data = masked(_require(resolved))
     if origin:
-        _show_origins(data, resolved, output)
+        values = [(".".join(path), value, resolved.origins[path]) for path, value in leaves(data)]
+        _show_origins(values, output)
     else:
         _show(data, output)
+
+
+def _show_running(
+    context: typer.Context, address: str | None, token: str | None, output: ShowFormat, *, origin: bool
+) -> None:
+    with control(context, address, token) as client:
+        data = client.config()
+        if not origin:
+            _show(data, output)
+            return
+        state = read_state()
+        ours = state if state is not None and state.control == client.address else None
+        begun = None if ours is None else read_origins(ours.pid)
+        values = list(origins_of(data, begun, client.events()))
+    if begun is None:
+        text = f"note: {UNKNOWN_START}"
+        messages(quiet=root(context).quiet).print(text)
+    _show_origins(values, output)
 
 
 def _show(data: dict[str, Any], output: ShowFormat) -> None:
@@ -133,8 +159,8 @@ def _problem(problem: Problem) -> dict[str, object]:
     return {"at": place, "path": ".".join(problem.path), "message": problem.message}
 
 
-def _show_origins(data: dict[str, Any], resolved: Resolved[Config], output: ShowFormat) -> None:
-    found = [(".".join(path), value, resolved.origins[path]) for path, value in leaves(data)]
+def _show_origins(found: list[tuple[str, Any, str]], output: ShowFormat) -> None:
+    """Key, value and origin of each."""
     if output is ShowFormat.JSON:
         print_json(
             "ConfigValueList", [{"key": key, "value": value, "origin": at} for key, value, at in found]

@@ -25,8 +25,8 @@ def command(
     if output.is_data:
         print_data(output, "Console", [{"url": state.admin, "token": state.admin_token}])
     else:
-        out().print(f"console:  {state.admin}/console", markup=False)
-        out().print(f"API:      {state.admin}/admin/v1", markup=False)
-        out().print(f"token:    {state.admin_token}", markup=False)
+        out().print(f"console:  {state.admin}/console")
+        out().print(f"API:      {state.admin}/admin/v1")
+        out().print(f"token:    {state.admin_token}")
     if show and not webbrowser.open(f"{state.admin}/console"):
         messages().print("no browser could be opened")

@@ -148,7 +148,7 @@ def _data(form: Listing, kind: str, message: Message, more: dict[str, Any]) -> N
 def _lines(values: dict[str, str]) -> None:
     width = max(map(len, values)) + 2
     for key, value in values.items():
-        out().print(f"{key + ':':<{width}}{value}", markup=False)
+        out().print(f"{key + ':':<{width}}{value}")
 
 
 def _section(title: str, columns: Any, items: list[Any]) -> None:

@@ -47,7 +47,7 @@ def command(
     else:
         rows = table("", "SUBJECT", "FOUND", "REMEDY")
         for one in found:
-            rows.add_row(Text(one.state, STYLE[one.state]), one.subject, Text(one.text), Text(one.remedy))
+            rows.add_row(Text(one.state, STYLE[one.state]), one.subject, one.text, one.remedy)
         out().print(rows)
     if any(finding.state == FAIL for finding in found):
         raise typer.Exit(int(Exit.FAILED))

@@ -11,7 +11,7 @@ import typer
 from cluster import control_pb2 as pb
 from cluster.cli.connect import control
 from cluster.cli.options import ControlAddress, ControlToken, Format, Output
-from cluster.cli.output import out, plain, print_data, table, write_data
+from cluster.cli.output import out, plain, print_data, shown, table, write_data
 
 
 def command(
@@ -46,5 +46,5 @@ def _print_line(event: pb.Event, output: Format) -> None:
     if output.is_data:
         write_data(output, plain(event), again=True)
     else:
-        sys.stdout.write("  ".join(_cells(event)) + "\n")
+        sys.stdout.write(shown("  ".join(_cells(event))) + "\n")
         sys.stdout.flush()

@@ -10,8 +10,7 @@ import json
 import sys
 from enum import IntEnum
 
-from rich.console import Console
-
+from cluster.cli.output import messages, styled
 from engine import errors
 
 
@@ -93,9 +92,7 @@ def report(failed: Failure, *, as_json: bool) -> None:
         body = {"code": failed.code, "message": failed.message, "hint": failed.hint}
         sys.stdout.write(json.dumps({"error": body}, ensure_ascii=False) + "\n")
         return
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    console.print("[bold red]error:[/] ", end="")
-    console.print(failed.message, markup=False)
+    console = messages()
+    console.print(styled(("error:", "bold red"), f" {failed.message}"))
     if failed.hint:
-        console.print("[bold]hint:[/] ", end="")
-        console.print(failed.hint, markup=False)
+        console.print(styled(("hint:", "bold"), f" {failed.hint}"))

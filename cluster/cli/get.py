@@ -21,7 +21,7 @@ from cluster.cli.listing import (
     Columns,
     show,
 )
-from cluster.cli.options import ControlAddress, ControlToken, Form, Headers, Listing, root
+from cluster.cli.options import ControlAddress, ControlToken, Form, Headers, Listing
 from cluster.control_client import ControlClient
 from cluster.migrations import names
 
@@ -49,7 +49,6 @@ def command(
 ) -> None:
     """List pools, instances, requests, migrations, adapters or events. With -w and -o json, a line a look."""
     columns, fetch, called = KINDS[kind]
-    titles = root(context).headers if headers is None else headers
     with control(context, address, token) as client:
         while True:
             found = [item for item in fetch(client) if name is None or called(item, name)]
@@ -57,7 +56,7 @@ def command(
                 singular = kind.value.removesuffix("s")
                 hint = f"see `tandem get {kind.value}`"
                 raise Failure(Exit.NOT_FOUND, "not_found", f"there is no {singular} {name!r}", hint)
-            show(columns, found, output, headers=titles, again=watch)
+            show(columns, found, output, headers=headers, again=watch)
             if not watch:
                 return
             time.sleep(REFRESH)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cluster import exposure
 from cluster.chat_client import ChatClient
-from cluster.cli.output import messages, out
+from cluster.cli.output import messages, out, styled
 from cluster.config import Config
 from cluster.keys import is_hashed
 from cluster.local_state import LocalState
@@ -31,11 +31,11 @@ def print_addresses(state: LocalState, config: Config) -> None:
     """The address, a curl line and an openai snippet that work as printed."""
     console = out()
     url = state.gateways[0]
-    console.print(f"\n[bold]{state.model} is served at {url}[/]\n")
+    console.print(f"\n{state.model} is served at {url}\n", style="bold")
     believe = Believe.of(config)
-    console.print(curl(url, state.model or "", config, believe), markup=False)
+    console.print(curl(url, state.model or "", config, believe))
     console.print()
-    console.print(snippet(url, state.model or "", config, believe), markup=False)
+    console.print(snippet(url, state.model or "", config, believe))
     console.print("\nThe web console: `tandem console` prints its address and token.")
     sys.stdout.flush()
 
@@ -121,20 +121,20 @@ def ask_sample(state: LocalState, config: Config) -> None:
     try:
         verify = _meeting(config, believe)
     except (OSError, TandemError) as error:
-        messages().print(f"[red]no sample:[/] {error}")
+        messages().print(styled(("no sample:", "red"), f" {error}"))
         out().print("\nServing until Ctrl-C.")
         return
     client = ChatClient(state.gateways[0], api_key=key, verify=verify)
-    out().print(f"\n[bold]>[/] {QUESTION}\n")
+    out().print(styled("\n", (">", "bold"), f" {QUESTION}\n"))
     try:
         answer = client.ask(
             [{"role": "user", "content": QUESTION}], _write, model=state.model, max_tokens=120, temperature=0
         )
     except TandemError as error:
-        messages().print(f"[red]the sample question failed:[/] {error}")
+        messages().print(styled(("the sample question failed:", "red"), f" {error}"))
     else:
         sys.stdout.write("\n\n")
-        out().print(f"[dim]{answer.summary()}[/]")
+        out().print(answer.summary(), style="dim")
     finally:
         client.close()
     out().print("\nServing until Ctrl-C.")

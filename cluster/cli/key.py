@@ -33,9 +33,9 @@ def new(
     line = hashed(key, tenant)
     if file is not None:
         _add(file, line)
-        messages().print(f"its hash was added to {file}", markup=False)
+        messages().print(f"its hash was added to {file}")
     else:
-        messages().print(f"its hash, for gateway.key_file or gateway.api_keys:\n{line}", markup=False)
+        messages().print(f"its hash, for gateway.key_file or gateway.api_keys:\n{line}")
     sys.stdout.write(f"{key}\n")
 
 

@@ -9,11 +9,10 @@ from datetime import datetime
 from typing import Any
 
 from google.protobuf.message import Message
-from rich.markup import escape
 
 from cluster import control_pb2 as pb
 from cluster.cli.options import Listing
-from cluster.cli.output import out, plain, print_data, table
+from cluster.cli.output import out, plain, print_data, shown, table
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,19 +26,25 @@ class Columns:
 
 
 def show(
-    columns: Columns, items: Sequence[Message], form: Listing, *, headers: bool = True, again: bool = False
+    columns: Columns,
+    items: Sequence[Message],
+    form: Listing,
+    *,
+    headers: bool | None = None,
+    again: bool = False,
 ) -> None:
     """Print the items; data only, on stdout. `again`: one look of many, in JSON a line."""
     if form is Listing.JSON or form is Listing.YAML:
         print_data(form, columns.kind, [plain(item) for item in items], again=again)
     elif form is Listing.NAME:
-        sys.stdout.writelines(f"{columns.name(item)}\n" for item in items)
+        sys.stdout.writelines(f"{shown(columns.name(item))}\n" for item in items)
     else:
-        shown = columns.cells | (columns.wide if form is Listing.WIDE else {})
-        rows = table(*shown)
-        rows.show_header = headers
+        titled = columns.cells | (columns.wide if form is Listing.WIDE else {})
+        rows = table(*titled)
+        if headers is not None:
+            rows.show_header = headers
         for item in items:
-            rows.add_row(*(cell(item) for cell in shown.values()))
+            rows.add_row(*(cell(item) for cell in titled.values()))
         out().print(rows)
     sys.stdout.flush()
 
@@ -62,11 +67,6 @@ def used(one: pb.Instance) -> str:
     """The share of KV blocks in use."""
     total = one.status.blocks_total
     return f"{100 * (one.status.blocks_used + one.status.blocks_reserved) / total:.0f} %" if total else "-"
-
-
-def tenant(one: pb.RunningRequest) -> str:
-    """A client may have chosen it: it is shown, not obeyed, by the terminal neither."""
-    return escape("".join(sign if sign.isprintable() else "?" for sign in one.tenant)) or "-"
 
 
 POOLS = Columns(
@@ -109,7 +109,7 @@ REQUESTS = Columns(
         "REQUEST": lambda one: one.id,
         "INSTANCE": lambda one: one.instance,
         "PHASE": lambda one: f"{one.phase},moving" if one.moving else one.phase,
-        "TENANT": tenant,
+        "TENANT": lambda one: one.tenant or "-",
         "PROMPT": lambda one: str(one.prompt_tokens),
         "OUTPUT": lambda one: str(one.output_tokens),
         "AGE": lambda one: f"{one.age:.1f} s",

@@ -82,7 +82,7 @@ def command(
     elsewhere = [name for name in wanted if name not in {source.name for source in sources}]
     if elsewhere:
         names = ", ".join(elsewhere)
-        console.print(f"note: {names}: no log on this machine; {KUBERNETES}", markup=False)
+        console.print(f"note: {names}: no log on this machine; {KUBERNETES}")
     state = read_state()
     if part is None and state is not None and state.log is not None and Path(state.log).exists():
         sources.append(Source("up", Path(state.log)))
@@ -90,7 +90,7 @@ def command(
     silent = [source.name for source in sources if not _print(source, width, tail)]
     if silent:
         told = "nothing logged yet" if wanted else "it ended without a line"
-        console.print(f"note: {', '.join(silent)}: {told}", markup=False)
+        console.print(f"note: {', '.join(silent)}: {told}")
     while follow:
         time.sleep(POLL)
         for source in sources:

@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_group
 
+from cluster.cli.anywhere import with_global_flags
 from cluster.cli.failures import Exit, Failure, failure, report
 from cluster.cli.options import (
     Color,
@@ -23,8 +24,10 @@ from cluster.cli.options import (
     Listing,
     Root,
     Timeout,
+    root,
     token_from_file,
 )
+from cluster.cli.output import show_titles
 from engine.errors import TandemError
 
 GROUP = "tandem.commands"
@@ -56,7 +59,7 @@ class Commands(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         for point in entry_points(group=GROUP, name=cmd_name):
             if cmd_name not in self.commands and (verb := _load(point)) is not None:
-                self.commands[cmd_name] = verb
+                self.commands[cmd_name] = with_global_flags(verb, self, _behind)
         return self.commands.get(cmd_name)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
@@ -132,7 +135,9 @@ def _root(
     """Serve a language model from a prefill pool and a decode pool."""
     if token is None and token_file is not None:
         token = token_from_file(token_file)
-    _dress(color, verbose=verbose)
+    _paint(color)
+    _talk(verbose)
+    show_titles(headers)
     context.obj = Root(
         address=address,
         token=token,
@@ -140,19 +145,35 @@ def _root(
         namespace=namespace,
         timeout=timeout,
         output=output,
-        headers=headers,
         quiet=quiet,
         yes=yes,
         as_json=output is Listing.JSON,
     )
 
 
-def _dress(color: Color, *, verbose: bool) -> None:
-    """Colours by the variables that rich reads; log lines of what is asked on stderr."""
+def _behind(context: typer.Context, name: str, value: Any) -> None:
+    """A global flag that stands behind the verb."""
+    flags, named = root(context), {"headers": show_titles, "verbose": _talk}
+    if name in named:
+        named[name](value)
+    elif name == "color":
+        _paint(Color(value))
+    elif name == "token_file":
+        flags.token = flags.token or token_from_file(Path(value))
+    else:
+        setattr(flags, name, Path(value) if name == "tls" else value)
+
+
+def _paint(color: Color) -> None:
+    """Colours by the variables that rich reads."""
     if color is not Color.AUTO:
         for name in ("NO_COLOR", "FORCE_COLOR"):
             os.environ.pop(name, None)
         os.environ["FORCE_COLOR" if color is Color.ALWAYS else "NO_COLOR"] = "1"
+
+
+def _talk(verbose: bool) -> None:
+    """Log lines of what is asked on stderr."""
     logger = logging.getLogger("tandem")
     logger.setLevel(logging.DEBUG if verbose else logging.NOTSET)
     logger.handlers = [logging.StreamHandler(sys.stderr)] if verbose else []

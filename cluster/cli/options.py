@@ -58,7 +58,6 @@ class Root:
     namespace: str | None = None
     timeout: float = 10.0
     output: Listing | None = None
-    headers: bool = True
     quiet: bool = False
     yes: bool = False
     as_json: bool = False

@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from cluster.cli.options import ConfigFile, Format, Output, Settings, above_zero, overrides, writable
+from cluster.cli.options import ConfigFile, Format, Output, Settings, above_zero, overrides, root, writable
 from cluster.cli.output import messages, out, print_data, table
+from cluster.cli.progress import Steps
 from cluster.config import Config, load
 from cluster.config_yaml import read_document
 from cluster.planning import Simulated, refuse_what_is_not_built, settings_of
@@ -39,6 +40,7 @@ SHOWN = 12
 
 
 def command(
+    context: typer.Context,
     trace: Annotated[str, typer.Option("--trace", metavar="FILE", help="As in `tandem simulate`.")],
     slo: Annotated[
         str, typer.Option("--slo", metavar="ttft=TIME,tpot=TIME", help="Both must be met by a request.")
@@ -82,10 +84,12 @@ def command(
     Within a node both of DistServe's searches apply; across nodes a handoff goes over `--bandwidth`.
     """
     config = load(file, overrides(settings))
-    arrivals = workload(trace, seed=seed, requests=requests)
+    objectives = _slo(slo)
+    steps = Steps(messages(quiet=root(context).quiet))
+    with steps.step(f"reading {trace}"):
+        arrivals = workload(trace, seed=seed, requests=requests)
     parallels = [Parallel(*degrees) for degrees in product(tensor or [1], pipeline or [1])]
     costs = {one: _cost(cost, one) for one in parallels}
-    objectives = _slo(slo)
     search = Search(attainment=attainment)
 
     def measure(links: LinkSettings) -> Simulated:
@@ -98,14 +102,17 @@ def command(
     inside = LinkSettings(node_bandwidth * 1e9)
     wide, near = measure(inside if gpus <= node else across), measure(inside)
     found: list[tuple[str, Candidate]] = []
-    for name, candidates in (
-        ("together", together(gpus, parallels, near, search)),
-        ("high affinity", high_affinity(gpus, parallels, wide, search)),
-        ("low affinity", low_affinity(gpus, node, parallels, near, search) if gpus > node else ()),
-    ):
-        for candidate in candidates:
-            found.append((name, candidate))
-            messages().print(f"{name}: {candidate.arm}: {candidate.goodput:.2f} requests/s")
+    searches = {
+        "together": together(gpus, parallels, near, search),
+        "high affinity": high_affinity(gpus, parallels, wide, search),
+    }
+    if gpus > node:
+        searches["low affinity"] = low_affinity(gpus, node, parallels, near, search)
+    for name, candidates in searches.items():
+        with steps.step(f"searching: {name}"):
+            for candidate in candidates:
+                found.append((name, candidate))
+                steps.say(f"{name}: {candidate.arm}: {candidate.goodput:.2f} requests/s")
     try:
         plan = choose((candidate for _, candidate in found), gpus)
     except ValueError as error:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import platform
+from itertools import count
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cluster.cli.bench_engine import whole
-from cluster.cli.options import ConfigFile, Format, Output, Settings, overrides, writable
+from cluster.cli.options import ConfigFile, Format, Output, Settings, overrides, root, writable
 from cluster.cli.output import messages, out, print_data
+from cluster.cli.progress import Steps
 from cluster.config import load
 from cluster.installation import installed_version
 from simulator.cost_tables.fit import error, fit
 
 
 def command(
+    context: typer.Context,
     write: Annotated[
         Path,
         typer.Option(
@@ -53,9 +56,18 @@ def command(
         whole(lengths, "--lengths"),
         (0, *whole(cached, "--cached")),
     )
-    runner, device = load_runner(config, threads_of(config, instances))
+    show = Steps(messages(quiet=root(context).quiet))
+    with show.step("loading the model"):
+        runner, device = load_runner(config, threads_of(config, instances))
     name = config.model.name or runner.assets.name
-    steps = profiling.measure(runner, grid, messages().print)
+    most, measured = len(grid.lengths) * len(grid.cached) + len(grid.batches) * len(grid.contexts), count(1)
+    with show.step("measuring steps") as advance:
+
+        def say(line: str) -> None:
+            advance(next(measured), most)
+            show.say(line)
+
+        steps = profiling.measure(runner, grid, say)
     write.write_text(profiling.table(steps, system=system, model=name, version=installed_version()))
     points = [(step.work, step.seconds) for step in steps]
     cost = fit(points)
@@ -71,7 +83,7 @@ def command(
         print_data(output, "Profile", [facts | {"error": off}])
         return
     out().print(f"{len(steps)} steps measured on {device}; use them with --cost {option}")
-    out().print(f"# engine.step_cost, median error {off:.0%}", markup=False)
+    out().print(f"# engine.step_cost, median error {off:.0%}")
     out().print("engine:\n  step_cost:")
     for key, value in fitted.items():
         out().print(f"    {key}: {value:.6f}")

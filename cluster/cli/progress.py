@@ -16,8 +16,14 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
+from cluster.cli.output import styled
+
 Advance = Callable[[int, int], None]
 """Told how much is done, and of how much."""
+
+
+def unseen(done: int, total: int) -> None:
+    """The Advance of a step that nobody looks at."""
 
 
 class Steps:
@@ -35,8 +41,9 @@ class Steps:
                 yield lambda done, total: bar.update(task, completed=done, total=total)
         else:
             self._console.print(f"  … {title}")
-            yield lambda done, total: None
-        self._console.print(f"  [green]✓[/] {title} [dim]{time.monotonic() - begun:.1f} s[/]")
+            yield unseen
+        took = f" {time.monotonic() - begun:.1f} s"
+        self._console.print(styled("  ", ("✓", "green"), f" {title}", (took, "dim")))
 
     def say(self, text: str) -> None:
         self._console.print(text)
@@ -45,7 +52,7 @@ class Steps:
         return Progress(
             TextColumn(" "),
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             TaskProgressColumn(),
             TimeElapsedColumn(),

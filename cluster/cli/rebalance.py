@@ -40,7 +40,7 @@ def command(
             rows.add_row(*_cells(one))
         out().print(rows)
     else:
-        out().print(f"nothing {'would move' if dry_run else 'moved'}: {reply.reason}", markup=False)
+        out().print(f"nothing {'would move' if dry_run else 'moved'}: {reply.reason}")
 
 
 def _cells(one: pb.Migration) -> tuple[str, ...]:

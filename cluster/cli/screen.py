@@ -11,7 +11,7 @@ from rich.text import Text
 from cluster import control_pb2 as pb
 from cluster.cli.listing import milliseconds
 from cluster.cli.listing import state as shown_state
-from cluster.cli.output import table
+from cluster.cli.output import styled, table
 from cluster.status_message import status_from
 from global_scheduler.freeness import freeness
 from global_scheduler.view import ClusterView
@@ -48,10 +48,11 @@ def duration(seconds: float) -> str:
 
 def _head(status: pb.ClusterStatus) -> Text:
     state = "draining" if status.draining else "ready" if status.ready else "not ready"
-    head = Text(f"tandem {status.version} · {status.model.name} · {status.model.dtype} · ")
-    head.append(state, "green" if state == "ready" else "bold yellow")
-    head.append(f" · up {duration(status.uptime)}")
-    return head
+    return styled(
+        f"tandem {status.version} · {status.model.name} · {status.model.dtype} · ",
+        (state, "green" if state == "ready" else "bold yellow"),
+        f" · up {duration(status.uptime)}",
+    )
 
 
 def _pools(status: pb.ClusterStatus) -> Table:

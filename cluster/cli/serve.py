@@ -8,9 +8,11 @@ import typer
 
 from cluster.cli.detach import detach as start_detached
 from cluster.cli.greeting import print_addresses
-from cluster.cli.options import ConfigFile, Settings, Wait, overrides
-from cluster.cli.up import run
-from cluster.config import load
+from cluster.cli.options import ConfigFile, Settings, Wait, overrides, root
+from cluster.cli.origins import start_config
+from cluster.cli.output import messages
+from cluster.cli.progress import Steps
+from cluster.cli.up import BACKGROUND, run
 
 COLOCATED: dict[str, object] = {
     "pools.prefill.replicas": 0,
@@ -84,8 +86,10 @@ def command(
         "engine.block_size": block_size,
     }
     given = {key: value for key, value in named.items() if value is not None}
-    config = load(file, COLOCATED | overrides(settings) | given, flags=FLAGS)
+    config, origins = start_config(file, COLOCATED | overrides(settings) | given, FLAGS)
     if detach and log is None:
-        print_addresses(start_detached(wait), config)
+        with Steps(messages(quiet=root(context).quiet)).step(BACKGROUND):
+            state = start_detached(wait)
+        print_addresses(state, config)
         return
-    run(context, config, wait, log=log)
+    run(context, config, wait, log=log, origins=origins)

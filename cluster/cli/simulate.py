@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from enum import StrEnum
+from itertools import count
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,20 +18,28 @@ from cluster.cli.options import (
     chosen,
     not_negative,
     overrides,
+    root,
     seconds,
 )
-from cluster.cli.output import out, table
+from cluster.cli.output import messages, out, table
+from cluster.cli.progress import Advance, Steps
 from cluster.config import load
 from cluster.simulation import Hardware, setup_of
 from engine.cost_model import CostModel
 from engine.errors import ConfigError
-from global_scheduler.placement import DECODE, PREFILL
+from global_scheduler.placement import DECODE, PREFILL, Placement
+from global_scheduler.scheduler import Scheduler
+from global_scheduler.view import Summary
 from simulator.cost_tables.load import load as load_cost
 from simulator.network import LinkSettings
 from simulator.page import Run, page
 from simulator.report import as_json, summarise
+from simulator.setup import Setup
 from simulator.simulate import simulate
 from simulator.workload.named import workload
+
+LOOKS = 200
+"""How often a simulation tells how far it is."""
 
 
 class Form(StrEnum):
@@ -60,6 +70,7 @@ MaxTokens = Annotated[
 
 
 def command(
+    context: typer.Context,
     trace: Annotated[
         str,
         typer.Option(
@@ -100,7 +111,9 @@ def command(
     ] = Form.TABLE,
 ) -> None:
     """Try a config on a trace without a cluster: same scheduler, queues and engines, on a virtual clock."""
-    arrivals = workload(trace, seed=seed, speed=speed, requests=requests)
+    steps = Steps(messages(quiet=root(context).quiet))
+    with steps.step(f"reading {trace}"):
+        arrivals = workload(trace, seed=seed, speed=speed, requests=requests)
     if not arrivals:
         raise ConfigError(f"{trace}: there are no requests in it")
     hardware = Hardware(
@@ -112,8 +125,11 @@ def command(
     runs = []
     short = {Path(name).name for name in configs}
     for name, config in configs.items():
-        cluster = simulate(setup_of(config, hardware, max_tokens), arrivals)
-        report = summarise(cluster, ttft=ttft, tpot=tpot) | {"trace": trace, "seed": seed, "speed": speed}
+        with steps.step(f"simulating {len(arrivals):,} requests with {name}") as advance:
+            setup = watched(setup_of(config, hardware, max_tokens), len(arrivals), advance)
+            cluster = simulate(setup, arrivals)
+            report = summarise(cluster, ttft=ttft, tpot=tpot)
+        report |= {"trace": trace, "seed": seed, "speed": speed}
         runs.append(Run(Path(name).name if len(short) == len(configs) else name, cluster, report))
     if output is Form.HTML:
         typer.echo(page(runs))
@@ -121,6 +137,19 @@ def command(
         typer.echo(as_json({run.name: run.report for run in runs} if compare else runs[0].report), nl=False)
     else:
         _print(runs)
+
+
+def watched(setup: Setup, requests: int, advance: Advance) -> Setup:
+    """The same setup, which tells how many of the requests have a place."""
+    place, placed, each = setup.dispatch or Scheduler.place, count(1), max(1, requests // LOOKS)
+
+    def told(scheduler: Scheduler, summary: Summary, now: float) -> Placement:
+        number = next(placed)
+        if number % each == 0:
+            advance(min(number, requests), requests)
+        return place(scheduler, summary, now)
+
+    return replace(setup, dispatch=told)
 
 
 def costs_of(given: list[str]) -> dict[str, CostModel]:

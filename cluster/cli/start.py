@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from types import FrameType
+from typing import NoReturn
 
 from cluster.installation import faults
 
@@ -31,6 +32,12 @@ def _interrupted(number: int, frame: FrameType | None) -> None:
 
     A KeyboardInterrupt would be lost where Python cannot raise one, as in a callback of gRPC.
     """
-    if os.isatty(1):
-        os.write(1, SHOW_CURSOR)
-    os._exit(INTERRUPTED)
+    end_at_once(INTERRUPTED)
+
+
+def end_at_once(code: int) -> NoReturn:
+    """Without tidying up anything but the terminal, whose cursor a bar has hidden."""
+    for terminal in (1, 2):
+        if os.isatty(terminal):
+            os.write(terminal, SHOW_CURSOR)
+    os._exit(code)

@@ -40,7 +40,7 @@ def show_timeline(one: pb.Timeline) -> None:
         "in all": milliseconds(one.seconds),
     }
     for key, value in lines.items():
-        out().print(f"{key + ':':<14}{value}", markup=False)
+        out().print(f"{key + ':':<14}{value}")
     rows = table("PHASE", "AT", "BEGINS", "TAKES", "SHARE", "", "WHY")
     whole = one.seconds or 1.0
     for phase in one.phases:
@@ -61,7 +61,7 @@ def show_timeline(one: pb.Timeline) -> None:
     if one.phases:
         longest = max(one.phases, key=lambda phase: phase.seconds)
         share = 100 * longest.seconds / whole
-        out().print(f"\nMost of it, {share:.0f} %, is {longest.name}: {WHY[longest.name]}.", markup=False)
+        out().print(f"\nMost of it, {share:.0f} %, is {longest.name}: {WHY[longest.name]}.")
 
 
 def _why(phase: pb.Phase) -> Iterator[str]:

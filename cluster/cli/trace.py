@@ -11,8 +11,9 @@ import typer
 
 from cluster.cli.connect import control
 from cluster.cli.failures import Exit, Failure
-from cluster.cli.options import ControlAddress, ControlToken, root
+from cluster.cli.options import ControlAddress, ControlToken, root, writable
 from cluster.cli.output import messages
+from cluster.cli.progress import Steps
 from cluster.trace_file import trace_file
 from cluster.units import counted
 
@@ -34,7 +35,10 @@ def export(
         typer.Argument(metavar="REQUEST", help="Its id, or the client's x-request-id. Default: all."),
     ] = None,
     file: Annotated[
-        Path | None, typer.Option("--file", "-f", metavar="FILE", help="Write it there, not on stdout.")
+        Path | None,
+        typer.Option(
+            "--file", "-f", metavar="FILE", callback=writable, help="Write it there, not on stdout."
+        ),
     ] = None,
     most: Annotated[int, typer.Option("--most", min=1, help="The latest so many requests.")] = LATEST,
     address: ControlAddress = None,
@@ -44,7 +48,9 @@ def export(
 
     The format is Chrome's trace format (JSON): open the file at ui.perfetto.dev or chrome://tracing.
     """
-    with control(context, address, token) as client:
+    console = messages(quiet=root(context).quiet)
+    what = f"the timeline of {request}" if request else f"the timelines of up to {counted(most, 'request')}"
+    with control(context, address, token) as client, Steps(console).step(f"asking for {what}"):
         found = client.timelines(request or "", most)
         events = list(client.events())
     if request is not None and not found:
@@ -58,6 +64,4 @@ def export(
         file.write_text(text, encoding="utf-8")
     except OSError as error:
         raise Failure(Exit.USAGE, "usage", f"{file}: cannot be written: {error.strerror}") from None
-    messages(quiet=root(context).quiet).print(
-        f"{counted(len(found), 'request')}: open {file} at https://ui.perfetto.dev", markup=False
-    )
+    console.print(f"{counted(len(found), 'request')}: open {file} at https://ui.perfetto.dev")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Annotated
@@ -15,9 +15,11 @@ from cluster.cli.detach import detach as start_detached
 from cluster.cli.failures import Exit, Failure
 from cluster.cli.greeting import ask_sample, print_addresses
 from cluster.cli.options import ConfigFile, Settings, Wait, overrides, root
+from cluster.cli.origins import remove_origins, start_config, write_origins
 from cluster.cli.output import messages
 from cluster.cli.progress import Steps
-from cluster.config import Config, load
+from cluster.config import Config
+from cluster.config_yaml import Path
 from cluster.local import LocalCluster, settle, sweep
 from cluster.local_state import only_one, read_state
 from cluster.preflight import check_numbers
@@ -30,6 +32,8 @@ FLAGS = {
     "pools.prefill.replicas": "--prefill",
     "pools.decode.replicas": "--decode",
 }
+LOCAL = "--local"
+BACKGROUND = "starting in the background"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -42,6 +46,16 @@ def command(
     host: Annotated[str | None, typer.Option("--host", help="The address of the gateway.")] = None,
     port: Annotated[
         int | None, typer.Option("--port", help="The port of the gateway; 0 takes a free one.")
+    ] = None,
+    local: Annotated[
+        int | None,
+        typer.Option(
+            LOCAL,
+            metavar="N",
+            min=1,
+            help="So many instances in all, whatever pools and nodes the file is for: one in three reads "
+            "prompts; 1 does both.",
+        ),
     ] = None,
     prefill: Annotated[int | None, typer.Option("--prefill", help="Instances of the prefill pool.")] = None,
     decode: Annotated[int | None, typer.Option("--decode", help="Instances of the decode pool.")] = None,
@@ -56,11 +70,18 @@ def command(
     log: Annotated[str | None, typer.Option("--log", hidden=True)] = None,
 ) -> None:
     """Start a cluster on this machine and serve a model; Ctrl-C ends it."""
-    config = load(file, _overrides(model, host, port, prefill, decode, settings), flags=FLAGS)
+    rivals = {"--prefill": prefill, "--decode": decode, "--address": address}
+    if local is not None and (named := [flag for flag, value in rivals.items() if value is not None]):
+        raise Failure(Exit.USAGE, "usage", f"{LOCAL} goes without {' and '.join(named)}")
+    shares = {} if local is None else shared_out(local)
+    given = _overrides(model, host, port, prefill, decode, settings) | shares
+    config, origins = start_config(file, given, FLAGS | dict.fromkeys(shares, LOCAL))
     if detach and log is None:
-        print_addresses(start_detached(wait), config)
+        with Steps(messages(quiet=root(context).quiet)).step(BACKGROUND):
+            state = start_detached(wait)
+        print_addresses(state, config)
         return
-    run(context, config, wait, address=address, sample=sample, log=log)
+    run(context, config, wait, address=address, sample=sample, log=log, origins=origins)
 
 
 def run(
@@ -71,8 +92,9 @@ def run(
     address: str | None = None,
     sample: bool = False,
     log: str | None = None,
+    origins: Mapping[Path, str],
 ) -> None:
-    """Start, print the addresses, and stay until a signal comes."""
+    """Start, print the addresses, and stay until a signal comes. `origins` are those of the values."""
     if address is None:
         check_numbers(config)
     with only_one(), signals() as interrupt:
@@ -81,8 +103,28 @@ def run(
         if left is not None:
             with steps.step(f"ending what process {left.pid} left when it was killed"):
                 sweep(left)
-        cluster = LocalCluster(settle(config, steps.step), address=address, log=log)
-        _run(cluster, steps, interrupt, wait, sample=sample)
+        cluster = LocalCluster(settle(config, steps.step), address=address, log=log, origins=origins)
+        write_origins(origins, config, cluster.config)
+        try:
+            _run(cluster, steps, interrupt, wait, sample=sample)
+        finally:
+            remove_origins()
+
+
+def shared_out(instances: int) -> dict[str, object]:
+    """Settings by dotted path for so many instances on one machine, which share what it has.
+
+    They ask Ray for none of the resources that nodes of a cluster offer; GPUs are shared out as ever.
+    """
+    prefill = 0 if instances == 1 else max(1, instances // 3)
+    decode = instances - prefill
+    return {
+        "pools.prefill.replicas": prefill,
+        "pools.prefill.min_replicas": min(1, prefill),
+        "pools.decode.replicas": decode,
+        "pools.decode.min_replicas": 1,
+        **{f"{part}.resources": {} for part in ("pools.prefill", "pools.decode", "gateway", "control")},
+    }
 
 
 def _overrides(

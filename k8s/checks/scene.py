@@ -10,9 +10,10 @@ from cluster.config import Config
 from cluster.config_yaml import Path, Problem
 from k8s.checks import pods
 from k8s.checks.labels import Labels, Requirement, selects
-from k8s.checks.manifest import Manifest
+from k8s.checks.manifest import Manifest, mapping
 from k8s.checks.pods import Pod
 from k8s.checks.ray_cluster import Group, Ray
+from k8s.objects.names import CLUSTER_LABEL
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,14 @@ class Scene:
         """Those that the objects in the RayService's namespace make, its own among them."""
         near = [m for m in self.manifests if m.namespace == self.service.namespace]
         return [pod for each in near for pod in pods.of_object(each)]
+
+    @property
+    def ours(self) -> list[Pod]:
+        """Those of the RayService, and of what carries the label that tandem's objects have."""
+        return [
+            each for each in self.pods
+            if each.manifest is self.service or CLUSTER_LABEL in mapping(each.manifest.metadata, "labels")
+        ]  # fmt: skip
 
     def selected(self, wanted: Iterable[Requirement]) -> list[Pod]:
         return [pod for pod in self.pods if selects(wanted, pod.labels)]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from cluster.config_yaml import Path, Problem
-from k8s.checks.labels import Labels, Requirement, meant, requirements, selects, unmet
+from k8s.checks.labels import Requirement, meant, requirements, selects, unmet
 from k8s.checks.manifest import Manifest, items, mapping
 from k8s.checks.scene import Scene
 from k8s.objects.names import API_GROUP, CLUSTER_LABEL, GATEWAY, GROUP_LABEL
@@ -85,37 +85,3 @@ def services(scene: Scene) -> Iterator[Problem]:
         if any(group.name != GATEWAY for group in groups):
             message = f"selects pods that are no gateways: add {GROUP_LABEL}: {GATEWAY}"
             yield from service.problems([(PODS, message)])
-
-
-def policies(scene: Scene) -> Iterator[Problem]:
-    """Once a policy closes a pod, its own cluster must be let in on all ports: Ray draws them at random."""
-    closing_any = [
-        policy for policy in scene.of("NetworkPolicy")
-        if "Ingress" in items(policy.data, "spec", "policyTypes")
-    ]  # fmt: skip
-    for group in scene.ray.groups:
-        closing = [policy for policy in closing_any if _closes(policy, scene.labels(group))]
-        for other in scene.ray.groups if closing else []:
-            if not _let_in(closing, scene.labels(other)):
-                message = f"closes {group.name} to {other.name}: allow all ports between the cluster's pods"
-                yield from closing[0].problems([(("spec", "ingress"), message)])
-                break
-
-
-def _closes(policy: Manifest, labels: Labels) -> bool:
-    return selects(requirements(mapping(policy.data, *TARGETS)), labels)
-
-
-def _let_in(closing: Sequence[Manifest], labels: Labels) -> bool:
-    return any(_lets_in(policy, labels) for policy in closing)
-
-
-def _lets_in(policy: Manifest, labels: Labels) -> bool:
-    for rule in items(policy.data, "spec", "ingress"):
-        if "ports" in mapping(rule):
-            continue
-        sources = items(rule, "from")
-        selectors = [mapping(each, "podSelector") for each in sources if "podSelector" in each]
-        if not sources or any(selects(requirements(wanted), labels) for wanted in selectors):
-            return True
-    return False

@@ -35,8 +35,12 @@ def check(manifest: Manifest) -> Iterator[Problem]:
 def application(manifest: Manifest) -> Config | None:
     """The settings that a RayService gives to tandem; None if it runs something else, or they are wrong."""
     document = _document(manifest)
-    found = items(document.data, "applications") if document is not None else []
-    ours = [each for each in found if mapping(each) and each.get("import_path") == TANDEM]
+    return None if document is None else settings_of(document.data)
+
+
+def settings_of(data: object) -> Config | None:
+    """The same of a serveConfigV2 that was read already."""
+    ours = [each for each in items(data, "applications") if mapping(each).get("import_path") == TANDEM]
     if not ours:
         return None
     return read_config(None, mapping(ours[0], "args"), environment={}, system_file=NOWHERE).config

@@ -6,28 +6,23 @@ They apply to a RayService that runs tandem, and to what carries its label.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from cluster.config_yaml import Path, Problem
-from k8s.checks import budgets, gates, ports, selectors
+from cluster.config_yaml import Problem
+from k8s.checks import budgets, containers, gates, network, ports, selectors
 from k8s.checks.manifest import Manifest, mapping
 from k8s.checks.ray_cluster import Group
 from k8s.checks.scene import Scene
 from k8s.checks.serve import application, at_argument
-from k8s.objects import secret_files
 from k8s.objects.names import (
     API_GROUP,
     POOLS,
-    SECRET,
 )
-from k8s.objects.pod import GPU
+from k8s.objects.pod import GPU, may_have_gpus
 
 MARGIN = 15
 """Seconds that a pod has beyond the drain's deadline, at least."""
-
-_RAY_TAG = re.compile(r"(?:^|-)ray(\d+\.\d+\.\d+)")
 
 
 def check(manifests: Sequence[Manifest]) -> Iterator[Problem]:
@@ -40,33 +35,9 @@ def check(manifests: Sequence[Manifest]) -> Iterator[Problem]:
                 yield from rule(scene)
 
 
-def _images(scene: Scene) -> Iterator[Problem]:
-    version = str(scene.ray.cluster.get("rayVersion", ""))
-    for group in scene.ray.groups:
-        for number, container in enumerate(group.containers):
-            at = (*group.path, "template", "spec", "containers", str(number), "image")
-            image = str(container.get("image", ""))
-            name, colon, tag = image.rpartition("/")[2].partition(":")
-            if "@" in image:
-                continue
-            if not colon or tag == "latest":
-                yield scene.at(at, f"{image}: name a tag other than latest, or what runs changes by itself")
-            elif number == 0:
-                yield from _ray_tag(scene, at, name, tag, version)
-
-
-def _ray_tag(scene: Scene, at: Path, name: str, tag: str, version: str) -> Iterator[Problem]:
-    match = _RAY_TAG.search(tag)
-    found = tag.partition("-")[0] if name in ("ray", "ray-llm", "ray-ml") else match[1] if match else version
-    if found != version:
-        yield scene.at(at, f"the image has Ray {found}, but rayVersion is {version}")
-
-
 def _offers(scene: Scene) -> Iterator[Problem]:
     """A resource that somebody asks for and nobody offers waits for ever."""
-    offered = set()
-    for group in scene.ray.groups:
-        offered |= set(mapping(group.data, "resources")) | _started_with(group)
+    offered = _offered(scene)
     asked = {
         "control.resources": scene.config.control.resources,
         "gateway.resources": scene.config.gateway.resources,
@@ -74,9 +45,28 @@ def _offers(scene: Scene) -> Iterator[Problem]:
     }
     for setting, resources in asked.items():
         for name in resources:
-            if name not in offered and name not in ("CPU", "GPU", "memory"):
+            if name not in offered:
                 message = f"no group offers the resource {name}: what asks for it would never start"
                 yield Problem(at_argument(scene.service, setting), (setting,), message)
+
+
+def _offered(scene: Scene) -> set[str]:
+    """What pods offer: the resources of their groups, and GPUs where a container has some."""
+    offered = {"CPU", "memory"}
+    for group in scene.ray.groups:
+        offered |= set(mapping(group.data, "resources")) | _started_with(group)
+        offered |= {"GPU"} if _limited_gpus(group) else set()
+    return offered
+
+
+def _limited_gpus(group: Group) -> list[str]:
+    """The numbers of the containers that have GPUs."""
+    found = enumerate(group.containers)
+    return [str(number) for number, each in found if _amount(mapping(each, "resources", "limits").get(GPU))]
+
+
+def _amount(limit: object) -> bool:
+    return str(limit or "0") != "0"
 
 
 def _started_with(group: Group) -> set[str]:
@@ -102,6 +92,16 @@ def _gpus(scene: Scene) -> Iterator[Problem]:
                 )
 
 
+def _rounded(scene: Scene) -> Iterator[Problem]:
+    """An instance that finds a GPU does not start with numbers that only CPUs have."""
+    if may_have_gpus(scene.config):
+        return
+    for group in scene.ray.workers:
+        for number in _limited_gpus(group):
+            at = (*group.path, "template", "spec", "containers", number, "resources", "limits", GPU)
+            yield scene.at(at, "model.activations is int8, which is for CPUs: leave the GPUs out")
+
+
 def _grace(scene: Scene) -> Iterator[Problem]:
     need = scene.config.control.drain_timeout + MARGIN
     for group in scene.ray.workers:
@@ -118,15 +118,6 @@ def _grace(scene: Scene) -> Iterator[Problem]:
                 yield scene.at(
                     at, "without lifecycle.preStop requests end with their pod: see `tandem k8s leave`"
                 )
-
-
-def _non_root(scene: Scene) -> Iterator[Problem]:
-    for group in scene.ray.groups:
-        outer = mapping(group.pod, "securityContext").get("runAsNonRoot")
-        for number, container in enumerate(group.containers):
-            if mapping(container, "securityContext").get("runAsNonRoot", outer) is not True:
-                at = (*group.path, "template", "spec", "containers", str(number), "securityContext")
-                yield scene.at(at, "set runAsNonRoot: true, here or for the pod")
 
 
 def _addresses(scene: Scene) -> Iterator[Problem]:
@@ -162,44 +153,20 @@ def _pool_bounds(scene: Scene) -> Iterator[Problem]:
                 yield from pool.problems([(("spec", key), message)])
 
 
-def _secrets(scene: Scene) -> Iterator[Problem]:
-    """Names that nothing in the files has; tandem's Secrets are made by hand, as the docs say, and those
-    of certificates by cert-manager."""
-    known = {SECRET, *secret_files.secrets(scene.service.name)}
-    known |= {m.name for kind in ("Secret", "ConfigMap") for m in scene.of(kind)}
-    known |= {str(mapping(m.data, "spec").get("secretName")) for m in scene.of("Certificate")}
-    for group in scene.ray.groups:
-        for path, name in _references(group.pod, (*group.path, "template", "spec")):
-            if name not in known:
-                yield scene.at(path, f'there is no Secret or ConfigMap "{name}" in these files')
-
-
-def _references(value: object, path: Path) -> Iterator[tuple[Path, str]]:
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            name = "secretName" if key == "secret" else "name"
-            if key in ("secretKeyRef", "configMapKeyRef", "secretRef", "configMapRef", "secret", "configMap"):
-                if isinstance(inner, dict) and name in inner and not inner.get("optional"):
-                    yield (*path, key, name), str(inner[name])
-            else:
-                yield from _references(inner, (*path, key))
-    elif isinstance(value, list):
-        for number, item in enumerate(value):
-            yield from _references(item, (*path, str(number)))
-
-
 RULES: tuple[Callable[[Scene], Iterator[Problem]], ...] = (
-    _images,
+    containers.images,
     _offers,
     _gpus,
+    _rounded,
     _grace,
-    _non_root,
+    containers.non_root,
     _addresses,
     _pool_bounds,
-    _secrets,
+    containers.secrets,
     selectors.nobody,
     selectors.services,
-    selectors.policies,
+    network.cluster,
+    network.operator,
     budgets.budgets,
     gates.gates,
     ports.services,

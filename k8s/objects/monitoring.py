@@ -76,6 +76,7 @@ def alerts(namespace: str) -> list[Object]:
 def _presence(here: str) -> list[Object]:
     """Whether there is anything that serves; all other alerts are silent when there is nothing."""
     ready = f'max by (pool) (tandem_pool_replicas{{{here},state="ready"}})'
+    target = f"max by (pool) (tandem_pool_target_replicas{{{here}}})"
     return [
         _alert(
             "TandemAbsent",
@@ -87,14 +88,14 @@ def _presence(here: str) -> list[Object]:
         ),
         _alert(
             "TandemNoReadyInstance",
-            f"{ready} == 0",
+            f"{ready} == 0 and {target} > 0",
             "1m",
             "critical",
             "The pool {{ $labels.pool }} has no ready instance: requests wait or are refused.",
         ),
         _alert(
             "TandemPoolNotAtTarget",
-            f"{ready} != max by (pool) (tandem_pool_target_replicas{{{here}}})",
+            f"{ready} != {target}",
             "10m",
             "warning",
             "The pool {{ $labels.pool }} has {{ $value }} ready instances, which is not its target.",

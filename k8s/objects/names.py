@@ -32,6 +32,9 @@ CLUSTER_LABEL = "tandem.dev/cluster"
 GROUP_LABEL = "ray.io/group"
 NODE_TYPE_LABEL = "ray.io/node-type"
 
+ALIVE = "/tmp/tandem-operator-alive"
+"""The operator touches it in every round, and Kubernetes looks how old it is."""
+
 API_GROUP = "tandem.dev"
 API_VERSION = "v1alpha1"
 PLURAL = "pools"

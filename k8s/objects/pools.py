@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cluster.config import Config, PoolConfig
 from k8s.objects.names import (
+    ALIVE,
     API_GROUP,
     API_VERSION,
     CONTROL_TOKEN_KEY,
@@ -19,6 +20,9 @@ from k8s.yaml_text import Object
 
 KIND = "Pool"
 SECRETS = "/var/run/secrets/tandem"
+OWN_NAMESPACE = "POD_NAMESPACE"
+SILENT_MINUTES = 3
+"""After so many without a round the operator is taken for hung; each of its calls is bounded by seconds."""
 
 
 def definition() -> Object:
@@ -113,16 +117,31 @@ def _operator_container(config: Config) -> Object:
     command = [
         "tandem", "--address", f"{head_service(config)}:{config.control.port}",
         "--token-file", f"{SECRETS}/token",
-        "k8s", "operator", "--namespace", settings.namespace, "--cluster", settings.name,
+        "k8s", "operator", "--namespace", f"$({OWN_NAMESPACE})", "--cluster", settings.name,
     ]  # fmt: skip
+    # Of the pod itself: Kustomize changes the namespaces of objects, and no word of a command.
+    own = {"name": OWN_NAMESPACE, "valueFrom": {"fieldRef": {"fieldPath": "metadata.namespace"}}}
     amounts = {"cpu": "100m", "memory": "256Mi"}
     return {
         "name": "operator",
         "image": settings.image,
         "command": command,
+        "env": [own],
         "resources": {"requests": amounts, "limits": dict(amounts)},
         "securityContext": security(),
+        "livenessProbe": _goes_on(),
         "volumeMounts": [{"name": "token", "mountPath": SECRETS, "readOnly": True}],
+    }
+
+
+def _goes_on() -> Object:
+    """Whether the operator has begun a round in the last minutes, whatever came of it."""
+    return {
+        "exec": {"command": ["/bin/sh", "-c", f'test -n "$(find {ALIVE} -mmin -{SILENT_MINUTES})"']},
+        "initialDelaySeconds": 60,
+        "periodSeconds": 30,
+        "timeoutSeconds": 5,
+        "failureThreshold": 3,
     }
 
 

@@ -51,6 +51,14 @@ class Controller(control_pb2_grpc.ControlServicer):
     interlude: list[pb.ClusterStatus | None] = field(default_factory=list)
     """What it says of itself first: nothing, where it is away."""
     asked: list[Any] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=lambda: {"log": {"level": "debug"}})
+    events: list[pb.Event] = field(
+        default_factory=lambda: [
+            pb.Event(id=number, time=float(number), kind="spawned", subject="decode-0", reason="target")
+            for number in range(1, 4)
+        ]
+    )
+    address: str = ""
 
     def GetStatus(self, request: pb.StatusRequest, context: Any) -> pb.ClusterStatus:
         self.guard(context)
@@ -91,7 +99,7 @@ class Controller(control_pb2_grpc.ControlServicer):
 
     def GetConfig(self, request: pb.ConfigRequest, context: Any) -> pb.ConfigReply:
         self.guard(context)
-        return pb.ConfigReply(json=json.dumps({"log": {"level": "debug"}}))
+        return pb.ConfigReply(json=json.dumps(self.config))
 
     def GetTimelines(self, request: pb.TimelinesRequest, context: Any) -> pb.TimelineList:
         self.guard(context)
@@ -137,8 +145,7 @@ class Controller(control_pb2_grpc.ControlServicer):
 
     def WatchEvents(self, request: pb.EventsRequest, context: Any) -> Iterator[pb.Event]:
         self.guard(context)
-        for number in range(request.after + 1, 4):
-            yield pb.Event(id=number, time=float(number), kind="spawned", subject="decode-0", reason="target")
+        yield from (event for event in self.events if event.id > request.after)
 
     def guard(self, context: Any) -> None:
         if self.broken:
@@ -148,14 +155,15 @@ class Controller(control_pb2_grpc.ControlServicer):
 
 
 @contextmanager
-def recorded() -> Iterator[Controller]:
+def recorded(served: Controller | None = None) -> Iterator[Controller]:
     """Serve one, and write its address into the local cluster's record."""
-    served = Controller()
+    served = served or Controller()
     server = grpc.server(ThreadPoolExecutor(2))
     control_pb2_grpc.add_ControlServicer_to_server(served, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    write_state(LocalState(pid=1, cluster="x", scratch="/x", control=f"127.0.0.1:{port}", token=TOKEN))
+    served.address = f"127.0.0.1:{port}"
+    write_state(LocalState(pid=1, cluster="x", scratch="/x", control=served.address, token=TOKEN))
     yield served
     server.stop(0).wait()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import httpx
 import pytest
@@ -13,6 +14,8 @@ from cluster import control_pb2 as pb
 from cluster.admin import build_admin
 from cluster.admin_auth import Gate
 from cluster.admin_service import AdminService
+from cluster.app import _load
+from cluster.config_origins import named
 from cluster.controller import Controller
 from cluster.message_json import plain
 from tests.cluster.made_up import CONFIG, Fleet, controlling, run, seen
@@ -132,6 +135,47 @@ def test_the_config_says_what_was_set_and_masks_secrets() -> None:
         assert CONFIG.control.token not in (await admin.client.get("/admin/v1/config")).text
 
     with_admin(test)
+
+
+def test_the_config_says_where_it_was_set_and_what_has_changed_since() -> None:
+    async def test(admin: Admin) -> None:
+        admin.controller.origins = {
+            "control.beat": "tandem.yaml:4:9",
+            "control.token": "TANDEM_CONTROL__TOKEN",
+            "control.drain_timeout": "default",
+            "gateway.port": "default",
+            "pools.decode.replicas": "--decode",
+        }
+        before = {one["key"]: one["origin"] for one in await admin.get("config")}
+        assert before["control.beat"] == "tandem.yaml:4:9"
+        assert before["control.token"] == "TANDEM_CONTROL__TOKEN"
+        assert before["control.drain_timeout"] == "settled at the start", "it is not what the default says"
+        assert before["gateway.port"] == "default"
+        assert before["pools.decode.replicas"] == "--decode"
+        admin.controller.scale("decode", 3)
+        await admin.client.post("/admin/v1/apply", json={"settings": {"pools.decode.max_replicas": 12}})
+        after = {one["key"]: (one["value"], one["origin"]) for one in await admin.get("config")}
+        assert after["pools.decode.replicas"] == (3, "changed since the start")
+        assert after["pools.decode.max_replicas"] == (12, "changed since the start")
+        assert after["control.beat"] == ("10ms", "tandem.yaml:4:9")
+
+    with_admin(test)
+
+
+def test_arguments_of_the_application_say_where_they_come_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `serve run` and the manifests give them."""
+    file = tmp_path / "tandem.yaml"
+    file.write_text("gateway:\n  port: 8000\n  replicas: 2\n")
+    monkeypatch.setenv("TANDEM_ENGINE__THREADS", "1")
+    config, origins = _load({"config": str(file), "gateway.port": "8001"})
+    told = named(origins)
+    assert config.gateway.port == 8001
+    assert told["gateway.port"] == "args: gateway.port"
+    assert told["gateway.replicas"] == f"{file}:3:13"
+    assert told["engine.threads"] == "TANDEM_ENGINE__THREADS"
+    assert told["admin.port"] == "default"
 
 
 def test_events_are_waited_for() -> None:

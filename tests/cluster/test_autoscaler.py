@@ -187,7 +187,7 @@ def test_an_explicit_size_ends_autoscaling_until_it_is_given_back() -> None:
     ("asked", "message"),
     [
         ({"replicas": 6}, "1 to 5 instances, not 6"),
-        ({"replicas": 0, "least": 0}, "would vanish"),
+        ({"replicas": 0}, "has 1 at least: --min 0 as well"),
         ({"least": 4, "most": 3}, "4 instances at least and 3 at most"),
         ({"replicas": 2, "least": 3}, "3 to 5 instances, not 2: change the bounds"),
     ],
@@ -199,6 +199,42 @@ def test_what_is_out_of_bounds_is_refused_and_nothing_changes(asked: dict[str, i
             with pytest.raises(RefusedError, match=message):
                 controller.scale("decode", **asked)  # type: ignore[arg-type]
             assert controller.scale("decode", dry_run=True) == before
+
+    run(test())
+
+
+def test_pools_of_none_keep_the_model_listed_and_wake_when_a_request_asks() -> None:
+    def ask(controller: Controller) -> str:
+        return controller.place(
+            pb.PlaceRequest(request_id="r", prompt_tokens=4, max_tokens=4, n=1)
+        ).error.code
+
+    async def test() -> None:
+        async with controlling(Fleet(), config(in_patience=60.0)) as controller:
+            await seen(controller, "ready", 3)
+            for name in ("prefill", "decode"):
+                controller.scale(name, 0, least=0)
+                await until(controller, name, 0)
+            assert controller.status().ready, "gateways stay, and tell of the model"
+            assert ask(controller) == "no_prefill_instance"
+            await asyncio.sleep(0.2)
+            assert controller.pools["decode"].target == 0, "a size that was asked for by hand stays"
+            controller.scale("decode", automatic=True)
+            await until(controller, "decode", 1)
+            assert "requests find no instance" in resizes_reason(controller, last=True)
+            assert controller.pools["prefill"].target == 0
+
+    run(test())
+
+
+def test_a_pool_of_none_that_nobody_asks_for_stays_one() -> None:
+    async def test() -> None:
+        async with controlling(Fleet(), config(in_patience=60.0)) as controller:
+            await seen(controller, "ready", 3)
+            controller.scale("decode", 0, least=0)
+            controller.scale("decode", automatic=True)
+            await thought(controller, "decode", "none is missed")
+            assert (await until(controller, "decode", 0)).autoscale
 
     run(test())
 
@@ -306,8 +342,9 @@ def lately(requests: int, tpot: int, *, slice: int = 0) -> pb.Lately:
     return pb.Lately(requests=requests, began=at(requests), ttft_met=at(requests), tpot_met=at(tpot))
 
 
-def resizes_reason(controller: Controller) -> str:
-    return next(one.reason for one in controller.explain("decode").explanations if one.kind == "resize")
+def resizes_reason(controller: Controller, *, last: bool = False) -> str:
+    found = [one.reason for one in controller.explain("decode").explanations if one.kind == "resize"]
+    return found[-1 if last else 0]
 
 
 def test_a_placement_and_a_refusal_can_be_explained() -> None:

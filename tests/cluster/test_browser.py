@@ -6,19 +6,24 @@ TANDEM_BROWSER=/usr/bin/chromium python -m pytest -m browser             with --
 from __future__ import annotations
 
 import os
+import re
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.cluster.conftest import Cluster
+from tests.cluster.streams import Client, reference
 
 CHROMIUM = os.environ.get("TANDEM_BROWSER", "")
 IMAGES = Path(__file__).resolve().parents[2] / "docs" / "images"
 WAIT = 20_000
+LONG = 3_800
+"""Tokens: with its prompt nearly all that the context has, some ten seconds on a busy machine."""
 PAGES = ["overview", "instances", "requests", "migrations", "events", "config"]
 
 pytestmark = [
@@ -31,7 +36,8 @@ pytestmark = [
 def load(cluster: Cluster, streams: int = 6) -> Iterator[list[int]]:
     """Requests without end from several clients; gives the statuses of those that have ended."""
     over, statuses = threading.Event(), list[int]()
-    body = {"model": "tiny", "prompt": "one two three " * 12, "max_tokens": 120, "ignore_eos": True}
+    asked = {"model": "tiny", "prompt": "one two three " * 12, "max_tokens": 120, "ignore_eos": True}
+    body = asked | {"user": "acme"}
 
     def ask() -> None:
         with httpx.Client(base_url=cluster.url, timeout=60, trust_env=False) as client:
@@ -47,6 +53,14 @@ def load(cluster: Cluster, streams: int = 6) -> Iterator[list[int]]:
         over.set()
         for client in clients:
             client.join(60)
+
+
+def until(condition: Callable[[], object]) -> None:
+    """What happens in another thread."""
+    end = time.monotonic() + WAIT / 1000
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
 
 
 class Seen:
@@ -114,6 +128,9 @@ def test_pages_are_shown_under_load_and_say_nothing_on_the_console(
             assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
             if pytestconfig.getoption("--update-golden") and (scheme == "light" or name == "overview"):
                 IMAGES.mkdir(exist_ok=True)
+                if name == "config":
+                    page.goto(f"{home}/console/config?q=pools")  # other settings are of this machine
+                    page.wait_for_selector("#live")
                 dark = "-dark" if scheme == "dark" else ""
                 page.screenshot(path=IMAGES / f"console-{name}{dark}.png")
         assert seen.wrong == []
@@ -158,6 +175,40 @@ def test_an_instance_is_drained_from_the_page_and_no_request_is_lost(cluster: Cl
         page.wait_for_selector(f"#cordon--{name}")
         assert seen.wrong == []
     assert set(statuses) == {200}
+
+
+def test_a_request_is_moved_from_the_page_while_its_stream_goes_on(cluster: Cluster, home: str) -> None:
+    """Everything is there before the request is, whose tokens take seconds in all."""
+    with ExitStack() as stack:
+        page = stack.enter_context(browser("light"))
+        log_in(page, home)
+        seen = Seen(page, home)
+        page.goto(f"{home}/console/requests")
+        asked: list[str] = []
+
+        def answer(dialog: object) -> None:
+            asked.append(dialog.message)  # type: ignore[attr-defined]
+            dialog.accept()  # type: ignore[attr-defined]
+
+        page.on("dialog", answer)
+        client = stack.enter_context(Client(cluster, "mover", LONG))
+        until(client.reading)
+        page.reload()
+        row = page.locator("tr", has=page.locator("button[id^='migrate-mover~']"))
+        row.locator("button").click()
+        page.wait_for_selector("#flash .flash")
+        told = page.inner_text("#flash")
+        found = re.fullmatch(r"(mover~\S+) to (decode-\d+): committed\.", told)
+        assert found is not None, told
+        moved, to = found.groups()
+        assert asked == [f"Move {moved} while it runs?"]
+        page.click("nav a:has-text('Migrations')")
+        page.wait_for_selector("#live table tbody tr")
+        assert moved in page.inner_text("#live")
+        (move,) = cluster.control.migrations("mover")
+        assert (move.request_id, move.destination, move.cause) == (moved, to, "operator")
+        assert client.text() == reference(cluster, LONG), "no gap and no repeat"
+        assert seen.wrong == []
 
 
 def test_a_question_that_is_answered_no_changes_nothing(cluster: Cluster, home: str) -> None:

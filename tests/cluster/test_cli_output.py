@@ -149,3 +149,27 @@ def test_wide_is_a_table_where_there_is_no_more_to_show(controller: Controller) 
 def test_a_deadline_has_one_default_in_the_help() -> None:
     assert "default: control.drain_timeout." in manual()
     assert "[default: 0s]" not in manual()
+
+
+@pytest.mark.parametrize(
+    ("verb", "title"),
+    [
+        ("status", "POOL"),
+        ("events", "SUBJECT"),
+        ("get pools", "TARGET"),
+        ("version", "COMPONENT"),
+        ("config show --origin", "ORIGIN"),
+        ("describe pool/decode", "INSTANCE"),
+        ("rebalance --dry-run", "DOWNTIME"),
+    ],
+)
+def test_no_headers_holds_for_every_table(controller: Controller, verb: str, title: str) -> None:
+    assert title in run(*verb.split()).stdout
+    bare = run("--no-headers", *verb.split()).stdout
+    assert bare and title not in bare
+    assert title in run(*verb.split()).stdout, "it holds for one command"
+
+
+def test_the_titles_of_get_are_its_own(controller: Controller) -> None:
+    assert "TARGET" in run("--no-headers", "get", "pools", "--headers").stdout
+    assert "TARGET" not in run("get", "pools", "--no-headers").stdout

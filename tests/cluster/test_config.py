@@ -79,7 +79,7 @@ GOLDEN = [
     ("log:\n  level: info\n  level: debug", "3:3: log.level: key is given twice, first in line 2"),
     (
         'pools:\n  decode:\n    replicas: "two"',
-        '3:15: pools.decode.replicas: expected integer ≥ 1 and ≤ 1024, got "two"',
+        '3:15: pools.decode.replicas: expected integer ≥ 0 and ≤ 1024, got "two"',
     ),
     (
         "pools:\n  decode:\n    min_replicas: 3",
@@ -230,7 +230,7 @@ def test_origins_name_every_value(tmp_path: Path) -> None:
         (
             "TANDEM_POOLS__DECODE__REPLICAS",
             "two",
-            'pools.decode.replicas: expected integer ≥ 1 and ≤ 1024, got "two"',
+            'pools.decode.replicas: expected integer ≥ 0 and ≤ 1024, got "two"',
         ),
         ("TANDEM_POOLS__DECODE__REPLICA", "2", 'pools.decode.replica: unknown key, did you mean "replicas"?'),
         ("TANDEM_ENGINE__THREADS", "[", 'engine.threads: not a YAML value: "["'),

@@ -177,6 +177,8 @@ def test_pages_say_what_the_cluster_is_at() -> None:
         assert "made-up" not in events.words
         config = await browser.page("/console/config?q=control.beat")
         assert "10ms" in config.words
+        browser.controller.origins = {"control.beat": "tandem.yaml:4:9"}
+        assert "tandem.yaml:4:9" in (await browser.page("/console/config?q=control.beat")).words
         assert "control.token" not in config.words
 
     with_browser(test)

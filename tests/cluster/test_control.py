@@ -189,6 +189,23 @@ def test_a_gateway_finds_the_controller_again_at_its_new_port() -> None:
     run(test())
 
 
+def test_a_gateway_asks_for_the_moves_of_a_request() -> None:
+    async def test() -> None:
+        async with serving() as (controller, address):
+
+            async def discover() -> str:
+                return address
+
+            for name in ("r~1-0", "s~1-0"):
+                controller.migrations.add(pb.Migration(request_id=name, outcome="committed", stages=2))
+            client = SchedulerClient(discover, "secret", timeout=5)
+            (move,) = await client.migrations("r~1-0")
+            assert (move.request_id, move.stages) == ("r~1-0", 2)
+            await client.close()
+
+    run(test())
+
+
 def test_one_call_that_fails_does_not_end_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
         asked, answered = asyncio.Event(), asyncio.Event()

@@ -214,8 +214,8 @@ def refused(pool: str, replicas: int) -> TandemError:
 def test_scaling_to_nothing_is_refused_with_what_to_do() -> None:
     error = refused("decode", 0)
     assert isinstance(error, RefusedError)
-    assert "scale it to 1" in error.message
-    assert "tandem down" in error.message
+    assert "--min 0 as well" in error.message
+    assert "requests are refused then" in error.message
 
 
 def test_an_unknown_pool_is_answered_with_the_nearest_name() -> None:

@@ -34,7 +34,7 @@ def test_what_the_docs_print_serves_and_ends_with_ctrl_c(
     cluster = uuid.uuid4().hex[:12]
     folder = Path("/tmp") / folder_name(cluster)
     folder.mkdir()
-    port, control = free_port(), free_port()
+    port, control, admin = free_port(), free_port(), free_port()
     environment = os.environ | {
         MARKER: cluster, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1",
         "RAY_TMPDIR": str(folder), "XDG_CACHE_HOME": str(folder / "cache"),
@@ -43,6 +43,7 @@ def test_what_the_docs_print_serves_and_ends_with_ctrl_c(
     settings = [
         f"gateway.port={port}", f"control.port={control}", "control.token=test", f"model.path={tiny_model}",
         "model.name=tiny", "engine.kv_memory=4Mi", "engine.threads=1", "pools.decode.replicas=1",
+        f"admin.port={admin}", "admin.token=test-admin",
     ]  # fmt: skip
     with (folder / "log").open("wb") as log:
         serving = subprocess.Popen(
@@ -56,6 +57,12 @@ def test_what_the_docs_print_serves_and_ends_with_ctrl_c(
         body = {"model": "tiny", "prompt": "one two three", "max_tokens": 12, "temperature": 0}
         answer = httpx.post(f"{url}/v1/completions", json=body, timeout=60, trust_env=False)
         assert answer.status_code == 200 and answer.json()["usage"]["completion_tokens"] > 0, _tail(folder)
+        origins = _origins(f"http://127.0.0.1:{admin}")
+        assert (origins["gateway.port"], origins["engine.threads"]) == (
+            "args: gateway.port",
+            "args: engine.threads",
+        )
+        assert origins["control.beat"] == "default"
         serving.send_signal(signal.SIGINT)
         serving.wait(ENDED)
         psutil.wait_procs(processes(cluster), timeout=ENDED)
@@ -70,6 +77,13 @@ def _ready(url: str) -> bool:
         return httpx.get(f"{url}/ready", timeout=5, trust_env=False).status_code == 200
     except httpx.HTTPError:
         return False
+
+
+def _origins(admin: str) -> dict[str, str]:
+    """Where each setting comes from, as operators are told."""
+    headers = {"authorization": "Bearer test-admin"}
+    answer = httpx.get(f"{admin}/admin/v1/config", headers=headers, timeout=5, trust_env=False)
+    return {one["key"]: one["origin"] for one in answer.json()["items"]}
 
 
 def _tail(folder: Path) -> str:

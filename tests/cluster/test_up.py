@@ -378,7 +378,7 @@ REFUSALS = [
     (["-f", "broken.yaml"], "broken.yaml:1:10: engine.token_budgt: unknown key"),
     (["--set", "cache.directory=stderr/cache"], "the cache folder"),
     (["--set", "engine.kv_memory=4Ti"], "not enough memory: "),
-    (["--decode", "0"], "pools.decode.replicas: expected integer ≥ 1"),
+    (["--decode", "0"], "0 replicas are not within min_replicas 1"),
 ]
 
 

@@ -53,6 +53,27 @@ def sizes(resizes: list[Resize]) -> list[tuple[str, int]]:
     return [(resize.pool, resize.target) for resize in resizes]
 
 
+NONE = AutoscalingSettings(least=0, most=8, out_patience=0.0, in_patience=0.0, cool_down=0.0)
+
+
+@pytest.mark.parametrize(("in_vain", "wanted"), [(True, [("decode", 1)]), (False, [])])
+def test_a_pool_of_none_has_an_instance_when_requests_find_none(
+    in_vain: bool, wanted: list[tuple[str, int]]
+) -> None:
+    scaler = Autoscaler(NONE)
+    assert sizes(scaler.decide([pool(0, 0, 0, in_vain=in_vain)], 0.0)) == wanted
+    assert scaler.explanations["decode"].startswith("requests find no" if in_vain else "none is there")
+
+
+def test_a_pool_that_has_one_is_not_made_one_of_none() -> None:
+    assert sizes(Autoscaler(NONE).decide([pool(1, 0, 0)], 100.0)) == []
+
+
+def test_requests_in_vain_ask_for_no_second_instance_while_the_first_starts() -> None:
+    starting = pool(1, 0, 0, loads=(), in_vain=True)
+    assert sizes(Autoscaler(NONE).decide([starting], 0.0)) == []
+
+
 def test_a_full_pool_grows_by_what_it_lacks() -> None:
     """2 × 100 blocks are left for 100 requests; 10 a request need 1,000 more: an instance."""
     assert sizes(Autoscaler(QUICK).decide([pool(2, **FULL)], 0.0)) == [("decode", 3)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from shutil import which
 
 import pytest
 
@@ -44,12 +43,7 @@ def fake_server() -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def real_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    named = os.environ.get(servers.BINARY)
-    if not named:
-        pytest.skip(f"{servers.BINARY} names no kube-apiserver: only the fake one is asked")
-    if which("etcd") is None:
-        pytest.skip("needs etcd on the PATH: only the fake API server is asked")
-    with servers.real(Path(named), tmp_path_factory.mktemp("apiserver")) as server:
+    with servers.real(servers.binary(), tmp_path_factory.mktemp("apiserver")) as server:
         yield server
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
 from cluster import control_pb2 as pb
-from cluster.config import Config
+from cluster.config import Config, load
 from cluster.scaling import Scaling
 from engine.errors import RefusedError
 from k8s import paths
@@ -23,6 +25,8 @@ from tests.k8s.servers import Server
 
 CLUSTER = "tandem"
 LIVE = "tandem-raycluster-abcde"
+WAIT = 20.0
+"""Seconds that something in another process or thread may take."""
 
 
 @dataclass
@@ -37,6 +41,7 @@ class FakeControl:
     starting: int = 0
     draining: int = 0
     refusal: str = ""
+    reasons: dict[str, str] = field(default_factory=dict)
     calls: list[tuple[str, int]] = field(default_factory=list)
     scaled: threading.Event = field(default_factory=threading.Event)
 
@@ -90,6 +95,13 @@ class FakeControl:
         ended = before_automatic and not after
         return pb.ScaleReply(previous=previous, target=target, autoscale=after, autoscale_ended=ended)
 
+    def explain(self, subject: str) -> list[pb.Explanation]:
+        """As the real one: oldest first, and what is thought at the moment last."""
+        told = [pb.Explanation(kind="resize", reason=f"earlier than {self.reasons.get(subject, '')}")]
+        if subject in self.reasons:
+            told.append(pb.Explanation(kind="resize", reason=self.reasons[subject]))
+        return [*told, pb.Explanation(kind="opinion", reason="enough, and not too many")]
+
     def begin_anew(self, target: int, *, automatic: bool) -> None:
         """Another controller, which has no more than its settings: that of an upgrade, or of a new head."""
         self.targets["decode"] = target
@@ -107,7 +119,8 @@ class Scene:
         self.api: KubeApi = server.api
         self.namespace = server.namespace()
         self.control = FakeControl()
-        self.reconciler = Reconciler(self.api, self.control, self.namespace, CLUSTER)
+        self.now = 0.0
+        self.reconciler = Reconciler(self.api, self.control, self.namespace, CLUSTER, lambda: self.now)
 
     def pool(self, **spec: object) -> dict[str, Any]:
         body = {
@@ -143,13 +156,21 @@ class Scene:
         return next(each for each in found if each["type"] == kind)
 
     def events(self) -> list[str]:
-        return [each["reason"] for each in self.api.get(paths.events(self.namespace))["items"]]
+        return [each["reason"] for each in self._events()]
 
-    def ray(self) -> None:
-        """A RayService with a live RayCluster, as KubeRay leaves them."""
+    def told(self, reason: str) -> list[str]:
+        """What Events of a reason say."""
+        return [each["message"] for each in self._events() if each["reason"] == reason]
+
+    def _events(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.api.get(paths.events(self.namespace))["items"]
+        return found
+
+    def ray(self, **settings: object) -> None:
+        """A RayService of these settings with a live RayCluster, as KubeRay leaves them."""
         if not self.server.ray:
             pytest.skip("the real server has KubeRay's kinds only with TANDEM_KUBERAY_SCHEMAS")
-        service = ray_service(in_cluster(Config()))
+        service = ray_service(in_cluster(load(None, settings)))
         service["metadata"]["namespace"] = self.namespace
         cluster = {
             "apiVersion": "ray.io/v1",
@@ -179,11 +200,22 @@ class Scene:
     def budget_path(self) -> str:
         return paths.budget(self.namespace, f"{CLUSTER}-decode")
 
-    def bounds(self) -> list[tuple[int, int]]:
-        """Of the group decode, in the RayService and in the RayCluster."""
+    def bounds(self, group: str = "decode") -> list[tuple[int, int]]:
+        """Of a group, in the RayService and in the RayCluster."""
         service = self.api.get(paths.ray(self.namespace, "RayService", CLUSTER))["spec"]["rayClusterConfig"]
         cluster = self.api.get(paths.ray(self.namespace, "RayCluster", LIVE))["spec"]
         groups = [each for spec in (service, cluster) for each in spec["workerGroupSpecs"]]
-        found = [each for each in groups if each["groupName"] == "decode"]
+        found = [each for each in groups if each["groupName"] == group]
         assert all("template" in each for each in found)
         return [(each["minReplicas"], each["maxReplicas"]) for each in found]
+
+
+def eventually(holds: Callable[[], bool]) -> bool:
+    """Whether it comes true within a bound; what is waited for happens in another process or thread."""
+    end = time.monotonic() + WAIT
+    pause = threading.Event()
+    while not holds():
+        if time.monotonic() > end:
+            return False
+        pause.wait(0.05)
+    return True

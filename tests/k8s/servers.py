@@ -14,7 +14,10 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import which
 from typing import Any
+
+import pytest
 
 from cluster.ports import free_port
 from engine.errors import Conflict, TandemError
@@ -84,6 +87,16 @@ class Server:
             check=False,
             env={**os.environ, "HOME": str(home), "KUBECONFIG": str(home / "none")},
         )
+
+
+def binary() -> Path:
+    """The kube-apiserver that is named, or is on the PATH. Skips the test where there is none, or no etcd."""
+    found = os.environ.get(BINARY) or which("kube-apiserver")
+    if not found:
+        pytest.skip(f"no kube-apiserver is on the PATH or named by {BINARY}: only the fake one is asked")
+    if which("etcd") is None:
+        pytest.skip("needs etcd on the PATH: only the fake API server is asked")
+    return Path(found)
 
 
 @contextlib.contextmanager

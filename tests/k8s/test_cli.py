@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import yaml
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from cluster.config import Config
+from k8s.record import RECORD, text
 from k8s.render import files, objects
 from tests.k8s.trees import command_line
 
@@ -30,7 +30,19 @@ def test_render_prints_every_object(tmp_path: Path) -> None:
 def test_render_writes_the_tree(tmp_path: Path) -> None:
     assert run("render", "-o", str(tmp_path)).exit_code == 0
     written = {str(p.relative_to(tmp_path)): p.read_text() for p in tmp_path.rglob("*") if p.is_file()}
-    assert written == files(Config())
+    assert written == {**files(Config()), RECORD: text(files(Config()))}
+
+
+def test_render_takes_away_what_no_longer_belongs_or_refuses_it_by_name(tmp_path: Path) -> None:
+    rounded = ("render", "--set", "model.activations=int8", "-o", str(tmp_path))
+    assert run("render", "-o", str(tmp_path)).exit_code == 0
+    overlay = tmp_path / "overlays" / "gpu" / "kustomization.yaml"
+    kept = overlay.read_text()
+    overlay.write_text("# mine\n")
+    done = run(*rounded)
+    assert done.exit_code == 2 and f"{overlay}: a rendering wrote it" in done.stderr
+    overlay.write_text(kept)
+    assert run(*rounded).exit_code == 0 and not overlay.parent.exists()
 
 
 def test_render_takes_the_file_and_the_settings(tmp_path: Path) -> None:
@@ -55,8 +67,6 @@ def test_the_namespace_of_the_command_line_wins(more: tuple[str, ...]) -> None:
     done = run("render", *more, before=("-n", "prod"))
     found = list(yaml.safe_load_all(done.stdout))
     assert namespaces(found) == {"prod"}
-    (deployment,) = (each for each in found if each["kind"] == "Deployment")
-    assert "prod" in deployment["spec"]["template"]["spec"]["containers"][0]["command"]
 
 
 def test_a_namespace_that_none_can_have_is_refused_by_its_flag() -> None:

@@ -10,11 +10,12 @@ import pytest
 from cluster.config import Config
 from engine.errors import Conflict, InvalidKey, NotFound, Unreachable
 from k8s import paths
+from k8s.budget import FIRST_PAUSE
 from k8s.kube_api import KubeApi
 from k8s.lease import DURATION, Lease
 from k8s.objects.access import rights
 from k8s.operator import Reconciler
-from tests.k8s.scene import CLUSTER, Scene
+from tests.k8s.scene import CLUSTER, Scene, eventually
 from tests.k8s.servers import LIMITED, LIMITED_USER, Server
 
 
@@ -137,6 +138,38 @@ class TestRights:
         assert scene.control.targets["decode"] == 5 and "Scaled" in scene.events()
         with pytest.raises(NotFound):  # and not InvalidKey
             api.get(paths.budget(scene.namespace, "tandem-decode"))
+
+    def test_a_role_that_lacked_budgets_works_as_soon_as_it_is_applied(
+        self, real_server: Server, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The operator goes on: it is not restarted for it."""
+        caplog.set_level("INFO", logger="tandem.operator")
+        scene, api = self.limited(real_server)
+        path = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{scene.namespace}/roles/tandem-operator"
+        whole = scene.api.get(path)["rules"]
+        older = [rule for rule in whole if rule["apiGroups"] != ["policy"]]
+        assert len(older) == len(whole) - 1
+        scene.api.merge(path, {"rules": older})
+        scene.pool()
+        reconciler = Reconciler(api, scene.control, scene.namespace, CLUSTER, lambda: scene.now)
+        assert eventually(lambda: not self.may_read_budgets(scene, api))
+        reconciler.round()
+        assert "budgets stay as they are" in caplog.text and scene.read()["status"]["readyReplicas"] == 2
+        scene.api.merge(path, {"rules": whole})
+        assert eventually(lambda: self.may_read_budgets(scene, api))
+        scene.now += FIRST_PAUSE
+        reconciler.round()
+        assert "budgets are kept in step again" in caplog.text
+
+    def may_read_budgets(self, scene: Scene, api: KubeApi) -> bool:
+        """There is none, which only those who may look are told. The authoriser hears of Roles by a watch."""
+        try:
+            api.get(paths.budget(scene.namespace, "tandem-decode"))
+        except NotFound:
+            return True
+        except InvalidKey:
+            return False
+        return True
 
     @pytest.mark.parametrize("path", ["/api/v1/namespaces/{}/secrets", "/api/v1/namespaces/{}/pods"])
     def test_they_show_nothing_else(self, real_server: Server, path: str) -> None:

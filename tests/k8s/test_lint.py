@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from shutil import which
 
@@ -90,6 +91,12 @@ OURS = {
             "                  limits:\n                    nvidia.com/gpu: '2'\n",
         ),
     ),
+    "a GPU that nobody has": Mistake(
+        "            decode: 1\n",
+        "            decode: 1\n            GPU: 1\n",
+        "no group offers the resource GPU",
+        "          pools.decode.resources:",
+    ),
     "too little time to drain": Mistake(
         "terminationGracePeriodSeconds: 90",
         "terminationGracePeriodSeconds: 60",
@@ -101,6 +108,33 @@ OURS = {
     ),
     "root": Mistake(
         "runAsNonRoot: true", "runAsNonRoot: false", "set runAsNonRoot", "securityContext:", after=DECODE
+    ),
+    "root in the operator": Mistake(
+        "runAsNonRoot: true",
+        "runAsNonRoot: false",
+        "set runAsNonRoot",
+        "securityContext:",
+        after="kind: Deployment",
+    ),
+    "root at the beginning": Mistake(
+        "            containers:\n",
+        "            initContainers:\n              - name: first\n                image: busybox:1.37\n"
+        "            containers:\n",
+        "set runAsNonRoot",
+        "              - name: first",
+        after=DECODE,
+    ),
+    "tag latest in the operator": Mistake(
+        "tandem-serving:0.1.0-ray2.60.0",
+        "tandem-serving:latest",
+        "other than latest",
+        after="kind: Deployment",
+    ),
+    "a Secret that the operator does not find": Mistake(
+        "secretName: tandem-secrets",
+        "secretName: tandem-secret",
+        'no Secret or ConfigMap "tandem-secret"',
+        after="kind: Deployment",
     ),
     "bounds that differ": Mistake(
         "maxReplicas: 64", "maxReplicas: 32", "they must be equal", after="kind: Pool"
@@ -140,9 +174,36 @@ OURS = {
     "a policy that parts the pools": Mistake(
         f"{ITSELF}tandem\n",
         f"{ITSELF}other\n",
-        "allow all ports between",
+        "closes head to head: allow all ports between",
         "  ingress:",
         after="kind: NetworkPolicy",
+    ),
+    "a policy that lets nobody out": Mistake(
+        f"  egress:\n    - to:\n        {ITSELF}tandem\n",
+        "  egress:\n",
+        "keeps head from head: allow all ports between",
+        after="kind: NetworkPolicy",
+    ),
+    "a policy that opens some ports between pods": Mistake(
+        "              tandem.dev/cluster: tandem\n    - from:",
+        "              tandem.dev/cluster: tandem\n      ports: [{port: 8002, protocol: TCP}]\n    - from:",
+        "closes head to head: allow all ports between",
+        "  ingress:",
+        after="kind: NetworkPolicy",
+    ),
+    "a policy that keeps the operator out": Mistake(
+        "              app.kubernetes.io/name: tandem-operator\n      ports:\n        - port: 8002",
+        "              app.kubernetes.io/name: tandem-operator\n      ports:\n        - port: 8265",
+        "keeps tandem's operator from the control port 8002",
+        "  ingress:",
+        after="kind: NetworkPolicy",
+    ),
+    "a policy that keeps the operator in": Mistake(
+        "              ray.io/node-type: head\n      ports:\n        - port: 8002",
+        "              ray.io/node-type: head\n      ports:\n        - port: 8265",
+        "keeps tandem's operator from the control port 8002",
+        "  egress:",
+        after="  podSelector:\n    matchLabels:\n      app.kubernetes.io/name: tandem-operator",
     ),
 }
 
@@ -170,6 +231,45 @@ def test_a_planted_mistake_is_named_at_its_line(name: str, kinds: Kinds) -> None
 @pytest.mark.parametrize("name", KUBERAY)
 def test_a_mistake_against_kuberay_s_schema_is_named_at_its_line(name: str, all_kinds: Kinds) -> None:
     assert_named(KUBERAY[name], all_kinds)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        pytest.param(f"        {ITSELF}tandem\n", "        - namespaceSelector: {}\n", id="all namespaces"),
+        pytest.param(f"    - from:\n        {ITSELF}tandem\n", "    - {}\n", id="everybody"),
+        pytest.param(
+            "tandem-operator\n      ports:\n        - port: 8002\n",
+            "tandem-operator\n      ports:\n        - port: 8000\n          endPort: 8010\n",
+            id="a range",
+        ),
+        pytest.param(
+            "tandem-operator\n      ports:\n        - port: 8002\n",
+            "tandem-operator\n      ports:\n        - port: control\n",
+            id="a name",
+        ),
+        pytest.param("  policyTypes:\n    - Ingress\n    - Egress\n", "", id="types that are filled in"),
+    ],
+)
+def test_a_policy_that_leaves_enough_open_has_no_problem(old: str, new: str, kinds: Kinds) -> None:
+    start = clean().index("kind: NetworkPolicy")
+    assert old in clean()[start:]
+    assert check(clean()[:start] + clean()[start:].replace(old, new, 1), kinds).problems == ()
+
+
+def test_gpus_for_a_model_of_cpus_are_named(kinds: Kinds) -> None:
+    """As the overlay gpu would be that is left from another config."""
+    limits, gpu = "                  limits:\n", "                    nvidia.com/gpu: '1'\n"
+    requests = "                  requests:\n"
+    start = clean().index(DECODE)
+    decode = clean()[start:].replace(limits, limits + gpu, 1).replace(requests, requests + gpu, 1)
+    with_gpus = clean()[:start] + decode
+    assert check(with_gpus, kinds).problems == ()
+    rounded = with_gpus.replace("        args:\n", "        args:\n          model.activations: int8\n", 1)
+    (problem,) = check(rounded, kinds).problems
+    assert problem.message == "model.activations is int8, which is for CPUs: leave the GPUs out"
+    assert isinstance(problem.at, Mark) and problem.at.text.strip() == "nvidia.com/gpu: '1'"
+    assert problem.at.line > rounded.count("\n", 0, rounded.index(DECODE))
 
 
 def test_what_is_rendered_has_no_problem(kinds: Kinds) -> None:
@@ -289,3 +389,10 @@ class TestCommand:
 
     def test_a_missing_file_ends_with_2(self, tmp_path: Path) -> None:
         assert self.run(str(tmp_path / "none.yaml"))[0] == 2
+
+
+def test_what_is_rendered_is_checked_within_a_second_of_cpu(all_kinds: Kinds) -> None:
+    check(clean(), all_kinds)
+    begun = time.process_time()
+    check(clean(), all_kinds)
+    assert time.process_time() - begun < 1.0

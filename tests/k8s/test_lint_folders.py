@@ -141,6 +141,20 @@ def test_one_slip_in_a_base_and_its_overlay_is_named_once(tree: Path, kinds: Kin
     assert len(found) == 1 and isinstance(found[0].at, Mark)
 
 
+def test_how_a_file_is_written_is_told_where_it_was_written_and_is_no_problem(
+    tree: Path, kinds: Kinds
+) -> None:
+    slip("base/service.yaml", "kind: Service\n", "kind: Service  \n")(tree)
+    report = check(tree / "overlays" / "gpu", kinds=kinds)
+    assert [f"{each.at}: {each.message}" for each in report.style] == [
+        f"{tree}/base/service.yaml:2:14: trailing spaces"
+    ]
+    assert report.problems == ()
+    done = CliRunner().invoke(command_line(), ["k8s", "lint", str(tree / "base")])
+    assert (done.exit_code, done.stdout) == (0, "")
+    assert f"note: {tree}/base/service.yaml:2:14: trailing spaces\n" in done.stderr.replace("\n/", "/")
+
+
 @pytest.mark.parametrize("name", kustomization.NAMES)
 def test_every_name_of_a_kustomization_is_known(name: str, tree: Path, kinds: Kinds) -> None:
     (tree / "base" / "kustomization.yaml").rename(tree / "base" / name)

@@ -122,7 +122,10 @@ FIRING = {
         "No gateway in the namespace tandem tells of its pools: all are gone, or none is scraped.",
     ),
     "TandemNoReadyInstance": Story(
-        {'tandem_pool_replicas{pool="decode",state="ready"}': "0x60"},
+        {
+            'tandem_pool_replicas{pool="decode",state="ready"}': "0x60",
+            'tandem_pool_target_replicas{pool="decode"}': "2x60",
+        },
         {"pool": "decode"},
         "The pool decode has no ready instance: requests wait or are refused.",
     ),
@@ -212,5 +215,21 @@ def test_alerts_fire_when_they_should_and_only_then(tmp_path: Path, bad: bool, n
         tests.append({"interval": "1m", "input_series": inputs, "alert_rule_test": expected})
     path = tmp_path / "tests.yaml"
     path.write_text(yaml.safe_dump({"rule_files": ["rules.yaml"], "tests": tests}))
+    done = promtool("test", "rules", str(path))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@needs_promtool
+def test_a_pool_that_is_to_have_no_instance_is_no_alert(tmp_path: Path) -> None:
+    rules_file(tmp_path)
+    of_it = '{namespace="tandem",pool="prefill"'
+    inputs = [
+        {"series": f'tandem_pool_replicas{of_it},state="ready"}}', "values": "0x60"},
+        {"series": f"tandem_pool_target_replicas{of_it}}}", "values": "0x60"},
+    ]
+    quiet = [{"eval_time": "40m", "alertname": name, "exp_alerts": []} for name in FIRING]
+    told = {"interval": "1m", "input_series": inputs, "alert_rule_test": quiet}
+    path = tmp_path / "tests.yaml"
+    path.write_text(yaml.safe_dump({"rule_files": ["rules.yaml"], "tests": [told]}))
     done = promtool("test", "rules", str(path))
     assert done.returncode == 0, done.stdout + done.stderr

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from shutil import which
 
 import pytest
 
 from cluster import control_pb2 as pb
-from engine.errors import InvalidKey, TandemError, Unreachable
-from k8s import paths
+from cluster.config import Config
+from engine.errors import TandemError, Unreachable
+from k8s.objects.names import ALIVE
+from k8s.objects.pools import SILENT_MINUTES
 from k8s.operator import follow
-from tests.k8s.scene import LIVE, Scene
+from k8s.render import objects
+from tests.k8s.scene import LIVE, WAIT, Scene, eventually
 from tests.k8s.servers import Server
-
-WAIT = 20.0
 
 
 @pytest.fixture
@@ -80,16 +82,6 @@ def test_an_old_value_that_is_applied_again_is_a_wish(scene: Scene) -> None:
     assert scene.control.targets["decode"] == 2
 
 
-def test_a_wish_outside_the_bounds_is_refused_and_not_clamped(scene: Scene) -> None:
-    scene.pool(maxReplicas=3)
-    scene.rounds()
-    scene.scale(9)
-    scene.rounds(2)
-    assert scene.control.calls == []
-    assert scene.condition("Refused")["status"] == "True"
-    assert "9 replicas are not within" in scene.condition("Refused")["message"]
-
-
 def test_a_refusal_is_told_once(scene: Scene) -> None:
     scene.pool(maxReplicas=3)
     scene.rounds()
@@ -142,12 +134,18 @@ def test_a_pool_of_another_cluster_is_left_alone(scene: Scene) -> None:
     assert not scene.read().get("status")
 
 
-def test_a_deleted_pool_leaves_the_instances(scene: Scene) -> None:
+def test_every_change_of_the_size_is_an_event_with_its_reason(scene: Scene) -> None:
     scene.pool()
     scene.rounds()
-    scene.api.delete(scene.path)
-    scene.rounds()
-    assert scene.control.calls == []
+    assert scene.told("Scaled") == [], "a new Pool only learns the size"
+    scene.control.targets["decode"] = 7
+    scene.control.reasons["decode"] = "4.2 blocks per request, 10 are wanted"
+    scene.rounds(2)
+    assert scene.told("Scaled") == ["from 2 to 7, 4.2 blocks per request, 10 are wanted"]
+    before = set(scene.told("Scaled"))
+    scene.scale(5)
+    scene.rounds(2)
+    assert set(scene.told("Scaled")) - before == {"from 7 to 5, as the Pool says"}
 
 
 def test_an_unknown_role_is_refused_by_the_server(scene: Scene) -> None:
@@ -160,145 +158,6 @@ def test_the_selector_names_the_live_cluster(scene: Scene) -> None:
     scene.pool()
     scene.rounds()
     assert scene.read()["status"]["selector"] == f"ray.io/group=decode,ray.io/cluster={LIVE}"
-
-
-def test_bounds_reach_the_rayservice_and_the_live_cluster(scene: Scene) -> None:
-    scene.ray()
-    scene.pool(minReplicas=2, maxReplicas=9)
-    scene.rounds()
-    assert scene.bounds() == [(2, 9), (2, 9)]
-
-
-def test_bounds_of_the_pool_reach_the_controller_and_stay(scene: Scene) -> None:
-    scene.pool(minReplicas=2, maxReplicas=9)
-    scene.rounds()
-    assert scene.control.bounds["decode"] == (2, 9)
-    scene.api.merge(scene.path, {"spec": {"maxReplicas": 5}})
-    scene.rounds(2)
-    assert scene.control.bounds["decode"] == (2, 5)
-    assert scene.read()["spec"]["maxReplicas"] == 5
-
-
-def test_bounds_from_the_command_line_reach_kubernetes(scene: Scene) -> None:
-    """`tandem scale decode --min 3 --max 12` tells the controller only."""
-    scene.ray()
-    scene.pool(minReplicas=2, maxReplicas=9)
-    scene.rounds()
-    scene.control.scale("decode", least=3, most=12)
-    scene.rounds(2)
-    spec = scene.read()["spec"]
-    assert (spec["minReplicas"], spec["maxReplicas"]) == (3, 12)
-    assert scene.bounds() == [(3, 12), (3, 12)]
-    assert scene.events().count("Bounded") == 2
-
-
-def test_bounds_of_a_new_controller_are_only_its_settings(scene: Scene) -> None:
-    """A second cluster for an upgrade, or a head that was lost: the Pool outlives them."""
-    scene.pool(maxReplicas=8)
-    scene.rounds(2)
-    scene.control.begin_anew(2, automatic=True)
-    scene.rounds(2)
-    assert scene.read()["spec"]["maxReplicas"] == 8
-    assert scene.control.bounds["decode"] == (1, 8)
-
-
-def test_a_pool_of_an_older_version_takes_the_bounds_that_were_asked_for(scene: Scene) -> None:
-    scene.pool()
-    scene.rounds()
-    gone = {"status": {"minReplicas": None, "maxReplicas": None}}
-    scene.api.merge(f"{scene.path}/status", gone)
-    scene.control.scale("decode", most=4)
-    scene.rounds(2)
-    assert scene.read()["spec"]["maxReplicas"] == 4
-
-
-def test_bounds_are_taken_beside_a_size_that_is_refused(scene: Scene) -> None:
-    scene.pool(maxReplicas=9)
-    scene.rounds()
-    scene.scale(12)
-    scene.rounds()
-    scene.api.merge(scene.path, {"spec": {"maxReplicas": 6}})
-    scene.rounds()
-    assert scene.control.bounds["decode"] == (1, 6)
-    assert "12 replicas are not within" in scene.condition("Refused")["message"]
-
-
-def test_bounds_that_leave_the_size_out_are_refused_where_nobody_else_sizes_it(scene: Scene) -> None:
-    scene.pool(maxReplicas=9)
-    scene.rounds()
-    scene.scale(7)
-    scene.rounds()
-    scene.api.merge(scene.path, {"spec": {"maxReplicas": 5}})
-    scene.rounds(2)
-    assert "sized to 7" in scene.condition("Refused")["message"]
-    scene.scale(5)
-    scene.rounds()
-    assert (scene.control.targets["decode"], scene.control.bounds["decode"]) == (5, (1, 5))
-
-
-def test_a_size_comes_with_the_bounds_that_allow_it(scene: Scene) -> None:
-    """One edit of both: neither alone would be taken."""
-    scene.pool(minReplicas=1, maxReplicas=3)
-    scene.rounds()
-    scene.api.merge(scene.path, {"spec": {"minReplicas": 6, "maxReplicas": 8, "replicas": 7}})
-    scene.rounds()
-    assert (scene.control.targets["decode"], scene.control.bounds["decode"]) == (7, (6, 8))
-
-
-def test_bounds_that_the_controller_refuses_are_a_condition(scene: Scene) -> None:
-    scene.ray()
-    scene.pool(minReplicas=2, maxReplicas=9)
-    scene.rounds()
-    scene.api.merge(scene.path, {"spec": {"minReplicas": 12}})
-    scene.rounds(2)
-    assert "12 instances at least and 9 at most" in scene.condition("Refused")["message"]
-    assert scene.bounds() == [(2, 9), (2, 9)]
-
-
-def test_bounds_that_agree_are_not_written_again(scene: Scene) -> None:
-    scene.ray()
-    scene.pool(minReplicas=2, maxReplicas=9)
-    scene.rounds()
-    path = paths.ray(scene.namespace, "RayCluster", LIVE)
-    version = scene.api.get(path)["metadata"]["resourceVersion"]
-    scene.rounds()
-    assert scene.api.get(path)["metadata"]["resourceVersion"] == version
-
-
-def test_the_budget_keeps_all_but_one_of_the_fewest(scene: Scene) -> None:
-    if not scene.server.budgets:
-        pytest.skip("this kube-apiserver does not serve PodDisruptionBudgets")
-    scene.budget()
-    assert scene.staying() == 0
-    scene.pool(minReplicas=3, maxReplicas=9)
-    scene.rounds()
-    assert scene.staying() == 2
-    scene.api.merge(scene.path, {"spec": {"minReplicas": 1}})
-    scene.rounds()
-    assert scene.staying() == 0
-
-
-def test_a_budget_of_somebodys_own_is_left_alone(scene: Scene) -> None:
-    if not scene.server.budgets:
-        pytest.skip("this kube-apiserver does not serve PodDisruptionBudgets")
-    scene.budget()
-    scene.api.merge(scene.budget_path, {"metadata": {"labels": None}, "spec": {"minAvailable": 5}})
-    scene.pool(minReplicas=3, maxReplicas=9)
-    scene.rounds()
-    assert scene.staying() == 5
-
-
-def test_a_role_without_budgets_is_named_once_and_nothing_else_stops(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def forbidden(*_: object) -> None:
-        raise InvalidKey("poddisruptionbudgets is forbidden")
-
-    monkeypatch.setattr("k8s.operator.set_budget", forbidden)
-    scene.pool(minReplicas=2, maxReplicas=9)
-    scene.rounds(3)
-    assert [one.message.count("rbac.yaml") for one in caplog.records if one.levelname == "WARNING"] == [1]
-    assert scene.control.bounds["decode"] == (2, 9)
 
 
 def test_a_round_survives_a_pool_that_changes_meanwhile(scene: Scene) -> None:
@@ -317,17 +176,6 @@ def test_a_round_survives_a_pool_that_changes_meanwhile(scene: Scene) -> None:
     assert scene.control.calls == []
     scene.rounds()
     assert scene.control.calls == [("decode", 5)]
-
-
-def eventually(holds: Callable[[], bool]) -> bool:
-    """Whether it comes true within a bound; what is waited for happens in another process or thread."""
-    end = time.monotonic() + WAIT
-    pause = threading.Event()
-    while not holds():
-        if time.monotonic() > end:
-            return False
-        pause.wait(0.05)
-    return True
 
 
 def working(scene: Scene) -> tuple[threading.Event, threading.Thread]:
@@ -375,3 +223,27 @@ def test_an_operator_goes_on_when_the_controller_comes_back(scene: Scene) -> Non
     finally:
         stop.set()
         thread.join()
+
+
+def asked_whether_it_goes_on(alive: Path) -> bool:
+    """What Kubernetes asks of the operator's pod, with the file elsewhere."""
+    (deployment,) = (each for each in objects(Config()) if each["kind"] == "Deployment")
+    probe = deployment["spec"]["template"]["spec"]["containers"][0]["livenessProbe"]["exec"]["command"]
+    command = [word.replace(ALIVE, str(alive)) for word in probe]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def test_an_operator_that_goes_on_is_told_from_one_that_hangs(fake_server: Server, tmp_path: Path) -> None:
+    scene, stop, alive = Scene(fake_server), threading.Event(), tmp_path / "alive"
+    assert not asked_whether_it_goes_on(alive), "not begun"
+
+    def wait() -> bool:
+        """Another one works."""
+        stop.set()
+        return False
+
+    follow(scene.reconciler, wait, stop, seconds=1, alive=alive)
+    assert asked_whether_it_goes_on(alive)
+    minutes_ago = time.time() - 60 * (SILENT_MINUTES + 1)
+    os.utime(alive, (minutes_ago, minutes_ago))
+    assert not asked_whether_it_goes_on(alive)

@@ -81,12 +81,12 @@ def operate(address: str, namespace: str) -> int:
     return CliRunner().invoke(command_line(), [*flags, *verb]).exit_code
 
 
-def pool(server: Server, namespace: str, **spec: object) -> None:
+def pool(server: Server, namespace: str, role: str = "decode", **spec: object) -> None:
     body = {
         "apiVersion": "tandem.dev/v1alpha1",
         "kind": "Pool",
-        "metadata": {"name": "decode", "namespace": namespace},
-        "spec": {"role": "decode", "clusterRef": {"name": "tandem"}, **spec},
+        "metadata": {"name": role, "namespace": namespace},
+        "spec": {"role": role, "clusterRef": {"name": "tandem"}, **spec},
     }
     server.api.create(paths.pools(namespace), body)
 
@@ -127,13 +127,30 @@ def test_the_switch_of_a_pool_reaches_a_real_controller(fake_server: Server, kub
 
 def test_what_a_real_controller_refuses_is_a_condition(fake_server: Server, kubeconfig: Path) -> None:
     namespace = fake_server.namespace()
-    pool(fake_server, namespace, replicas=0, minReplicas=0, autoscale=False)
+    pool(fake_server, namespace, minReplicas=9, maxReplicas=8)
     with controller() as (made, address):
         assert operate(address, namespace) == 0
         assert made.pools["decode"].target == 2
     conditions = fake_server.api.get(paths.pool(namespace, "decode"))["status"]["conditions"]
     refused = next(each for each in conditions if each["type"] == "Refused")
-    assert refused["status"] == "True" and "the model would vanish" in refused["message"]
+    assert refused["status"] == "True" and "9 instances at least and 8 at most" in refused["message"]
+
+
+@pytest.mark.parametrize("name", ["prefill", "decode"])
+@pytest.mark.parametrize(("least", "target"), [(0, 0), (1, 2)])
+def test_a_pool_is_scaled_to_none_where_that_is_asked_for_twice(
+    fake_server: Server, kubeconfig: Path, name: str, least: int, target: int
+) -> None:
+    namespace = fake_server.namespace()
+    pool(fake_server, namespace, name, replicas=0, minReplicas=least, autoscale=False)
+    with controller() as (made, address):
+        made.scale(name, 2)
+        assert operate(address, namespace) == 0
+        assert made.pools[name].target == target
+    conditions = fake_server.api.get(paths.pool(namespace, name))["status"]["conditions"]
+    assert {each["type"]: each["status"] for each in conditions}["Refused"] == (
+        "False" if target == 0 else "True"
+    )
 
 
 def test_a_real_controller_takes_a_size_with_its_bounds(fake_server: Server, kubeconfig: Path) -> None:

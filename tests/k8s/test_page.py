@@ -6,7 +6,6 @@ in the meantime, the test acts in its place; it says so in STAND_INS. What neith
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import subprocess
@@ -217,10 +216,7 @@ def test_every_command_of_the_page_is_in_a_block() -> None:
 @pytest.fixture(scope="module")
 def own_server(tmp_path_factory: pytest.TempPathFactory, kuberay: Path) -> Iterator[Server]:
     """A real one that does not know Pools yet: the page defines them, and takes them away."""
-    named = os.environ.get(servers.BINARY)
-    if not named or which("etcd") is None:
-        pytest.skip(f"needs etcd, and {servers.BINARY} to name a kube-apiserver: only the fake one is asked")
-    with servers.real(Path(named), tmp_path_factory.mktemp("apiserver"), pools=False) as server:
+    with servers.real(servers.binary(), tmp_path_factory.mktemp("apiserver"), pools=False) as server:
         yield server
 
 

@@ -119,6 +119,16 @@ def test_a_status_gives_back_on_what_both_agreed(agreed: Agreed) -> None:
     assert Agreed.last({}, written) == agreed
 
 
+@pytest.mark.parametrize(
+    ("target", "ready", "holds"), [(2, 2, "True"), (2, 1, "False"), (0, 0, "True"), (0, 1, "False")]
+)
+def test_a_pool_is_ready_at_its_target(target: int, ready: int, holds: str) -> None:
+    """Also at none, of which a pool that was scaled to 0 is to have no more."""
+    found = pb.Pool(name="prefill", target=target, ready=ready, least=0, most=64)
+    written = status_of({"metadata": {}, "spec": {}}, found, selector="", agreed=None, refused="", now="now")
+    assert {each["type"]: each["status"] for each in written["conditions"]}["Ready"] == holds
+
+
 @dataclass
 class World:
     """A Pool, an operator that is as quick as the rules, and a controller.

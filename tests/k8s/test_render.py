@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.app import _load
 from cluster.config import Config, load, read
 from cluster.config_kubernetes import RAY_VERSION
 from cluster.tls import cluster_tls
@@ -100,7 +99,7 @@ def test_the_arguments_give_the_config_back() -> None:
     config = with_settings(
         engine__kv_memory="512Mi", model__name="small", pools__decode__replicas=3, log__format="json"
     )
-    assert _load(arguments(config)) == in_cluster(config)
+    assert load(None, arguments(config)) == in_cluster(config)
 
 
 def test_secrets_are_not_rendered() -> None:
@@ -133,14 +132,30 @@ def test_gpus_are_requested_as_they_are_limited_and_tolerated() -> None:
     assert pod["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
 
 
-def test_a_model_for_cpus_is_rendered_without_gpus_and_refused_with_them() -> None:
+def test_a_model_for_cpus_is_rendered_without_gpus() -> None:
     rounded = with_settings(model__activations="int8")
     found = files(rounded)
     assert not any("overlays/gpu" in path or "nvidia.com/gpu" in text for path, text in found.items())
     with pytest.raises(ConfigError, match=r"int8 is for CPUs: there is no overlay gpu"):
         render.check_overlay(rounded, "gpu")
-    with pytest.raises(ConfigError, match=r"int8 is for CPUs, and kubernetes\.pods\.decode\.gpus is not 0"):
-        files(with_settings(model__activations="int8", kubernetes__pods__decode__gpus=1))
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "said"),
+    [
+        ("kubernetes__pods__decode__gpus", 1, "kubernetes.pods.decode.gpus is not 0"),
+        ("kubernetes__pods__prefill__gpus", 2, "kubernetes.pods.prefill.gpus is not 0"),
+        ("pools__prefill__resources", {"GPU": 1}, "pools.prefill.resources ask for a GPU"),
+        ("pools__decode__resources", {"decode": 1, "GPU": 0.5}, "pools.decode.resources ask for a GPU"),
+        ("engine__device", "cuda", "engine.device is cuda"),
+    ],
+)
+def test_a_model_for_cpus_is_refused_where_its_instances_would_compute_on_a_gpu(
+    setting: str, value: object, said: str
+) -> None:
+    files(with_settings(**{setting: value}))
+    with pytest.raises(ConfigError, match=f"int8 is for CPUs, and {re.escape(said)}: change one of them"):
+        files(with_settings(model__activations="int8", **{setting: value}))
 
 
 def test_a_model_claim_is_mounted_in_every_pod_for_reading() -> None:
@@ -265,3 +280,35 @@ def test_dashboards_have_their_variables() -> None:
     for dashboard in dashboards().values():
         names = {variable["name"] for variable in dashboard["templating"]["list"]}
         assert names == {"datasource", "namespace", "model_name", "pool"}
+
+
+@needs_kustomize
+def test_kustomize_s_own_changes_of_image_and_namespace_reach_every_pod(tmp_path: Path) -> None:
+    """An overlay of somebody's own, on top of one of ours."""
+    render.write(Config(), tmp_path)
+    image, tag = Config().kubernetes.image.split(":")
+    own = {
+        "resources": ["../overlays/gpu"],
+        "namespace": "prod",
+        "images": [{"name": image, "newName": "registry.example/tandem", "newTag": f"mine-{tag}"}],
+    }
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "kustomization.yaml").write_text(yaml.safe_dump(own))
+    found = list(yaml.safe_load_all(render.kustomize(tmp_path / "own")))
+    inside = {each["metadata"]["namespace"] for each in found if "namespace" in each["metadata"]}
+    images = set(re.findall(r"image: *(\S+)", yaml.safe_dump_all(found)))
+    assert (inside, images) == ({"prod"}, {f"registry.example/tandem:mine-{tag}"})
+    (deployment,) = (each for each in found if each["kind"] == "Deployment")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert "prod" in ran(container), "the operator works where its Pools are"
+
+
+def ran(container: dict[str, Any]) -> list[str]:
+    """The words of its command once the kubelet has filled in the variables, in the namespace `prod`."""
+    fields = {"metadata.namespace": "prod"}
+    values = {
+        each["name"]: fields[each["valueFrom"]["fieldRef"]["fieldPath"]]
+        for each in container.get("env", [])
+        if "fieldRef" in each.get("valueFrom", {})
+    }
+    return [re.sub(r"\$\((\w+)\)", lambda name: values[name[1]], word) for word in container["command"]]

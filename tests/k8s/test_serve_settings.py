@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.app import _load
 from cluster.config import Config, load
 from cluster.config_yaml import leaves, read_document
 from engine.errors import ConfigError
@@ -41,14 +40,14 @@ def test_names_with_dots_reach_the_application() -> None:
     assert config.security.tenants.requests == {"acme.eu": 600, "*": 60}
     found = arguments(config)
     assert {key: found[key] for key in TENANTS} == TENANTS
-    assert _load(found) == in_cluster(config)
+    assert load(None, found) == in_cluster(config)
 
 
 def test_the_same_names_one_by_one_would_be_refused() -> None:
     apart = {".".join(path): value for path, value in leaves(dict(arguments(load(None, TENANTS))))}
     assert "security.tenants.requests.acme.eu" in apart
     with pytest.raises(ConfigError, match=r"security\.tenants\.requests\.acme"):
-        _load(apart)
+        load(None, apart)
 
 
 def test_the_manifests_are_checked_with_the_same_settings() -> None:
