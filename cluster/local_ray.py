@@ -66,6 +66,8 @@ def prepare_process(scratch: Scratch, threads: int | None, *, secure: bool) -> N
     os.chdir(scratch.folder)
     os.environ[MARKER] = scratch.cluster
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    # Else whoever asks Ray for anything after its end starts another one.
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
     # gRPC's fork handlers can hang the child in which Ray starts a process when other threads use gRPC.
     os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
     # Ray starts its workers at 15, where whatever else runs here takes the cores from under them.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,9 @@ def steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     for name in ("prepare_process", "start_ray"):
         monkeypatch.setattr(local, name, lambda *given, **named: None)
-    monkeypatch.setattr(LocalCluster, "_serve", lambda cluster: None)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for name in ("_begin_instances", "_serve"):
+        monkeypatch.setattr(LocalCluster, name, lambda cluster: None)
     monkeypatch.setattr(LocalCluster, "client", lambda cluster: Hopeless())
     return []
 
