@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
 from decode_pool.continuous_batching import ContinuousBatching
+from engine.batch import BatchPolicy
+from engine.cost_model import Batch, CostModel
+from global_scheduler.goodput import Arm, Parallel
 from global_scheduler.placement import PlacementSettings
 from global_scheduler.scheduler import SchedulerSettings
 from prefill_pool.chunked_prefill import ChunkedPrefill
@@ -73,6 +77,69 @@ def goodput(
         return bool(report["slo"]["attainment"] >= 0.9)
 
     return highest(holds, 0.25, 12.0, steps)
+
+
+SHAPES: dict[Parallel, CostModel] = {
+    Parallel(): OPT_13B_A100,
+    Parallel(pipeline=2): replace(OPT_13B_A100, pipeline=2),
+}
+"""Instances of one GPU and of two."""
+
+
+@dataclass(frozen=True, slots=True)
+class Free:
+    """The cost of a phase that is not looked at: next to nothing, but time goes on."""
+
+    def seconds(self, batch: Batch) -> float:
+        return 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Pools:
+    """A global_scheduler.goodput.Measure of the motivating case: `count` requests for each GPU."""
+
+    count: int
+    ttft: float = 0.4
+    tpot: float = 0.04
+    links: LinkSettings = QUICK
+    seed: int = 1
+
+    def __call__(self, arm: Arm, rate: float) -> float:
+        pools = [_pool("decode", arm.decodes, SHAPES[arm.decode], arm.decode.gpus)]
+        if arm.prefills:
+            pools.append(_pool("prefill", arm.prefills, SHAPES[arm.prefill], arm.prefill.gpus))
+        return self._attained(pools, rate, arm.gpus, self.ttft, self.tpot, self.links)
+
+    def alone(self, role: str, parallel: Parallel, rate: float) -> float:
+        pools = [
+            _pool(one, 1, SHAPES[parallel] if one == role else Free(), parallel.gpus if one == role else 64)
+            for one in ("prefill", "decode")
+        ]
+        ttft, tpot = (self.ttft, None) if role == "prefill" else (None, self.tpot)
+        at_once = LinkSettings(bandwidth=1e15, latency=0.0)
+        return self._attained(pools, rate, parallel.gpus, ttft, tpot, at_once)
+
+    def _attained(
+        self,
+        pools: list[PoolSetup],
+        rate: float,
+        gpus: int,
+        ttft: float | None,
+        tpot: float | None,
+        links: LinkSettings,
+    ) -> float:
+        setup = Setup(tuple(pools), links=links, kv_bytes=KV_BYTES, scheduler=SPREAD)
+        cluster = simulate(setup, traffic(rate, self.count * gpus, self.seed))
+        return float(summarise(cluster, ttft=ttft, tpot=tpot)["slo"]["attainment"])
+
+
+def _pool(role: str, replicas: int, cost: CostModel, gpus: int) -> PoolSetup:
+    """Where nobody prefills for it, a decode instance does both in chunks."""
+
+    def policy() -> BatchPolicy:
+        return ChunkedPrefill(512, 16) if role == "prefill" else ContinuousBatching(512)
+
+    return PoolSetup(role, replicas, cost, BLOCKS * gpus, fcfs(policy))
 
 
 def rows(*, quick: bool) -> list[Row]:

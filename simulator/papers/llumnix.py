@@ -141,7 +141,7 @@ def rows(*, quick: bool) -> list[Row]:
             for key, (metric, published) in metrics.items()
             for arm in ARMS[:3]
         ]  # fmt: skip
-    return found + _urgent_rows(seeds, requests, instances) + _elastic_rows(requests // 2)
+    return found + _urgent_rows(seeds, requests, instances) + elastic_rows(requests // 2)
 
 
 def urgent_means(seeds: Sequence[int], requests: int, instances: int) -> dict[bool, tuple[float, float]]:
@@ -172,21 +172,33 @@ def _urgent_rows(seeds: Sequence[int], requests: int, instances: int) -> list[Ro
     load = f"{ABOVE * instances:g} requests/s, {len(seeds)} seed{'s' * (len(seeds) > 1)}"
     return [
         Row("18", "Llumnix", work, load, f"mean completion time of {whose} requests, priorities on", "s",
-            means[False][i], means[True][i], published)
-        for i, whose, published in ((0, "urgent", 1.5), (1, "other", None))
+            means[False][i], means[True][i], published, note=note)
+        for i, whose, published, note in (
+            (0, "urgent", 1.5, ""), (1, "other", None, "published: 4.5 % later"),
+        )
     ]  # fmt: skip
 
 
-def _elastic_rows(requests: int) -> list[Row]:
+def elastic_rows(requests: int) -> list[Row]:
+    """Bursts that begin before instances have started: what migration is worth where both arms are scaled,
+    and what scaling saves where enough instances stay for the bursts to be served as by all of them."""
     arrivals = traffic(4.0, requests, 0, cv=4.0)
-    settings = AutoscalingSettings(least=1, most=8, out_patience=2.0, in_patience=10.0, cool_down=5.0)
-    fixed, elastic = (
-        summarise(run("full", arrivals, instances=8, autoscaling=scaling)) for scaling in (None, settings)
-    )
-    work, load = "power-law lengths, 1 to 8 × A10", "4 requests/s, CV 4"
-    return [
-        Row("18", "Llumnix", work, load, "GPU hours, over 8 instances", "h", fixed["gpu_hours"],
-            elastic["gpu_hours"], 1.19),
-        Row("18", "Llumnix", work, load, "p99 time to first token, over 8 instances", "s",
-            fixed["ttft"]["p99"], elastic["ttft"]["p99"], None),
-    ]  # fmt: skip
+    eager = AutoscalingSettings(least=1, most=8, out_patience=2.0, in_patience=10.0, cool_down=5.0)
+    ready = replace(eager, least=4, out_below=20.0, in_above=70.0, out_patience=0.0)
+
+    def measure(arm: str, scaling: AutoscalingSettings | None) -> tuple[float, float]:
+        report = summarise(run(arm, arrivals, instances=8, autoscaling=scaling))
+        return report["gpu_hours"], report["ttft"]["p99"]
+
+    found = []
+    for work, over, theirs, ours, published in (
+        ("1 to 8 × A10", "freeness, scaled too", ("freeness", eager), ("full", eager), (1.19, 12.2)),
+        ("4 to 8 × A10", "8 instances", ("full", None), ("full", ready), (None, None)),
+    ):
+        base, mine = measure(*theirs), measure(*ours)
+        found += [
+            Row("18", "Llumnix", f"power-law lengths, {work}", "4 requests/s, CV 4", f"{metric}, over {over}",
+                unit, base[i], mine[i], published[i])
+            for i, (metric, unit) in enumerate((("GPU hours", "h"), ("p99 time to first token", "s")))
+        ]  # fmt: skip
+    return found

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from random import Random
 
 from decode_pool.continuous_batching import ContinuousBatching
 from engine.batch import BatchPolicy
+from engine.plan import StepPlan
 from engine.request import Request
 from engine.reserve_max import ReserveMax
 from simulator.cluster import SimulatedCluster
-from simulator.papers.arms import OPT_13B, highest, one
+from simulator.papers.arms import OPT_13B, QUICK, highest, one
 from simulator.papers.rows import Row
 from simulator.report import summarise
-from simulator.setup import fcfs
+from simulator.setup import PoolSetup, Setup, fcfs
 from simulator.workload.arrivals import Arrival
 from simulator.workload.generators import lognormal, make, poisson
 
-SLOTS, LONGEST = 15_700, 2048
+SLOTS, LONGEST, BLOCK = 15_700, 2048, 16
 
 
 def traffic(rate: float, count: int, seed: int) -> list[Arrival]:
@@ -40,14 +42,45 @@ def arm(name: str, lengths: Mapping[str, int]) -> BatchPolicy:
 
 def run(name: str, rate: float, count: int, seed: int) -> SimulatedCluster:
     arrivals = traffic(rate, count, seed)
-    lengths = {str(i): one.prompt_tokens + one.output_tokens for i, one in enumerate(arrivals)}
-    return one(fcfs(lambda: arm(name, lengths)), arrivals, OPT_13B, blocks=SLOTS // 16)
+    return one(fcfs(lambda: arm(name, _totals(arrivals))), arrivals, OPT_13B, blocks=SLOTS // BLOCK)
 
 
-def concurrency(cluster: SimulatedCluster) -> float:
-    """Requests in a step, on the average over steps while the queue is never empty."""
-    status = cluster.members["decode-0"].instance.status()
-    return status.output_tokens / status.steps
+@dataclass(frozen=True, slots=True)
+class Saturated:
+    """Means over the steps of an instance at which somebody waits for memory: requests that run, and the
+    share of the slots in the blocks they hold that holds a token."""
+
+    running: float
+    useful: float
+
+
+def saturated(name: str, count: int, seed: int, block: int = BLOCK) -> Saturated:
+    """All that a workload far above capacity shows of a way to give out memory, step by step."""
+    arrivals = traffic(50.0, count, seed)
+    policy = arm(name, _totals(arrivals))
+    pool = PoolSetup("decode", 1, OPT_13B, SLOTS // block, fcfs(lambda: policy), block_size=block)
+    cluster = SimulatedCluster(Setup((pool,), links=QUICK, beat=5.0, coasting=False))
+    instance = cluster.members["decode-0"].instance
+    steps = running = 0
+    useful = 0.0
+
+    def look(plan: StepPlan) -> None:
+        nonlocal steps, running, useful
+        core = instance.core
+        if len(core.queue) and cluster.clock.now() > arrivals[-1].at:
+            steps += 1
+            running += len(core.running)
+            useful += sum(len(one) for one in core.running) / (core.pool.used * block)
+
+    instance.foresee(look)
+    cluster.add(arrivals)
+    cluster.run()
+    cluster.check()
+    return Saturated(running / steps, useful / steps)
+
+
+def _totals(arrivals: Sequence[Arrival]) -> dict[str, int]:
+    return {str(i): one.prompt_tokens + one.output_tokens for i, one in enumerate(arrivals)}
 
 
 def capacity(name: str, count: int, steps: int) -> float:
@@ -60,7 +93,7 @@ def capacity(name: str, count: int, steps: int) -> float:
 def rows(*, quick: bool) -> list[Row]:
     """Rates only in full: a short trace ends before the queue of the better arm has grown."""
     work = "ShareGPT-like, OPT-13B, 15,700 slots"
-    running = {name: concurrency(run(name, 50.0, 400, 1)) for name in ("paged", "oracle", "max")}
+    running = {name: saturated(name, 400, 1).running for name in ("paged", "oracle", "max")}
     found = [
         Row("07", "PagedAttention", work, "saturated", f"requests in a step, over Orca ({name})", "requests",
             running[name], running["paged"], published, better="more")

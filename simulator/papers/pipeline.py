@@ -28,9 +28,10 @@ BLOCK = 16
 @dataclass(slots=True)
 class PipelineRun:
     """What came of a workload: seconds until its end, of each stage those in which it worked, and of each
-    request those in which a stage stood still before one of its steps."""
+    request those in which a stage stood still before one of its steps, and when its `first` token came."""
 
     seconds: float = 0.0
+    first: dict[str, float] = field(default_factory=dict)
     busy: list[float] = field(default_factory=list)
     bubbles: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
@@ -55,7 +56,7 @@ class Pipeline:
         self._run = PipelineRun(busy=[0.0] * stages)
 
     def run(self, arrivals: Iterable[Arrival]) -> PipelineRun:
-        """All of them wait from the beginning. One use."""
+        """Requests join at their times, or as soon as there is room. One use."""
         requests = deque(self._request(number, one) for number, one in enumerate(arrivals))
         longest = max(request.longest for request in requests)
         cores = [self._core(longest) for _ in self._free]
@@ -63,13 +64,18 @@ class Pipeline:
         while turns:
             now, number = heapq.heappop(turns)
             core = cores[number]
-            while requests and len(core.running) + len(core.queue) < self._batch:
+            room = self._batch - len(core.running) - len(core.queue)
+            while requests and room > 0 and requests[0].arrival <= now:
                 core.submit(requests.popleft(), now=now)
+                room -= 1
             plan = core.plan(now)
             if plan is None:
+                if requests:
+                    heapq.heappush(turns, (requests[0].arrival, number))
                 continue
             end = self._through(plan, now)
-            core.commit(plan, self._runner.run(plan), end)
+            outcome = core.commit(plan, self._runner.run(plan), end)
+            self._run.first |= {one.key.request_id: end for one in outcome.emitted if one.index == 0}
             heapq.heappush(turns, (end, number))
         return self._run
 
@@ -91,7 +97,7 @@ class Pipeline:
         name = str(number)
         self._lengths[name] = arrival.output_tokens
         sampling = Sampling(max_tokens=arrival.output_tokens)
-        return Request(name, prompt_of(arrival, number), sampling)
+        return Request(name, prompt_of(arrival, number), sampling, arrival=arrival.at)
 
     def _core(self, longest: int) -> EngineCore:
         """Its memory is enough for a full batch of the longest."""

@@ -8,16 +8,19 @@ paged           tandem's own iteration-level batches on blocks, which the paper 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from random import Random
 from statistics import pstdev
 
 from decode_pool.continuous_batching import ContinuousBatching
 from decode_pool.slice_batches import SliceBatches, slice_time
-from decode_pool.slices import spread
+from decode_pool.slices import SliceTime, spread
 from engine.batch import BatchPolicy
+from engine.cost_model import Batch, CostModel
 from engine.reserve_max import ReserveMax
+from engine.sequence import Sequence as LiveSequence
+from engine.sequence import SequenceKey
 from global_scheduler.placement import Placement
 from global_scheduler.scheduler import Scheduler
 from global_scheduler.view import Summary
@@ -44,6 +47,14 @@ def traffic(rate: float, requests: int, seed: int) -> list[Arrival]:
     rng = Random(seed)
     prompt = lognormal(100, 700, rng, high=LONGEST)
     return make(poisson(rate, rng), prompt, lognormal(80, 600, rng, high=LONGEST), requests)
+
+
+def uneven(requests: int, instances: int) -> list[Arrival]:
+    """A long prompt comes as often as it is the first instance's turn: the worst for placing in turn."""
+    rng = Random(5)
+    return [
+        Arrival(0.02 * i, rng.randint(400, 1000) if i % instances == 0 else 40, 40) for i in range(requests)
+    ]
 
 
 def policy(arm: str, steps: int = SLICE) -> BatchPolicy:
@@ -94,6 +105,44 @@ def run(arm: str, arrivals: Sequence[Arrival], *, steps: int = SLICE, instances:
     return simulate(Setup((pool,), QUICK, max_tokens=LONGEST, dispatch=dispatch), arrivals)
 
 
+class Reread(SliceTime):
+    """The estimator of batches of which nobody has his KV any more."""
+
+    __slots__ = ()
+
+    def seconds(self, count: int, length: int, steps: int, fresh: int | None = None) -> float:
+        return SliceTime.seconds(self, count, length, steps)
+
+
+class Dropping(SliceBatches):
+    """The paper's own variant: the KV is dropped at the end of a slice, and computed again with the next.
+
+    It is also the CostModel that has to pay for that, of the one instance that it plans.
+    """
+
+    def __init__(self, cost: CostModel, steps: int) -> None:
+        super().__init__(Reread(TIME.prefill, TIME.decode), SLOTS, steps=steps)
+        self._cost = cost
+        self._owed: tuple[tuple[int, int], ...] = ()
+
+    def _serve(self, here: Mapping[SequenceKey, LiveSequence], now: float) -> Mapping[SequenceKey, int]:
+        batch = super()._serve(here, now)
+        if all(len(here[key].output) == start for key, start in batch.items()):
+            self._owed = tuple((len(here[key]), 0) for key, start in batch.items() if start)
+        return batch
+
+    def seconds(self, batch: Batch) -> float:
+        again, self._owed = self._owed, ()
+        return self._cost.seconds(Batch(batch.prefills + again, batch.decodes, batch.context))
+
+
+def dropped(arrivals: Sequence[Arrival], steps: int) -> SimulatedCluster:
+    """One instance that serves slices as the paper does."""
+    policy = Dropping(OPT_13B, steps)
+    pool = PoolSetup("decode", 1, policy, SLOTS // 16, fcfs(lambda: policy))
+    return simulate(Setup((pool,), QUICK, max_tokens=LONGEST), arrivals)
+
+
 def throughput(cluster: SimulatedCluster) -> float:
     """Requests a second from the first arrival to the last answer."""
     records = cluster.records.records.values()
@@ -123,9 +172,15 @@ def rows(*, quick: bool) -> list[Row]:
             ("paged", "tandem's own paged batches", None, "iteration-level batches on blocks are better"),
         )
     ]  # fmt: skip
-    turns = run("slices", arrivals, placing="round robin")
-    found.append(
-        Row("20", "slices", work, load, "spread of finishing times, over round robin", "s", imbalance(turns),
-            imbalance(runs["slices"]), None)
-    )  # fmt: skip
-    return found
+    return [
+        *found,
+        _spread_row(work, load, arrivals, "the last long answer decides, which nobody foresees"),
+        _spread_row(f"one prompt in {INSTANCES} is long, OPT-13B, {INSTANCES} × A100", "50 requests/s",
+                    uneven(requests, INSTANCES), ""),
+    ]  # fmt: skip
+
+
+def _spread_row(work: str, load: str, arrivals: Sequence[Arrival], note: str) -> Row:
+    turns, ours = (run("slices", arrivals, placing=placing) for placing in ("round robin", "max-min"))
+    return Row("20", "slices", work, load, "spread of finishing times, over round robin", "s",
+               imbalance(turns), imbalance(ours), None, note=note)  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,7 +40,6 @@ def steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     for name in ("prepare_process", "start_ray"):
         monkeypatch.setattr(local, name, lambda *given, **named: None)
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     for name in ("_begin_instances", "_serve"):
         monkeypatch.setattr(LocalCluster, name, lambda cluster: None)
     monkeypatch.setattr(LocalCluster, "client", lambda cluster: Hopeless())
@@ -54,7 +52,11 @@ def start(config: Config, steps: list[str]) -> None:
         steps.append(title)
         yield lambda done, total: None
 
-    LocalCluster(config).start(step, 5.0)
+    cluster = LocalCluster(config)
+    try:
+        cluster.start(step, 5.0)
+    finally:
+        cluster._scratch.remove()
 
 
 def test_a_start_without_hope_promises_no_next_try(steps: list[str]) -> None:

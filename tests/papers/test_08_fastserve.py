@@ -66,10 +66,19 @@ def test_a_new_short_job_takes_the_place_of_one_that_sank() -> None:
     assert [share.sequence for share in one_queue.share([old], iter(one_queue), 0.030)] == [new]
 
 
+def in_turn() -> list[str]:
+    """Who of two jobs at one level is served in four steps."""
+    one_queue, both = queue(batch=1), [running("first"), running("second")]
+    return [one_queue.share(both, [], 0.003 * step)[0].sequence.request.id for step in range(4)]
+
+
 def test_within_a_level_jobs_do_not_take_turns() -> None:
-    one_queue, first, second = queue(batch=1), running("first"), running("second")
-    given = [one_queue.share([first, second], [], 0.003 * step)[0].sequence for step in range(4)]
-    assert given == [first] * 4
+    assert in_turn() == ["first"] * 4
+
+
+def test_taking_turns_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    mutate(monkeypatch, MultiLevelQueue, "_rank", "job.order", "job.served, job.order")
+    assert set(in_turn()) == {"first", "second"}
 
 
 def starved(alpha: float) -> float:
@@ -115,9 +124,14 @@ unchanged = cache(tight)
 
 
 def test_to_swap_is_better_than_to_compute_again_and_takes_a_twentieth_of_the_time() -> None:
-    ahead, recompute = unchanged("ahead"), unchanged("recompute")
+    """Published: 2.7 times better than computing again and 1.7 than swapping on demand, which is missed.
+
+    Here jobs of a level don't take turns, so few are preempted: even swaps that take no time gain less.
+    """
+    ahead = unchanged("ahead")
     assert ahead.members["decode-0"].instance.core.tiers.swapped_in > 100
-    assert fastserve.seen([ahead])["completion"] < fastserve.seen([recompute])["completion"]
+    means = {arm: fastserve.seen([unchanged(arm)])["completion"] for arm in ("ahead", "recompute", "free")}
+    assert means["ahead"] < means["recompute"] < 1.7 * means["free"]
     assert fastserve.swap_share(ahead) <= 0.05
 
 
@@ -136,12 +150,29 @@ def test_without_the_guard_swapping_takes_more_than_that(monkeypatch: pytest.Mon
     assert fastserve.swap_share(tight("ahead")) <= 0.05
 
 
+def per_token_of_mixed_prompts(*, skip: bool) -> float:
+    """One request in ten has a prompt that takes 320 ms, all have short answers, and one is in a step."""
+    clusters = []
+    for seed in range(3):
+        rng, now, arrivals = Random(seed), 0.0, []
+        for _ in range(400):
+            now += rng.expovariate(5.8)
+            prompt = 1900 if rng.random() < 0.1 else 20
+            arrivals.append(Arrival(now, prompt, rng.randint(2, 8)))
+        clusters.append(fastserve.run("MLFQ", arrivals, Levels(batch=1, skip_join=skip, starvation=30.0)))
+    return fastserve.seen(clusters)["per token"]
+
+
 def test_with_long_prompts_to_skip_levels_pays() -> None:
-    """Prompts of up to 1,900 tokens take 300 ms: at level 0 each would hold up every short one."""
-    rng = Random(4)
-    arrivals = [Arrival(0.25 * i, rng.choice((20, 20, 20, 1900)), rng.randint(10, 60)) for i in range(250)]
-    skip, naive = (
-        fastserve.measure("MLFQ", arrivals, Levels(batch=8, skip_join=skip, starvation=30.0))
-        for skip in (True, False)
-    )
-    assert skip["per token"] <= naive["per token"]
+    """At level 0 each would hold up every short one. Published at the extreme: 1.87 times; half of its
+    logarithm is asked for."""
+    assert per_token_of_mixed_prompts(skip=False) >= 1.87**0.5 * per_token_of_mixed_prompts(skip=True)
+
+
+def test_the_rate_within_the_objective_is_twice_that_of_first_come_first_served(full: bool) -> None:
+    """0.3 s a token on the same engine. Published: 2 to 4 times by the mean, 1.5 to 2.8 by the p95."""
+    if not full:
+        pytest.skip("bisects rates: --full")
+    for metric, least in (("per token", 2.0), ("per token p95", 1.5)):
+        fcfs, mlfq = (fastserve.capacity(arm, 0.3, 800, 7, metric=metric) for arm in ("FCFS", "MLFQ"))
+        assert mlfq >= least * fcfs

@@ -5,8 +5,6 @@ from __future__ import annotations
 from random import Random
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from decode_pool.stall_free import StallFree
 from engine.batch import Share
@@ -16,17 +14,22 @@ from simulator.papers import sarathi_serve
 from simulator.papers.arms import MISTRAL_7B
 from tests.engine.mutants import mutate
 from tests.engine.policies import state
-from tests.engine.toy import Bench, prompt, request
+from tests.engine.toy import Bench, alone, prompt, request
 
-TBT, LEAST = 0.015, 4
-
-
-def policy() -> StallFree:
-    return StallFree(MISTRAL_7B, TBT, tile=32, most=512, least=LEAST)
+TBTS, LEAST = (0.0146, 0.0105), 4
+"""Objectives: one that 128 tokens just meet and 130 don't, and one that no step meets."""
 
 
-def broken(shares: list[Share], running: list, waiting: list) -> str:  # type: ignore[type-arg]
-    """Which of the algorithm's invariants does not hold, "" if all do."""
+def broken(seed: int) -> set[str]:
+    """Which of the algorithm's invariants do not hold in a random state."""
+    running, waiting = state(Random(seed))
+    policies = {tbt: StallFree(MISTRAL_7B, tbt, tile=32, most=512, least=LEAST) for tbt in TBTS}
+    found = (wrong(one.share(running, waiting, 0.0), running, waiting, tbt) for tbt, one in policies.items())
+    return {*found} - {""}
+
+
+def wrong(shares: list[Share], running: list, waiting: list, tbt: float) -> str:  # type: ignore[type-arg]
+    """The first invariant that does not hold, "" if all do."""
     given = [share.sequence for share in shares]
     decodes = [one for one in running if one.phase is Phase.DECODE]
     partial = [one for one in running if one.phase is Phase.PREFILL]
@@ -36,7 +39,7 @@ def broken(shares: list[Share], running: list, waiting: list) -> str:  # type: i
     context = sum(len(one) for one in decodes)
     cost = MISTRAL_7B.seconds(Batch(((tokens - len(decodes), 0),) if tokens > len(decodes) else (),
                                     len(decodes), context))  # fmt: skip
-    if tokens > len(decodes) + LEAST and decodes and cost > TBT:
+    if tokens > len(decodes) + LEAST and decodes and cost > tbt:
         return "the objective is missed"
     if tokens == len(decodes) and (partial or waiting):
         return "no prompt goes on"
@@ -50,10 +53,9 @@ def broken(shares: list[Share], running: list, waiting: list) -> str:  # type: i
     return ""
 
 
-@given(st.integers(0, 2**32))
-def test_every_step_keeps_the_algorithms_invariants(seed: int) -> None:
-    running, waiting = state(Random(seed))
-    assert broken(policy().share(running, waiting, 0.0), running, waiting) == ""
+def test_every_step_keeps_the_algorithms_invariants(full: bool) -> None:
+    for seed in range(10_000 if full else 500):
+        assert not broken(seed)
 
 
 @pytest.mark.parametrize(
@@ -62,17 +64,14 @@ def test_every_step_keeps_the_algorithms_invariants(seed: int) -> None:
         ("in running if one.phase is Phase.DECODE", "in running[1:] if one.phase is Phase.DECODE"),
         ("(one for one in running if one.phase is Phase.PREFILL), waiting",
          "waiting, (one for one in running if one.phase is Phase.PREFILL)"),
-        ("max(self.least, budget - decodes)", "2000 - decodes"),
+        ("max(self.least, budget - decodes)", "max(self.least, budget)"),
+        ("max(self.least, budget - decodes)", "budget - decodes"),
     ],
-    ids=["a decode held back", "new prompts first", "a budget for prompts alone"],
+    ids=["a decode held back", "new prompts first", "a budget for prompts alone", "no clamp"],
 )  # fmt: skip
 def test_the_invariants_reject_wrong_policies(monkeypatch: pytest.MonkeyPatch, old: str, new: str) -> None:
     mutate(monkeypatch, StallFree, "share", old, new)
-    found = set()
-    for seed in range(300):
-        running, waiting = state(Random(seed))
-        found.add(broken(policy().share(running, waiting, 0.0), running, waiting))
-    assert found - {""}
+    assert any(broken(seed) for seed in range(300))
 
 
 @pytest.mark.parametrize(("decodes", "context"), [(1, 100), (8, 20_000), (32, 131_072)])
@@ -124,31 +123,47 @@ def test_else_it_would_wait_until_they_end(monkeypatch: pytest.MonkeyPatch) -> N
     assert steps_of_a_prompt(60) == 90
 
 
-def test_gaps_between_tokens_are_a_quarter_of_those_with_prompts_first() -> None:
+@pytest.mark.parametrize("tbt", [0.012, 0.03])
+def test_tokens_are_those_of_each_request_alone(tbt: float) -> None:
+    rng = Random(6)
+    bench = Bench(total=60, policy=StallFree(MISTRAL_7B, tbt, tile=8, most=24, least=2))
+    requests = [request(f"r{i}", prompt(rng.randint(1, 40), i), rng.randint(1, 20)) for i in range(30)]
+    for one in requests:
+        bench.core.submit(one)
+        bench.step()
+    bench.drain()
+    assert [bench.output(one.id) for one in requests] == [alone(one) for one in requests]
+
+
+def test_gaps_between_tokens_are_a_quarter_of_those_with_prompts_first(full: bool) -> None:
     """At 2 requests a second; published with the larger model: 0.68 s against 0.14 s."""
-    count = 100
+    count = 600 if full else 100
     ours, theirs = (sarathi_serve.measure(arm, 2.0, count, 1) for arm in ("stall-free", "vLLM"))
     assert ours["tbt"]["p99"] * 4 <= theirs["tbt"]["p99"]
     assert ours["tbt"]["max"] <= 1.1 * sarathi_serve.STRICT
-    assert ours["ttft"]["p50"] <= 2.0 * theirs["ttft"]["p50"], "the price is in the first token"
+    assert ours["ttft"]["p50"] <= 1.5 * theirs["ttft"]["p50"], "the price is in the first token"
 
 
-def test_chunks_and_hybrid_batches_are_needed_together() -> None:
+def test_chunks_and_hybrid_batches_are_needed_together(full: bool) -> None:
     """The paper's table 4, by order: hybrid batches alone stall decodes, chunks alone prompts."""
-    arms = {arm: sarathi_serve.measure(arm, 2.0, 80, 1) for arm in ("Orca", "chunks alone", "stall-free")}
+    arms = {
+        arm: sarathi_serve.measure(arm, 2.0, 400 if full else 80, 1)
+        for arm in ("Orca", "chunks alone", "stall-free")
+    }
     gaps = {arm: report["tbt"]["p99"] for arm, report in arms.items()}
     first = {arm: report["ttft"]["p50"] for arm, report in arms.items()}
-    assert gaps["Orca"] > 2 * gaps["stall-free"]
-    assert first["chunks alone"] > first["stall-free"]
+    assert first["Orca"] <= first["stall-free"] < first["chunks alone"]
+    assert gaps["Orca"] > 2 * max(gaps["stall-free"], gaps["chunks alone"])
 
 
-def test_capacity_under_the_strict_objective(full: bool) -> None:
-    """Published: 3.5 times for Mistral-7B. At a rate where prompts first has long failed, we hold."""
+def test_capacity_under_the_objectives(full: bool) -> None:
+    """Published: 3.5 times for Mistral-7B under the strict one, 2.6 over all, and 1.65 for Yi-34B under the
+    relaxed one. Without --full: at a rate where prompts first has long failed, we hold."""
     if not full:
-        report = sarathi_serve.measure("stall-free", 2.75, 80, 1)
-        assert report["tbt"]["p99"] <= sarathi_serve.STRICT and report["ttft"]["p50"] <= 2.0
+        ours, theirs = (sarathi_serve.measure(arm, 2.75, 80, 1) for arm in ("stall-free", "vLLM"))
+        assert ours["tbt"]["p99"] <= sarathi_serve.STRICT < theirs["tbt"]["p99"]
+        assert ours["ttft"]["p50"] <= 2.0
         return
-    rates = {
-        arm: sarathi_serve.capacity(arm, sarathi_serve.STRICT, 600, 1, 7) for arm in ("vLLM", "stall-free")
-    }
-    assert rates["stall-free"] >= 2.6 * rates["vLLM"]
+    for tbt, least in ((sarathi_serve.STRICT, 2.6), (sarathi_serve.RELAXED, 1.2)):
+        slower, faster = (sarathi_serve.capacity(arm, tbt, 600, 1, 7) for arm in ("vLLM", "stall-free"))
+        assert faster >= least * slower

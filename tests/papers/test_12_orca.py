@@ -7,10 +7,12 @@ from random import Random
 import pytest
 
 from decode_pool.continuous_batching import ContinuousBatching
+from engine.planner import Planner
+from engine.request import Request
 from engine.reserve_max import Longest, ReserveMax
 from simulator.papers import orca
 from tests.engine.mutants import mutate
-from tests.engine.toy import Bench, prompt, request
+from tests.engine.toy import Bench, alone, prompt, request
 
 SLOTS, BATCH = 128, 5
 
@@ -57,6 +59,73 @@ def test_to_skip_who_does_not_fit_would_break_the_order(monkeypatch: pytest.Monk
 def test_not_to_count_those_who_run_would_overfill(monkeypatch: pytest.MonkeyPatch) -> None:
     mutate(monkeypatch, Longest, "fitting", "self._held()", "0")
     assert any(trace(seed)[1] > SLOTS for seed in range(8))
+
+
+def together(requests: list[Request]) -> Bench:
+    """They join one after the other while others run, within what is reserved."""
+    policy = ReserveMax(ContinuousBatching(16), SLOTS)
+    bench = Bench(total=64, block_size=4, policy=policy, max_sequences=BATCH, prefix_cache=False)
+    for number, one in enumerate(requests):
+        bench.core.submit(one)
+        for _ in range(number % 3):
+            bench.step()
+    bench.drain()
+    return bench
+
+
+def strangers(count: int) -> list[Request]:
+    """Also prompts that are the same, so that they stand at different positions of one step."""
+    rng = Random(11)
+    return [
+        request(f"r{i}", prompt(rng.randint(1, 60), i % 4), rng.randint(1, 30), seed=i % 2)
+        for i in range(count)
+    ]
+
+
+def test_each_request_has_the_tokens_it_would_have_alone_and_no_row_is_padded(full: bool) -> None:
+    """What steps compute is what requests have, each token once: nothing is filled up to the longest."""
+    requests = strangers(200 if full else 60)
+    bench = together(requests)
+    assert [bench.output(one.id) for one in requests] == [alone(one) for one in requests]
+    computed = sum(len(work.tokens) for plan in bench.runner.plans for work in plan.works)
+    assert computed == sum(len(one.prompt) + one.sampling.max_tokens - 1 for one in requests)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("        start,\n", "        len(sequence.blocks),\n"),
+        ("if last else None", ""),
+        ("else sequence.tokens(start, stop)", "else sequence.tokens(start, stop) + [0] * 3"),
+    ],
+    ids=["positions from elsewhere", "a token before the prompt is read", "padded rows"],
+)
+def test_wrong_steps_would_be_noticed(monkeypatch: pytest.MonkeyPatch, old: str, new: str) -> None:
+    mutate(monkeypatch, Planner, "_work", old, new)
+    with pytest.raises((AssertionError, IndexError)):
+        test_each_request_has_the_tokens_it_would_have_alone_and_no_row_is_padded(full=False)
+
+
+def steps_until_the_next_runs(*, cancelled: bool) -> int:
+    """One holds all slots at its longest, and another waits for them."""
+    bench = Bench(total=64, block_size=4, policy=ReserveMax(ContinuousBatching(64), SLOTS))
+    bench.core.submit(request("holds", prompt(20), SLOTS - 20))
+    bench.step()
+    bench.core.submit(request("waits", prompt(20), 20))
+    bench.step()
+    assert not bench.output("waits")
+    if cancelled:
+        bench.core.cancel("holds")
+    steps = 0
+    while not bench.output("waits"):
+        bench.step()
+        steps += 1
+    return steps
+
+
+def test_what_was_reserved_for_one_that_is_cancelled_is_free_at_once() -> None:
+    assert steps_until_the_next_runs(cancelled=True) == 1
+    assert steps_until_the_next_runs(cancelled=False) > 90, "it held everything"
 
 
 def test_three_times_the_rate_of_request_level_batches(full: bool) -> None:

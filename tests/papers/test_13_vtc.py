@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from random import Random
 
 import pytest
 
@@ -21,34 +19,6 @@ from tests.engine.toy import request
 from tests.simulator.shared import WORKLOADS
 
 KEY = SequenceKey("r", 0)
-
-
-def backlog(seconds: float, seed: int) -> list[Arrival]:
-    """Two tenants that always wait, one with long prompts and short answers, one the other way round."""
-    rng = Random(seed)
-    long, short = (rng.randint(150, 500), rng.randint(10, 60))
-    return sorted(
-        (
-            Arrival(rng.random(), *lengths, tenant=tenant)
-            for tenant, lengths in (("a", (long, short)), ("b", (short, long)))
-            for _ in range(int(seconds * 6))
-        ),
-        key=lambda one: one.at,
-    )
-
-
-def gaps(arrivals: Sequence[Arrival], seconds: float, arm: str = "VTC") -> float:
-    """The largest difference in service between two moments, while both wait."""
-    cluster = vtc.run(arm, list(arrivals), seconds)
-    moments = [vtc.service(cluster, seconds * (i + 2) / 10) for i in range(9)]
-    differences = [one.get("a", 0.0) - one.get("b", 0.0) for one in moments]
-    return max(differences) - min(differences)
-
-
-def test_two_tenants_that_wait_stay_within_the_bound(full: bool) -> None:
-    """|W_a - W_b| ≤ 2 · max(w_p · longest prompt, w_q · tokens of a batch), over any interval."""
-    for seed in range(40 if full else 2):
-        assert gaps(backlog(30, seed), 30) <= 2 * max(500, 2 * vtc.POOL)
 
 
 SECONDS, SINCE = 80.0, 20.0
@@ -96,11 +66,11 @@ def test_refusing_costs_throughput_where_being_fair_does_not(full: bool) -> None
 
 def test_weights_are_kept_where_all_ask_for_the_same(full: bool) -> None:
     """What each had by the end: the bound on differences does not grow, so its part of the whole shrinks."""
-    seconds = 600 if full else 120
+    seconds = 1800 if full else 600
     weights = {"0": 1.0, "1": 2.0, "2": 3.0, "3": 4.0}
     shares = vtc.shares(vtc.run("VTC", vtc.equal_rates(4, seconds), seconds, weights), 0, seconds)
     for tenant, weight in weights.items():
-        assert shares[tenant] == pytest.approx(weight, rel=0.02 if full else 0.12)
+        assert shares[tenant] == pytest.approx(weight, rel=0.02 if full else 0.05)
 
 
 def rejoin() -> float:

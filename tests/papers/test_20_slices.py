@@ -16,7 +16,6 @@ from engine.cost_model import Batch
 from engine.sequence import Phase
 from simulator.papers import slices as experiment
 from simulator.papers.arms import OPT_13B
-from simulator.workload.arrivals import Arrival
 from tests.engine.mutants import mutate
 from tests.engine.toy import Bench, alone, prompt, request
 
@@ -48,10 +47,10 @@ def exhaustive(jobs: list[Job], steps: int, slots: int, most: int) -> float:
     return best
 
 
-def check_batches(instances: int) -> None:
+def check_batches(instances: int, most_jobs: int = 9) -> None:
     rng = Random(1)
     for _ in range(instances):
-        jobs = [Job(rng.randint(1, 1000), rng.random() < 0.7) for _ in range(rng.randint(1, 9))]
+        jobs = [Job(rng.randint(1, 1000), rng.random() < 0.7) for _ in range(rng.randint(1, most_jobs))]
         steps, slots, most = rng.choice((8, 128)), rng.randint(500, 6000), rng.randint(1, 9)
         formed = batches(jobs, TIME, steps, slots, most)
         assert sorted(itertools.chain(*formed)) == list(range(len(jobs)))
@@ -63,7 +62,7 @@ def check_batches(instances: int) -> None:
 
 
 def test_batches_are_the_best_of_all_ways_to_cut_and_fit_the_memory(full: bool) -> None:
-    check_batches(1000 if full else 120)
+    check_batches(*((1000, 12) if full else (120, 9)))
 
 
 @pytest.mark.parametrize(
@@ -226,20 +225,26 @@ def test_slices_beat_what_the_paper_compares_with(full: bool) -> None:
 
 
 def test_a_shorter_slice_is_better_where_its_end_costs_nothing() -> None:
-    """The paper's optimum in between comes from computing the KV again; here it is kept."""
+    """Here the KV is kept between slices."""
     arrivals = experiment.traffic(4.0, 60, 1)
     got = [experiment.throughput(experiment.run("slices", arrivals, instances=1, steps=steps))
            for steps in (32, 128, 512)]  # fmt: skip
     assert got == sorted(got, reverse=True)
 
 
+def test_where_the_kv_is_computed_again_a_slice_in_between_is_best(full: bool) -> None:
+    """As in the paper, whose slices have 128 steps: shorter ones read prompts too often, longer ones run
+    batches that are no longer full."""
+    steps = (32, 64, 128, 256, 512, 1024) if full else (16, 64, 1024)
+    arrivals = experiment.traffic(4.0, 120, 1)
+    got = [experiment.throughput(experiment.dropped(arrivals, one)) for one in steps]
+    assert max(got) not in (got[0], got[-1])
+
+
 def test_placing_by_estimated_time_evens_out_when_instances_end(full: bool) -> None:
-    """Half of round robin's spread, where every second request is long."""
-    rng = Random(5)
+    """Half of round robin's spread, where one request in as many as there are instances is long."""
     count, instances = (1200, 8) if full else (100, 4)
-    arrivals = [
-        Arrival(0.02 * i, rng.randint(400, 1000) if i % instances == 0 else 40, 40) for i in range(count)
-    ]
+    arrivals = experiment.uneven(count, instances)
     even, turns = (
         experiment.imbalance(experiment.run("slices", arrivals, instances=instances, placing=placing))
         for placing in ("max-min", "round robin")
