@@ -10,7 +10,6 @@ import ray
 from cluster.config import Config
 from cluster.cores import on_one_node
 from cluster.instance_handle import InstanceHandle, existing, spawn
-from cluster.memo import Memo
 from cluster.worker import Instance, Worker
 
 
@@ -19,18 +18,6 @@ def assemble(config: Config, name: str, role: str, threads: int) -> Instance:
     from cluster import instance
 
     return instance.assemble(config, name, role, threads)
-
-
-async def begin(config: Config) -> None:
-    """Start the instances of a new cluster before there is a controller, which finds them by name.
-
-    They load while Ray Serve starts, which waits as much as it computes. Raises TandemError.
-    """
-    sizes = {"prefill": config.pools.prefill.replicas, "decode": config.pools.decode.replicas}
-    fleet, memo = RayFleet(config), Memo().to_bytes()
-    names = [(f"{role}-{number}", role) for role, size in sizes.items() for number in range(size)]
-    handles = [fleet.spawn(name, role, 0, memo, len(names)) for name, role in names]
-    await asyncio.gather(*(handle.load(config.control.start_timeout) for handle in handles))
 
 
 class RayFleet:

@@ -1,8 +1,9 @@
 """A Ray of our own without three processes that a cluster on one machine has no use for.
 
 Its autoscaler's monitor has no machines to ask for, its log monitor nobody to send logs to, and its
-dashboard's server is started without a dashboard. They take 180 MiB, and their share of a start, in which
-cores have all to do. Nothing public leaves them out; where Ray has changed inside they are started as ever.
+dashboard's server is started without a dashboard. They would take memory, and their share of a start, in
+which cores have all to do. Nothing public leaves them out; where Ray has changed inside they are started as
+ever.
 """
 
 from __future__ import annotations

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 
@@ -35,6 +35,9 @@ from cluster.prepare import Advance, Packing, Step, is_packed, weight_bytes
 from cluster.tls import cluster_tls
 from engine.errors import DeadlineExceeded, SetupError, TandemError, Unreachable
 from model.assets import load_assets
+
+if TYPE_CHECKING:  # it imports Ray
+    from cluster.early_instances import EarlyInstances
 
 APPLICATION = "tandem"
 POLL = 0.1
@@ -132,6 +135,7 @@ class LocalCluster:
         )
         self._control = f"{config.control.host}:{config.control.port}"
         self._packing = Packing(config)
+        self._early: EarlyInstances | None = None
         self._ray = False
         self._served = False
 
@@ -154,7 +158,7 @@ class LocalCluster:
         self._packing.wait(step)
         end += time.monotonic() - begun
         if self._address is None:
-            self._begin_instances()
+            self._early = self._early_instances()
         count = self.config.gateway.replicas
         with step(f"starting the controller and {'the gateway' if count == 1 else f'{count} gateways'}"):
             self._served = True
@@ -196,6 +200,8 @@ class LocalCluster:
         """
         found = processes(self._scratch.cluster)
         self._packing.end()
+        if self._early is not None:
+            self._early.end()
         with suppress(Exception):
             if self._served and drain:
                 self._drain(hurry)
@@ -214,15 +220,10 @@ class LocalCluster:
         if state is not None and state.cluster == self._scratch.cluster:
             remove_state()
 
-    def _begin_instances(self) -> None:
-        """They load meanwhile. What does not start here the controller starts, and says why if it cannot."""
-        from cluster.fleet import begin
+    def _early_instances(self) -> EarlyInstances:
+        from cluster.early_instances import EarlyInstances
 
-        def run() -> None:
-            with suppress(Exception):
-                asyncio.run(begin(exposure.with_hashed_keys(self.config)))
-
-        threading.Thread(target=run, name="instances", daemon=True).start()
+        return EarlyInstances(exposure.with_hashed_keys(self.config))
 
     def _serve(self) -> None:
         from ray import serve
@@ -232,6 +233,8 @@ class LocalCluster:
 
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         serve.start(proxy_location="Disabled")
+        if self._early is not None:
+            self._early.wait()
         try:
             serve.run(application(self.config, self._origins), name=APPLICATION, route_prefix="/")
         except RuntimeError as error:

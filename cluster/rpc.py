@@ -33,7 +33,14 @@ _LIMITS = [
     ("grpc.max_receive_message_length", MESSAGE_LIMIT),
     ("grpc.max_send_message_length", MESSAGE_LIMIT),
 ]
-_SERVER = [*_LIMITS, ("grpc.so_reuseport", 0), ("grpc.http2.min_ping_interval_without_data_ms", 5000)]
+_SERVER = [
+    *_LIMITS,
+    ("grpc.so_reuseport", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5000),
+    # A peer whose machine is gone says nothing; its streams end all the same.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+]
 _CHANNEL = [
     *_LIMITS,
     ("grpc.keepalive_time_ms", 20_000),

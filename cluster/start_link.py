@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeAlias
@@ -17,12 +18,16 @@ import grpc
 from cluster import control_pb2 as pb
 from cluster import control_pb2_grpc
 from cluster.rpc import error_message
+from cluster.start_calls import BROKEN
 from engine.errors import TandemError
 
 logger = logging.getLogger("tandem.instance")
 
 Start = Callable[[bytes], "Future[None]"]
 Call: TypeAlias = "grpc.aio.StreamStreamCall[pb.StartAnswer, pb.StartCall]"
+
+ASK_AGAIN = 60.0
+"""Seconds until a home is asked again whether it has such a call: its address may be another's by now."""
 
 
 class StartLinks:
@@ -33,14 +38,17 @@ class StartLinks:
         self._connect = connect
         self._start = start
         self._links: dict[str, asyncio.Task[None]] = {}
-        self._without: set[str] = set()
+        self._without: dict[str, float] = {}
+        """Homes that had no such call when they were asked, and when that was."""
 
     def link(self, home: str) -> None:
         """Have a stream to this home; call in the event loop."""
-        if home not in self._links and home not in self._without:
-            task = asyncio.create_task(self._run(home), name=f"starts of {home}")
-            self._links[home] = task
-            task.add_done_callback(lambda _: self._links.pop(home, None))
+        asked = self._without.get(home)
+        if home in self._links or (asked is not None and time.monotonic() - asked < ASK_AGAIN):
+            return
+        task = asyncio.create_task(self._run(home), name=f"starts of {home}")
+        self._links[home] = task
+        task.add_done_callback(lambda _: self._links.pop(home, None))
 
     async def close(self) -> None:
         """Take no more starts."""
@@ -51,26 +59,34 @@ class StartLinks:
             await asyncio.wait(tasks)
 
     async def _run(self, home: str) -> None:
+        self._without.pop(home, None)
         try:
             async with self._connect(home) as channel:
                 await self._serve(control_pb2_grpc.HomeStub(channel).Starts())
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.UNIMPLEMENTED:  # a gateway of an older version
-                self._without.add(home)
-        except asyncio.InvalidStateError:  # the stream ended while it was written to
+                self._without[home] = time.monotonic()
+        except BROKEN:
             pass
 
     async def _serve(self, call: Call) -> None:
         answers: asyncio.Queue[pb.StartAnswer] = asyncio.Queue()
         await call.write(pb.StartAnswer(instance=self._instance))
-        writer = asyncio.create_task(_write(call, answers))
+        tasks = [asyncio.create_task(self._read(call, answers)), asyncio.create_task(_write(call, answers))]
         try:
-            async for asked in call:
-                self._take(asked, answers)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            writer.cancel()
             call.cancel()
-            await asyncio.wait([writer])
+            for task in tasks:
+                task.cancel()
+            ended = await asyncio.gather(*tasks, return_exceptions=True)
+        for error in ended:
+            if isinstance(error, Exception):
+                raise error
+
+    async def _read(self, call: Call, answers: asyncio.Queue[pb.StartAnswer]) -> None:
+        async for asked in call:
+            self._take(asked, answers)
 
     def _take(self, asked: pb.StartCall, answers: asyncio.Queue[pb.StartAnswer]) -> None:
         events = asyncio.get_running_loop()
@@ -89,11 +105,8 @@ class StartLinks:
 
 
 async def _write(call: Call, answers: asyncio.Queue[pb.StartAnswer]) -> None:
-    try:
-        while True:
-            await call.write(await answers.get())
-    except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-        pass  # who reads the stream sees its end
+    while True:
+        await call.write(await answers.get())
 
 
 def _answer(number: int, error: BaseException | None) -> pb.StartAnswer:

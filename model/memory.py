@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-import os
 import sys
 import threading
 from pathlib import Path
@@ -16,7 +15,7 @@ _LARGE = 2**30
 
 _POPULATE_WRITE = 23  # madvise(2), Linux 5.14; what the pages hold stays as it is
 _SLICE = 1 << 18
-_LOWEST_PRIORITY = 19
+_PAUSE = 0.0005
 
 
 def available_memory() -> int:
@@ -57,14 +56,15 @@ def take_pages(start: int, size: int, ended: threading.Event) -> None:
     """Have the kernel give the pages of `size` bytes from `start`, a page's first, until `ended` is set. What
     they hold, or are given meanwhile, stays.
 
-    For a thread of its own, whose priority becomes the lowest: a page costs a microsecond or two, and who
-    writes a prompt's keys and values first pays that for thousands. An older kernel gives them when written.
+    For a thread of its own, which leaves most of a core to others: a page costs a microsecond or two, and
+    who writes a prompt's keys and values first pays that for thousands. Another kernel gives them then.
     """
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
+    if sys.platform != "linux":
+        return
     madvise = ctypes.CDLL(None).madvise
     for at in range(0, size, _SLICE):
         length = ctypes.c_size_t(min(_SLICE, size - at))
-        if ended.is_set() or madvise(ctypes.c_void_p(start + at), length, _POPULATE_WRITE):
+        if madvise(ctypes.c_void_p(start + at), length, _POPULATE_WRITE) or ended.wait(_PAUSE):
             return
 
 

@@ -68,7 +68,7 @@ class PooledInstance:
         """As the gateway does, but that the first one is no actor call."""
         if self.starts.has(self.name):
             self.over_stream += 1
-            await self.starts.start(self.name, start)
+            await self.starts.start(self.name, start, BOUND)
             return
         await asyncio.wrap_future(self.instance.start(start))
 

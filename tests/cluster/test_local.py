@@ -40,7 +40,7 @@ def steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     for name in ("prepare_process", "start_ray"):
         monkeypatch.setattr(local, name, lambda *given, **named: None)
-    for name in ("_begin_instances", "_serve"):
+    for name in ("_early_instances", "_serve"):
         monkeypatch.setattr(LocalCluster, name, lambda cluster: None)
     monkeypatch.setattr(LocalCluster, "client", lambda cluster: Hopeless())
     return []

@@ -171,7 +171,6 @@ def test_a_pool_takes_no_memory_once_it_is_over() -> None:
 
 
 def populated(made: KVCache, over: threading.Event) -> None:
-    """In a thread of its own, which loses its priority."""
     thread = threading.Thread(target=made.populate, args=(over,))
     thread.start()
     thread.join(30)
