@@ -98,7 +98,8 @@ class AdminService:
     def config(self) -> Body:
         """Every setting in force and where it comes from; secrets are masked."""
         controller = self._controller
-        found = explained(controller.sized(), controller.deployed, controller.origins)
+        events = controller.events.after(0)
+        found = explained(controller.sized(), controller.deployed, controller.origins, events)
         return listing(
             "ConfigValueList",
             [{"key": key, "value": value, "origin": origin} for key, value, origin in found],

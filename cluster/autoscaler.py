@@ -32,7 +32,8 @@ from global_scheduler.scheduler import Scheduler
 logger = logging.getLogger("tandem.controller")
 
 DEMAND = 30.0
-"""Seconds for which a request that found no instance is reason to have one."""
+"""Seconds after which a request that found no instance is no reason to have one; the time between two looks
+comes on top."""
 
 ChangeRole = Callable[[str, str, float], Awaitable[object]]
 
@@ -216,7 +217,7 @@ class PoolScaler:
             growth(watch.forecast, held(loads), round(scale.horizon / self._period)),
             starting=len(starting) + self._changing(pool.role),
             lends=scale.role_change,
-            in_vain=pool.role == DECODE and now - self._in_vain < DEMAND,
+            in_vain=pool.role == DECODE and now - self._in_vain < DEMAND + self._period,
         )
 
     def _attained(self, role: str) -> Attainment | None:

@@ -201,7 +201,7 @@ A later layer wins over an earlier one:
 5. flags: `--port 8001`, or `--set engine.token_budget=128` for any key
 
 `tandem config show --origin` prints every value that a start would have and where it comes from;
-`tandem config show --running` prints what a running cluster has;
+`tandem config show --running` prints what a running cluster has, with `--origin` too;
 `tandem config validate -f FILE` checks a file without starting anything;
 `tandem config schema` prints a JSON schema for editors.
 

@@ -11,6 +11,7 @@ import grpc
 from cluster import control_pb2 as pb
 from cluster import control_pb2_grpc
 from cluster.applying import apply, restart
+from cluster.config_origins import explained
 from cluster.controller import Controller
 from cluster.rpc import abort, listen, server
 from cluster.settings_change import masked
@@ -77,7 +78,11 @@ class ControlService(control_pb2_grpc.ControlServicer):
         return await answered(context, self._controller.operations.afflict(request.instance, request.fault))
 
     async def GetConfig(self, request: pb.ConfigRequest, context: Context) -> pb.ConfigReply:
-        return pb.ConfigReply(json=json.dumps(masked(self._controller.sized())))
+        controller = self._controller
+        running = controller.sized()
+        told = explained(running, controller.deployed, controller.origins, controller.events.after(0))
+        origins = {key: origin for key, _, origin in told}
+        return pb.ConfigReply(json=json.dumps(masked(running)), origins=origins)
 
     async def Apply(self, request: pb.ApplyRequest, context: Context) -> pb.ApplyReply:
         return await answered(context, self._apply(request))

@@ -132,8 +132,12 @@ class ControlClient:
 
     def config(self) -> dict[str, Any]:
         """The settings in force, secrets masked."""
-        found: dict[str, Any] = json.loads(self._call(self._stub.GetConfig, pb.ConfigRequest()).json)
-        return found
+        return self.config_and_origins()[0]
+
+    def config_and_origins(self) -> tuple[dict[str, Any], dict[str, str]]:
+        """The same, and where each value comes from, by dotted path; {} from a controller of before that."""
+        reply = self._call(self._stub.GetConfig, pb.ConfigRequest())
+        return json.loads(reply.json), dict(reply.origins)
 
     def apply(self, settings: Mapping[str, object], *, dry_run: bool = False) -> list[pb.Change]:
         """Bring settings into force, by dotted path; gives what differed.

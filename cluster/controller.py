@@ -25,6 +25,7 @@ from cluster.config import Config
 from cluster.events import Events
 from cluster.explanations import Explanations, explain
 from cluster.figures import Figures
+from cluster.gateways import Gateways
 from cluster.member import Handle, Member, State
 from cluster.members import Members
 from cluster.memo import Editions, Memo, latest
@@ -49,9 +50,6 @@ from global_scheduler.scheduler import Scheduler
 from global_scheduler.view import Load
 
 logger = logging.getLogger("tandem.controller")
-
-GATEWAY_SILENCE = 5.0
-"""Seconds without a beat after which a gateway is taken off the list."""
 
 
 class Fleet(Protocol):
@@ -86,11 +84,11 @@ class Controller:
         self._version = version
         self._begun = time.monotonic()
         self._kicked = asyncio.Event()
-        self._gateways: dict[str, tuple[float, pb.Gateway]] = {}
+        self._gateways = Gateways(self.events)
         self.admin = ""
         self.figures = Figures()
         self.timelines = TimelineFinder(
-            lambda: [gateway for _, gateway in self._gateways.values()],
+            self._gateways.listed,
             config.control.token or "",
             cluster_tls(config.security.cluster_tls),
         )
@@ -104,6 +102,7 @@ class Controller:
     def _assemble(self, config: Config) -> None:
         """Everything that is built from the settings; the pools are empty."""
         self.config = config
+        self._model = pb.Model(name=config.model.name or "", path=config.model.path or "")
         self.scheduler = Scheduler(scheduler_settings(config))
         if config.scheduler.record is not None:
             self.scheduler.tape = Recorder(Path(config.scheduler.record))
@@ -132,7 +131,7 @@ class Controller:
             events=self.events,
             explanations=self.explanations,
             change_role=self.operations.change_role,
-            gateways=lambda: [gateway for _, gateway in self._gateways.values()],
+            gateways=self._gateways.listed,
         )
         self.scaler.figures = self.figures
 
@@ -246,9 +245,7 @@ class Controller:
 
     def join(self, gateway: pb.Gateway) -> pb.ClusterStatus:
         """A gateway's beat: list it, and tell it how things are."""
-        if gateway.name not in self._gateways:
-            self.events.add("joined", gateway.name, f"gateway at {gateway.url}")
-        self._gateways[gateway.name] = (time.monotonic(), gateway)
+        self._gateways.beat(gateway)
         return self.status()
 
     def status(self) -> pb.ClusterStatus:
@@ -266,13 +263,15 @@ class Controller:
             )
             self.scaler.describe(status.pools[-1])
             status.instances.extend(self._described(member) for member in pool.members.values())
-        status.gateways.extend(gateway for _, gateway in self._gateways.values())
+        status.gateways.extend(self._gateways.listed())
         status.admin = self.admin
         status.figures.CopyFrom(self.figures.message())
         _add_loads(status, self.scheduler.view.loads(time.monotonic()))
         known = [instance.model for instance in status.instances if instance.model.name]
         if known:
-            status.model.CopyFrom(known[0])
+            # It is still the model when the last of them is gone.
+            self._model.CopyFrom(known[0])
+        status.model.CopyFrom(self._model)
         status.controller_pid, status.controller_node = os.getpid(), platform.node()
         status.draining = self.draining
         # A pool of none was asked for: gateways stay, tell of the model and count who is refused.
@@ -371,10 +370,7 @@ class Controller:
             if not self._adoption.late:
                 for pool in self.pools.values():
                     pool.reconcile()
-            silent = time.monotonic() - GATEWAY_SILENCE
-            for name in [name for name, (heard, _) in self._gateways.items() if heard < silent]:
-                del self._gateways[name]
-                self.events.add("left", name, "the gateway's beats have stopped")
+            self._gateways.forget_silent()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self.config.control.beat):
                     await self._kicked.wait()

@@ -20,6 +20,11 @@ logger = logging.getLogger("tandem.gateway")
 ASK_TIMEOUT = 2.0
 PAUSE = 0.5
 """Seconds after which the controller is asked once more for a move that it has not heard of yet."""
+AT_ONCE = 4
+"""Questions on their way to the controller: a move elsewhere is reason to ask of every request under way."""
+MOST = 64
+"""Requests that wait for their moves; more have traces without. None waits longer than
+two ASK_TIMEOUT and a PAUSE, whatever the controller does."""
 
 
 class MoveNotes:
@@ -31,6 +36,7 @@ class MoveNotes:
         self._ask = ask
         self.count = count
         self._tasks: set[asyncio.Task[None]] = set()
+        self._turn = asyncio.Semaphore(AT_ONCE)
 
     def later(self, work: Coroutine[Any, Any, None]) -> None:
         """Do something that needs the answers, while nobody waits."""
@@ -43,11 +49,16 @@ class MoveNotes:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def worth_asking(self, arrival: Arrival, before: int) -> bool:
-        """Whether a request may have been moved, or somebody tried: `before` is the count when it came."""
+        """Whether a request may have been moved, or somebody tried: `before` is the count when it came.
+
+        Not where too many wait already.
+        """
+        if len(self._tasks) >= MOST:
+            return False
         return bool(_moves(arrival)) or (bool(arrival.timelines) and self.count() != before)
 
     async def find(self, arrival: Arrival) -> dict[str, list[pb.Migration]]:
-        """By request; nothing where the controller does not answer. Never raises."""
+        """By request; nothing where the controller does not answer in time. Never raises."""
         found = await self._find(arrival)
         committed = sum(one.outcome == COMMITTED for moves in found.values() for one in moves)
         if committed < _moves(arrival):
@@ -60,7 +71,8 @@ class MoveNotes:
         try:
             async with asyncio.timeout(ASK_TIMEOUT):
                 for timeline in arrival.timelines:
-                    found[timeline.id] = list(await self._ask(timeline.id))
+                    async with self._turn:
+                        found[timeline.id] = list(await self._ask(timeline.id))
         except Exception as error:  # whatever is wrong with the controller, the trace goes without
             logger.debug("moves cannot be told: %s", error)
         return found

@@ -1,7 +1,7 @@
 """How many instances each pool should have, from its own phase's objective and its freeness.
 
     out    the phase misses its objective, or instances are fuller than `out_below`
-    wake   a pool of none has one again when requests find no instance; it never becomes one by itself
+    wake   a pool of none has one again, at once, when requests find no instance; none becomes one by itself
     in     instances are freer than `in_above`, and would not be full if there were one fewer
     role   before a machine is asked for, a pool that could do with less gives an instance to one that lacks
 
@@ -30,7 +30,8 @@ class AutoscalingSettings:
 
     `attainment` is the share of requests that must meet the phase's objective. A wish to grow must last
     `out_patience`, one to shrink `in_patience`; after a change the pool rests `cool_down`. Instances
-    younger than `warm_up` say nothing yet about the pool. `step` bounds what one decision adds.
+    younger than `warm_up` say nothing yet about the pool. `step` bounds what one decision adds. A wake
+    needs no patience.
     """
 
     least: int = 1
@@ -207,6 +208,9 @@ class Autoscaler:
         if not sign:
             return 0, why
         patience = settings.out_patience if sign > 0 else settings.in_patience
+        if not pool.target and pool.in_vain:
+            # Whoever asks is refused meanwhile, and may not ask again for as long as a wish must last.
+            patience = 0.0
         if now - memory.since < patience:
             return 0, f"{why}; it must last {patience:g} s"
         if now - memory.changed < settings.cool_down:

@@ -4,7 +4,8 @@
           ▲──────────────────────────────────────────────────────────────────────────────────────────┘
 
 Every round starts from what is there now, so a lost event, a conflict or a restart costs a round and no
-more. A Pool that is deleted leaves its pool as it is: no instance is killed for it.
+more. A Pool that is deleted gives its pool back to the config: its bounds, and who sizes it, are again what
+the RayService's settings say. Its size stays, and no instance ends for it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from cluster.control_client import ControlClient
 from cluster.tls import Tls
 from engine.errors import Conflict, NotFound, RefusedError, TandemError, Unreachable
 from k8s import paths
-from k8s.bounds import carry_bounds, set_bounds
+from k8s.bounds import Carrier, set_bounds
 from k8s.budget import Budgets
 from k8s.deleted import configured, give_back
 from k8s.events import PoolEvents, time_stamp
@@ -86,6 +87,7 @@ class Reconciler:
         self._cluster = cluster
         self._events = PoolEvents(api, namespace)
         self._budgets = Budgets(api, namespace, clock)
+        self._carrier = Carrier(api, namespace, clock)
         self._held: dict[str, Object] = {}
 
     def round(self) -> str:
@@ -100,13 +102,16 @@ class Reconciler:
         for pool in ours:
             self._guarded(pool["metadata"]["name"], partial(self.reconcile, pool))
         for reference in [*held.values()][:1]:
-            carry = partial(carry_bounds, self._api, self._namespace, reference, held)
-            self._guarded(self._cluster, carry)
+            self._guarded(self._cluster, partial(self._carrier.carry, reference, held))
         return str(found["metadata"]["resourceVersion"])
 
     def changed(self, version: str, seconds: int = ROUND) -> bool:
         """Wait until a Pool changes, or for some seconds; whether one did."""
         return any(True for _ in self._api.watch(paths.pools(self._namespace), version, seconds))
+
+    def forget(self) -> None:
+        """Another one works: it sees which Pools are deleted, and this one knows nothing of them later."""
+        self._held.clear()
 
     def _guarded(self, name: str, act: Callable[[], None]) -> bool:
         """One Pool that cannot be handled keeps no other from it; False if it is to be tried again."""
@@ -299,6 +304,7 @@ def follow(
             if alive is not None:
                 alive.touch()
             if not hold():
+                reconciler.forget()
                 stop.wait(seconds)
                 continue
             reconciler.changed(reconciler.round(), seconds)

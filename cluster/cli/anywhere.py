@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 LEFT_OUT = {"help", "output", "install_completion", "show_completion"}
-"""Forms of data are a verb's own: what it cannot print it does not take."""
+"""Forms of data are a verb's own: `-o` stands before any verb, and behind one that prints data."""
 
 
 def with_global_flags(verb: Any, top: Any, given: Callable[[Any, str, Any], None]) -> Any:

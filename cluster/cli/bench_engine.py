@@ -120,11 +120,14 @@ def overhead(
     console = messages(quiet=root(context).quiet)
     steps = Steps(console)
     shown = certificates(root(context).tls)
-    with only_one(), signals():
-        cluster = LocalCluster(settle(config, steps.step))
+    with only_one(), signals() as interrupt:
+        settled = settle(config, steps.step)
+        interrupt.quietly()  # until there is somebody to remove the folder that a cluster makes
+        cluster = LocalCluster(settled)
         try:
-            state = cluster.start(steps.step, wait)
-            report = _compare(cluster.config, state, shown, plans, repeat, Watch(console))
+            with interrupt.raising():
+                state = cluster.start(steps.step, wait)
+                report = _compare(cluster.config, state, shown, plans, repeat, Watch(console))
         finally:
             cluster.stop(drain=False)
     from cluster.bench.engine_sections import overhead_sections

@@ -25,18 +25,17 @@ from cluster.cli.options import (
     overrides,
     root,
 )
-from cluster.cli.origins import origins_of, read_origins
 from cluster.cli.output import messages, out, print_data, print_json, table
 from cluster.config import Config, read
 from cluster.config_layers import Resolved
+from cluster.config_origins import SET, guessed
 from cluster.config_schema import json_schema, markdown
 from cluster.config_yaml import Mark, Problem, leaves
-from cluster.local_state import read_state
 from cluster.settings_change import masked
 
-UNKNOWN_START = (
-    "files, variables and flags of its start are not known here: only `tandem up` and `tandem serve` on this "
-    "machine write them down; what is no default is `set`"
+NOT_TOLD = (
+    "this controller is of a version that does not tell where its settings come from; what is no default is "
+    "`set`"
 )
 
 commands = typer.Typer(no_args_is_help=True, help="Check and show the configuration.")
@@ -105,18 +104,15 @@ def _show_running(
     context: typer.Context, address: str | None, token: str | None, output: ShowFormat, *, origin: bool
 ) -> None:
     with control(context, address, token) as client:
-        data = client.config()
-        if not origin:
-            _show(data, output)
-            return
-        state = read_state()
-        ours = state if state is not None and state.control == client.address else None
-        begun = None if ours is None else read_origins(ours.pid)
-        values = list(origins_of(data, begun, client.events()))
-    if begun is None:
-        text = f"note: {UNKNOWN_START}"
-        messages(quiet=root(context).quiet).print(text)
-    _show_origins(values, output)
+        data, origins = client.config_and_origins()
+    if not origin:
+        _show(data, output)
+        return
+    if not origins:
+        messages(quiet=root(context).quiet).print(f"note: {NOT_TOLD}")
+        origins = guessed(data)
+    named = ((".".join(path), value) for path, value in leaves(data))
+    _show_origins([(key, value, origins.get(key, SET)) for key, value in named], output)
 
 
 def _show(data: dict[str, Any], output: ShowFormat) -> None:

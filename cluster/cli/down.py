@@ -10,7 +10,6 @@ import typer
 
 from cluster.cli.connect import local
 from cluster.cli.options import Timeout, root
-from cluster.cli.origins import remove_origins
 from cluster.cli.output import messages
 from cluster.cli.progress import Steps
 from cluster.local import sweep
@@ -26,7 +25,6 @@ def command(context: typer.Context, timeout: Timeout = "90s") -> None:  # type: 
         with Steps(console).step(f"ending process {state.pid}, which finishes its requests first"):
             _ask(state.pid, timeout)
     sweep(state)
-    remove_origins()
     console.print("stopped; nothing is left running")
 
 

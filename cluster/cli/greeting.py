@@ -109,6 +109,10 @@ print()"""
 
 def ask_sample(state: LocalState, config: Config) -> None:
     """Stream one answer to stdout and say who made it. A failure is reported, and does not end anything."""
+    if not config.pools.prefill.replicas + config.pools.decode.replicas:
+        out().print("\nNo sample: no pool has an instance.\nServing until Ctrl-C.")
+        sys.stdout.flush()
+        return
     known = [key for key in config.gateway.api_keys if not is_hashed(key)]
     key = known[0] if known else os.environ.get(KEY_VARIABLE)
     believe = Believe.of(config)

@@ -6,6 +6,7 @@ import math
 import os
 import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -14,10 +15,12 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from cluster.cli.failures import Exit, Failure
-from cluster.config import Config
+from cluster.config import Config, read
 from cluster.config_layers import DEFAULT, Resolved
 from cluster.config_schema import is_secret, setting_of
+from cluster.config_yaml import Path as Key
 from cluster.units import parse_duration
+from engine.errors import ConfigError
 
 
 class Format(StrEnum):
@@ -177,6 +180,23 @@ def overrides(settings: list[str] | None) -> dict[str, object]:
                 f"set {variable} instead\n"
             )
     return found
+
+
+def start_config(
+    file: Path | None, given: Mapping[str, object], flags: Mapping[str, str]
+) -> tuple[Config, dict[Key, str]]:
+    """The config in force and the origin of each of its values. Raises ConfigError with every problem."""
+    resolved = read(file, given, flags=flags)
+    if resolved.config is None:
+        raise ConfigError("\n".join(str(problem) for problem in resolved.problems))
+    return resolved.config, {path: _whole(origin, file) for path, origin in resolved.origins.items()}
+
+
+def _whole(origin: str, file: Path | None) -> str:
+    """A place in the file, whose path is to be understood from another folder too."""
+    if file is None or not origin.startswith(f"{file}:"):
+        return origin
+    return f"{file.absolute()}{origin.removeprefix(str(file))}"
 
 
 def settings_given(resolved: Resolved[Config]) -> dict[str, object]:

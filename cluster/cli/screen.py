@@ -48,8 +48,9 @@ def duration(seconds: float) -> str:
 
 def _head(status: pb.ClusterStatus) -> Text:
     state = "draining" if status.draining else "ready" if status.ready else "not ready"
+    known = f"tandem {status.version}", status.model.name, status.model.dtype
     return styled(
-        f"tandem {status.version} · {status.model.name} · {status.model.dtype} · ",
+        "".join(f"{one} · " for one in known if one),
         (state, "green" if state == "ready" else "bold yellow"),
         f" · up {duration(status.uptime)}",
     )

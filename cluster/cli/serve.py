@@ -8,8 +8,7 @@ import typer
 
 from cluster.cli.detach import detach as start_detached
 from cluster.cli.greeting import print_addresses
-from cluster.cli.options import ConfigFile, Settings, Wait, overrides, root
-from cluster.cli.origins import start_config
+from cluster.cli.options import ConfigFile, Settings, Wait, overrides, root, start_config
 from cluster.cli.output import messages
 from cluster.cli.progress import Steps
 from cluster.cli.up import BACKGROUND, run

@@ -14,11 +14,11 @@ import typer
 from cluster.cli.detach import detach as start_detached
 from cluster.cli.failures import Exit, Failure
 from cluster.cli.greeting import ask_sample, print_addresses
-from cluster.cli.options import ConfigFile, Settings, Wait, overrides, root
-from cluster.cli.origins import remove_origins, start_config, write_origins
+from cluster.cli.options import ConfigFile, Settings, Wait, overrides, root, start_config
 from cluster.cli.output import messages
 from cluster.cli.progress import Steps
 from cluster.config import Config
+from cluster.config_origins import settled
 from cluster.config_yaml import Path
 from cluster.local import LocalCluster, settle, sweep
 from cluster.local_state import only_one, read_state
@@ -103,12 +103,11 @@ def run(
         if left is not None:
             with steps.step(f"ending what process {left.pid} left when it was killed"):
                 sweep(left)
-        cluster = LocalCluster(settle(config, steps.step), address=address, log=log, origins=origins)
-        write_origins(origins, config, cluster.config)
-        try:
-            _run(cluster, steps, interrupt, wait, sample=sample)
-        finally:
-            remove_origins()
+        made = settle(config, steps.step)
+        told = settled(origins, config, made)
+        interrupt.quietly()  # until there is somebody to remove the folder that a cluster makes
+        cluster = LocalCluster(made, address=address, log=log, origins=told)
+        _run(cluster, steps, interrupt, wait, sample=sample)
 
 
 def shared_out(instances: int) -> dict[str, object]:
@@ -166,6 +165,17 @@ class Interrupt:
         """From now on signals only set the event."""
         self._raising = False
 
+    @contextmanager
+    def raising(self) -> Iterator[None]:
+        """Within, signals raise, at once if one has come; afterwards they only set the event."""
+        try:
+            self._raising = True
+            if self.signal is not None:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self._raising = False
+
     def wait(self, seconds: float) -> bool:
         return self._event.wait(seconds)
 
@@ -182,19 +192,20 @@ def signals() -> Iterator[Interrupt]:
 
 
 def _run(cluster: LocalCluster, steps: Steps, interrupt: Interrupt, wait: float, *, sample: bool) -> None:
+    """The cluster is stopped in any case: `interrupt` is quiet but for what may be cut short."""
     ready = lost = False
     try:
-        state = cluster.start(steps.step, wait)
-        ready = True
-        print_addresses(state, cluster.config)
-        if sample:
-            ask_sample(state, cluster.config)
-        interrupt.quietly()
-        lost = _stay(cluster, interrupt)
+        with interrupt.raising():
+            state = cluster.start(steps.step, wait)
+            ready = True
+            print_addresses(state, cluster.config)
+            if sample:
+                ask_sample(state, cluster.config)
+            interrupt.quietly()
+            lost = _stay(cluster, interrupt)
     except KeyboardInterrupt:
         pass
     finally:
-        interrupt.quietly()
         _say(steps, "stopping")
         cluster.stop(drain=ready and not lost, hurry=lambda: interrupt.again)
         _say(steps, "stopped; nothing is left running")

@@ -52,6 +52,8 @@ class Controller(control_pb2_grpc.ControlServicer):
     """What it says of itself first: nothing, where it is away."""
     asked: list[Any] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=lambda: {"log": {"level": "debug"}})
+    origins: dict[str, str] = field(default_factory=dict)
+    """As of a controller that tells none."""
     events: list[pb.Event] = field(
         default_factory=lambda: [
             pb.Event(id=number, time=float(number), kind="spawned", subject="decode-0", reason="target")
@@ -99,7 +101,7 @@ class Controller(control_pb2_grpc.ControlServicer):
 
     def GetConfig(self, request: pb.ConfigRequest, context: Any) -> pb.ConfigReply:
         self.guard(context)
-        return pb.ConfigReply(json=json.dumps(self.config))
+        return pb.ConfigReply(json=json.dumps(self.config), origins=self.origins)
 
     def GetTimelines(self, request: pb.TimelinesRequest, context: Any) -> pb.TimelineList:
         self.guard(context)

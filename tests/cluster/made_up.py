@@ -50,6 +50,7 @@ class MadeUp:
         self.error: TandemError | None = None
         self.stopped = False
         self.present = pb.Beat()
+        self.model = pb.Model()
         self.calls: list[str] = []
 
     def run(self, *requests: str, phase: str = "decode") -> None:
@@ -80,6 +81,7 @@ class MadeUp:
             cordoned=self.cordoned,
             version=self.version,
             settings=self.settings,
+            model=self.model if self.model.name else None,
         )
         instance.address.tcp, instance.address.instance = f"host-of-{self.name}:1", self.name
         return instance.SerializeToString()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from cluster.admin_auth import Gate
 from cluster.admin_service import AdminService
 from cluster.app import _load
 from cluster.config_origins import named
+from cluster.control import ControlService
 from cluster.controller import Controller
 from cluster.message_json import plain
 from tests.cluster.made_up import CONFIG, Fleet, controlling, run, seen
@@ -155,9 +157,16 @@ def test_the_config_says_where_it_was_set_and_what_has_changed_since() -> None:
         admin.controller.scale("decode", 3)
         await admin.client.post("/admin/v1/apply", json={"settings": {"pools.decode.max_replicas": 12}})
         after = {one["key"]: (one["value"], one["origin"]) for one in await admin.get("config")}
-        assert after["pools.decode.replicas"] == (3, "changed since the start")
-        assert after["pools.decode.max_replicas"] == (12, "changed since the start")
+        latest = {event.kind: event.id for event in admin.controller.events.after(0)}
+        size, origin = after["pools.decode.replicas"]
+        assert size == 3
+        assert re.fullmatch(rf"scaled at \d\d:\d\d:\d\d UTC, event {latest['scaled']}", str(origin))
+        most, origin = after["pools.decode.max_replicas"]
+        assert most == 12
+        assert re.fullmatch(rf"bounds at \d\d:\d\d:\d\d UTC, event {latest['bounds']}", str(origin))
         assert after["control.beat"] == ("10ms", "tandem.yaml:4:9")
+        reply = await ControlService(admin.controller).GetConfig(pb.ConfigRequest(), None)
+        assert dict(reply.origins) == {key: origin for key, (_, origin) in after.items()}, "one source"
 
     with_admin(test)
 

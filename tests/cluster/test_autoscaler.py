@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
@@ -223,6 +224,36 @@ def test_pools_of_none_keep_the_model_listed_and_wake_when_a_request_asks() -> N
             await until(controller, "decode", 1)
             assert "requests find no instance" in resizes_reason(controller, last=True)
             assert controller.pools["prefill"].target == 0
+
+    run(test())
+
+
+def test_one_request_wakes_a_pool_of_none_whatever_patience_it_has() -> None:
+    async def test() -> None:
+        async with controlling(Fleet(), config(in_patience=60.0, out_patience=60.0)) as controller:
+            await seen(controller, "ready", 3)
+            for name in ("prefill", "decode"):
+                controller.scale(name, 0, least=0)
+                await until(controller, name, 0)
+            controller.scale("decode", automatic=True)
+            assert controller.place(pb.PlaceRequest(request_id="r", prompt_tokens=4, max_tokens=4)).error.code
+            await until(controller, "decode", 1)
+
+    run(test())
+
+
+def test_a_request_is_remembered_until_pools_are_looked_at() -> None:
+    """However rarely that is."""
+
+    async def test() -> None:
+        async with controlling(Fleet(), config(period=120.0, out_patience=60.0)) as controller:
+            await seen(controller, "ready", 3)
+            controller.scale("decode", 0, least=0)
+            controller.scale("decode", automatic=True)
+            now = time.monotonic()
+            controller.scaler.in_vain(now)
+            await controller.scaler.step(now + 119.0)
+            assert controller.pools["decode"].target == 1
 
     run(test())
 

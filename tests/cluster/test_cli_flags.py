@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,10 @@ def test_what_a_verb_calls_so_itself_is_its_own(controller: Controller) -> None:
 
 def test_what_a_verb_cannot_print_it_does_not_take_behind_it(controller: Controller) -> None:
     assert run("cordon", "decode-0", "-o", "name").exit_code == Exit.USAGE
-    assert run("logs", "-o", "json").exit_code == Exit.USAGE
+    for verb in ("logs", "down"):
+        told = run(verb, "-o", "json")
+        assert (told.exit_code, json.loads(told.stdout)["error"]["code"]) == (Exit.USAGE, "usage")
+    assert "`-o` only behind a verb that prints data" in manual()
 
 
 def test_the_page_names_them_once() -> None:

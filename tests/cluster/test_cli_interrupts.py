@@ -22,6 +22,7 @@ from rich.console import Console
 from cluster.cli import detach, serve, up
 from cluster.cli.failures import Exit
 from cluster.cli.progress import Advance, Steps
+from cluster.config import Config
 from cluster.local import LocalCluster
 from tests.cluster.cli_controller import Controller, run
 
@@ -84,6 +85,33 @@ def test_a_cluster_is_stopped_though_nobody_can_be_told(error: BaseException) ->
         up._run(cast(LocalCluster, cluster), Unheard(error), interrupt, 1.0, sample=False)
     assert cluster.stopped == 1
     assert ended.value.exit_code == Exit.INTERRUPTED
+
+
+def test_a_signal_while_a_cluster_makes_its_folder_ends_that_cluster(
+    state_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = list[Interrupted]()
+
+    def create(config: Config, **more: Any) -> Interrupted:
+        made.append(Interrupted())
+        os.kill(os.getpid(), signal.SIGTERM)
+        return made[-1]
+
+    monkeypatch.setattr(up, "LocalCluster", create)
+    monkeypatch.setattr(up, "settle", lambda config, step: config)
+    monkeypatch.setattr(Interrupted, "start", lambda *given: pytest.fail("it was started"))
+    told = run("up")
+    assert (told.exit_code, [one.stopped for one in made]) == (Exit.FAILED, [1])
+    assert "nothing is left running" in told.stderr
+
+
+def test_signals_raise_again_when_they_have_been_held_back() -> None:
+    interrupt = up.Interrupt()
+    interrupt.quietly()
+    with pytest.raises(KeyboardInterrupt), interrupt.raising():
+        interrupt.handle(signal.SIGINT, None)
+    interrupt.handle(signal.SIGINT, None)
+    assert interrupt.again
 
 
 CHAOS = """

@@ -94,7 +94,7 @@ def test_an_error_comes_back_of_its_class_with_its_message_and_parameter() -> No
             with pytest.raises(NotFound, match="did you mean prefill") as caught, raised():
                 await control.Scale(pb.ScaleRequest(pool="prefil", replicas=1), timeout=5)
             assert caught.value.param == "pool"
-            with pytest.raises(RefusedError, match="tandem down"), raised():
+            with pytest.raises(RefusedError, match="--min 0 as well"), raised():
                 await control.Scale(pb.ScaleRequest(pool="decode", replicas=0), timeout=5)
 
     run(test())

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 
 from cluster import control_pb2 as pb
-from cluster import controller as controller_module
-from cluster.config import EngineConfig
+from cluster import gateways
+from cluster.config import EngineConfig, ModelConfig
 from cluster.controller import Controller
 from cluster.member import State
 from engine.errors import NotFound, Overloaded, RefusedError, TandemError
+from tests.cluster.doubles import until
 from tests.cluster.made_up import CONFIG, CONTROL, Fleet, MadeUp, controlling, run, seen
 
 
@@ -335,8 +336,32 @@ def test_a_placement_that_fails_carries_the_error() -> None:
     run(test())
 
 
+def test_a_cluster_of_none_tells_of_its_model() -> None:
+    """Of the last that was there, and of the settings before there was any."""
+
+    async def test() -> None:
+        fleet = Fleet()
+        there = pb.Model(name="tiny", path="/models/tiny", dtype="float32", max_length=64, digest="d")
+        config = CONFIG.model_copy(update={"model": ModelConfig(path="/models/tiny", name="tiny")})
+        fleet.prepare = lambda one: one.loaded.clear()
+        async with controlling(fleet, config) as controller:
+            await seen(controller, "spawned", 3)
+            assert controller.status().model == pb.Model(name="tiny", path="/models/tiny")
+            for one in fleet.made.values():
+                one.model.CopyFrom(there)
+                one.loaded.set()
+            await seen(controller, "ready", 3)
+            assert controller.status().model == there
+            for pool in ("prefill", "decode"):
+                controller.scale(pool, 0, least=0)
+            await until(lambda: not controller.status().instances)
+            assert (controller.status().ready, controller.status().model) == (True, there)
+
+    run(test())
+
+
 def test_a_gateway_is_listed_while_it_beats(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(controller_module, "GATEWAY_SILENCE", 0.1)
+    monkeypatch.setattr(gateways, "SILENCE", 0.1)
 
     async def test() -> None:
         async with controlling(Fleet()) as controller:

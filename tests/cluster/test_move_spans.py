@@ -22,13 +22,14 @@ from cluster.gateway_api import build_api
 from cluster.gateway_service import GatewayService
 from cluster.metrics import Metrics
 from cluster.migrations import Migrations
-from cluster.move_notes import MoveNotes
+from cluster.move_notes import AT_ONCE, MOST, MoveNotes
 from cluster.openai_answers import ModelCard
 from cluster.status_message import migration_message
 from cluster.timeline import MIGRATE, Phase, Timeline
 from engine.errors import Overloaded
 from model.tokenizer import Detokenizer, Tokenizer
 from tests.cluster.doubles import until
+from tests.cluster.local_cluster import local_cluster
 from tests.cluster.pools import Pools, pools
 from tests.cluster.test_tracing import Spans, attributes, seconds
 
@@ -192,12 +193,87 @@ def test_a_controller_that_is_away_costs_the_stages_and_not_the_trace(
     assert len(controller.asked) == 2, "once more after a moment"
 
 
+def arrived(name: str) -> Arrival:
+    return Arrival(0.0, timelines=[Timeline(name, tenant="", trace="", prompt_tokens=1, began=0.0, now=0.0)])
+
+
+def test_a_controller_that_does_not_answer_is_asked_a_few_things_at_once_and_of_a_few_requests() -> None:
+    """Each of 100 requests was under way when one was moved."""
+    asked: list[str] = []
+    told: list[dict[str, list[pb.Migration]]] = []
+
+    async def ask(request_id: str) -> Sequence[pb.Migration]:
+        asked.append(request_id)
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def test() -> None:
+        notes = MoveNotes(ask, lambda: 1)
+
+        async def find(arrival: Arrival) -> None:
+            told.append(await notes.find(arrival))
+
+        worth = 0
+        for number in range(100):
+            arrival = arrived(f"r{number}")
+            if notes.worth_asking(arrival, 0):
+                worth += 1
+                notes.later(find(arrival))
+        assert worth == MOST
+        await until(lambda: bool(asked))
+        assert len(asked) == AT_ONCE
+        await asyncio.wait_for(notes.close(), 20.0)
+        assert told == [{}] * MOST, "the others are not asked for one after the other, each for seconds"
+        assert len(asked) == AT_ONCE
+        assert notes.worth_asking(arrived("later"), 0)
+
+    asyncio.run(test())
+
+
+def test_many_requests_learn_of_their_moves_from_a_controller_that_answers() -> None:
+    most = 0
+
+    async def test() -> None:
+        controller, asking = Controller(), 0
+        controller.log.add(pb.Migration(request_id="r7", outcome="committed"))
+
+        async def ask(request_id: str) -> Sequence[pb.Migration]:
+            nonlocal asking, most
+            asking += 1
+            most = max(most, asking)
+            await asyncio.sleep(0)
+            asking -= 1
+            return await controller.ask(request_id)
+
+        notes = MoveNotes(ask, controller.count)
+        told = await asyncio.gather(*(notes.find(arrived(f"r{number}")) for number in range(MOST)))
+        assert [bool(moves[f"r{number}"]) for number, moves in enumerate(told)].index(True) == 7
+        assert most == AT_ONCE
+
+    asyncio.run(test())
+
+
+def test_beyond_that_a_trace_goes_without_its_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.move_notes.MOST", 0)
+    spans, controller = Spans(), Controller()
+    counts = iter((0, 1))
+
+    async def ask() -> None:
+        async with local_cluster(config=GatewayConfig(api_keys=())) as cluster:
+            notes = MoveNotes(controller.ask, lambda: next(counts, 1))
+            transport = httpx.ASGITransport(build_api(cluster.service, spans.traces, None, notes))
+            async with httpx.AsyncClient(transport=transport, base_url="http://tandem") as client:
+                await client.post("/v1/completions", json={"model": "tiny", "prompt": "abc", "max_tokens": 3})
+            assert spans.root.name == "text_completion tiny", "at once"
+
+    asyncio.run(ask())
+    assert controller.asked == []
+
+
 def test_nobody_is_asked_about_a_request_that_stayed_where_it_was() -> None:
     controller = Controller()
     notes = MoveNotes(controller.ask, controller.count)
-    arrival = Arrival(
-        0.0, timelines=[Timeline("r", tenant="", trace="", prompt_tokens=1, began=0.0, now=0.0)]
-    )
+    arrival = arrived("r")
     assert not notes.worth_asking(arrival, controller.count())
     controller.log.add(pb.Migration(request_id="another", outcome="committed"))
     assert notes.worth_asking(arrival, 0), "somebody was moved meanwhile"

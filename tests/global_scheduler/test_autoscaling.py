@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -63,6 +64,12 @@ def test_a_pool_of_none_has_an_instance_when_requests_find_none(
     scaler = Autoscaler(NONE)
     assert sizes(scaler.decide([pool(0, 0, 0, in_vain=in_vain)], 0.0)) == wanted
     assert scaler.explanations["decode"].startswith("requests find no" if in_vain else "none is there")
+
+
+def test_a_pool_of_none_wakes_for_one_request_however_long_other_wishes_must_last() -> None:
+    patient = Autoscaler(replace(NONE, out_patience=60.0))
+    assert sizes(patient.decide([pool(0, 0, 0, in_vain=True)], 0.0)) == [("decode", 1)]
+    assert patient.decide([pool(2, **FULL)], 100.0) == [], "with instances a wish must last"
 
 
 def test_a_pool_that_has_one_is_not_made_one_of_none() -> None:

@@ -15,6 +15,7 @@ from cluster.config import Config, load
 from cluster.scaling import Scaling
 from engine.errors import RefusedError
 from k8s import paths
+from k8s.bounds import SETTLED
 from k8s.kube_api import KubeApi
 from k8s.objects.access import disruption_budgets
 from k8s.objects.names import POOLS
@@ -183,6 +184,24 @@ class Scene:
         self.api.create(f"{root}/rayclusters", cluster)
         live = {"status": {"activeServiceStatus": {"rayClusterName": LIVE}}}
         self.api.merge(f"{paths.ray(self.namespace, 'RayService', CLUSTER)}/status", live)
+
+    def gateways(self, count: int) -> None:
+        """As the RayService has it that is rendered with so many."""
+        at = "/spec/rayClusterConfig/workerGroupSpecs/0"
+        keys = ("replicas", "minReplicas", "maxReplicas")
+        changes = [{"op": "add", "path": f"{at}/{key}", "value": count} for key in keys]
+        self.api.patch(paths.ray(self.namespace, "RayService", CLUSTER), changes)
+
+    def upgrade(self, cluster: str) -> None:
+        """KubeRay starts this RayCluster beside the live one; "" for none any more."""
+        pending = {"status": {"pendingServiceStatus": {"rayClusterName": cluster}}}
+        self.api.merge(f"{paths.ray(self.namespace, 'RayService', CLUSTER)}/status", pending)
+
+    def settle(self) -> None:
+        """A round sees the change, and one comes so much later that KubeRay has begun what follows."""
+        self.rounds()
+        self.now += SETTLED
+        self.rounds()
 
     def budget(self) -> None:
         """That of the group decode, as it is rendered."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+
 import pytest
 
 from cluster import control_pb2 as pb
 from engine.errors import InvalidKey, Unreachable
 from k8s import paths
 from k8s.budget import LONGEST_PAUSE
-from tests.k8s.scene import CLUSTER, LIVE, Scene
+from k8s.operator import follow
+from tests.k8s.scene import LIVE, Scene
 from tests.k8s.servers import Server
 
 
@@ -27,12 +31,18 @@ def test_a_wish_outside_the_bounds_is_refused_and_not_clamped(scene: Scene) -> N
     assert "9 replicas are not within" in scene.condition("Refused")["message"]
 
 
-def test_a_deleted_pool_leaves_the_instances(scene: Scene) -> None:
-    scene.pool()
-    scene.rounds()
+@pytest.mark.parametrize("automatic", [True, False])
+def test_a_deleted_pool_leaves_the_instances(scene: Scene, automatic: bool) -> None:
+    """As many as there are, which is not what the config starts with."""
+    scene.ray(**{"pools.decode.autoscale.enabled": automatic})
+    scene.pool(maxReplicas=9)
+    before = {"prefill": 3, "decode": 5}
+    scene.control.targets |= before
+    scene.rounds(2)
     scene.api.delete(scene.path)
-    scene.rounds()
-    assert scene.control.calls == []
+    scene.rounds(2)
+    assert scene.control.bounds["decode"] == (1, 64), "it was given back"
+    assert scene.control.targets == before
 
 
 def test_a_deleted_pool_goes_back_to_what_the_config_says(scene: Scene) -> None:
@@ -89,6 +99,26 @@ def test_a_deleted_pool_is_let_go_when_the_controller_is_back(scene: Scene) -> N
     scene.control.status = status  # type: ignore[method-assign]
     scene.rounds()
     assert scene.control.bounds["decode"] == (1, 64)
+
+
+def test_a_pool_that_was_deleted_while_another_operator_worked_is_no_affair_of_this_one(scene: Scene) -> None:
+    """The other one has given it back, and bounds of later hold."""
+    scene.ray()
+    scene.pool(maxReplicas=9)
+    stop = threading.Event()
+
+    def terms() -> Iterator[bool]:
+        yield True
+        scene.api.delete(scene.path)
+        scene.control.bounds["decode"] = (3, 9)
+        yield False
+        stop.set()
+        yield True
+
+    held = terms()
+    scene.reconciler.changed = lambda version, seconds=0: False  # type: ignore[method-assign]
+    follow(scene.reconciler, lambda: next(held), stop, seconds=0)
+    assert scene.control.bounds["decode"] == (3, 9)
 
 
 def test_bounds_reach_the_rayservice_and_the_live_cluster(scene: Scene) -> None:
@@ -190,14 +220,25 @@ def test_more_gateways_in_the_rayservice_get_pods_in_the_live_cluster(scene: Sce
     scene.pool()
     scene.rounds()
     assert scene.bounds("gateway") == [(2, 2), (2, 2)]
-    at = "/spec/rayClusterConfig/workerGroupSpecs/0"
-    changes = [
-        {"op": "add", "path": f"{at}/{key}", "value": 3} for key in ("replicas", "minReplicas", "maxReplicas")
-    ]
-    scene.api.patch(paths.ray(scene.namespace, "RayService", CLUSTER), changes)
-    scene.rounds()
+    scene.gateways(3)
+    scene.settle()
     assert scene.bounds("gateway") == [(3, 3), (3, 3)]
     assert scene.bounds() == [(1, 64), (1, 64)]
+
+
+def test_fewer_gateways_of_an_upgrade_leave_the_cluster_that_has_the_traffic(scene: Scene) -> None:
+    scene.ray()
+    scene.pool()
+    scene.rounds()
+    scene.gateways(1)
+    scene.rounds()
+    assert scene.bounds("gateway") == [(1, 1), (2, 2)], "KubeRay has not looked at it yet"
+    scene.upgrade("tandem-raycluster-fghij")
+    scene.settle()
+    assert scene.bounds("gateway") == [(1, 1), (2, 2)]
+    scene.upgrade("")
+    scene.settle()
+    assert scene.bounds("gateway") == [(1, 1), (1, 1)], "the mutant that never carries"
 
 
 def test_bounds_that_agree_are_not_written_again(scene: Scene) -> None:
