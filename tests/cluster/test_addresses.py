@@ -23,11 +23,12 @@ def test_any_other_address_stays(address: str) -> None:
 
 
 def test_texts_among_the_arguments_of_the_application_count() -> None:
-    assert _load({"gateway.host": "0.0.0.0", "model.name": "small"}).gateway.host == "0.0.0.0"
+    config, _ = _load({"gateway.host": "0.0.0.0", "model.name": "small"})
+    assert config.gateway.host == "0.0.0.0"
 
 
 def test_arguments_that_are_all_text_as_serve_run_gives_them_are_read_as_yaml() -> None:
-    found = _load(
+    found, _ = _load(
         {
             "gateway.port": "8001",
             "security.exposed": "[gateway.host]",

@@ -279,7 +279,7 @@ def test_an_instance_without_a_controller_ends_by_itself(cluster: Cluster) -> No
 
 
 def test_refusals_say_what_to_do(cluster: Cluster) -> None:
-    with pytest.raises(RefusedError, match="tandem down"):
+    with pytest.raises(RefusedError, match="--min 0 as well"):
         cluster.control.scale("decode", 0)
     with pytest.raises(NotFound, match="did you mean decode"):
         cluster.control.scale("decoder", 1)
