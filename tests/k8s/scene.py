@@ -194,7 +194,7 @@ class Scene:
 
     def upgrade(self, cluster: str) -> None:
         """KubeRay starts this RayCluster beside the live one; "" for none any more."""
-        pending = {"status": {"pendingServiceStatus": {"rayClusterName": cluster}}}
+        pending = {"status": {"pendingServiceStatus": {"rayClusterName": cluster} if cluster else None}}
         self.api.merge(f"{paths.ray(self.namespace, 'RayService', CLUSTER)}/status", pending)
 
     def settle(self) -> None:
