@@ -215,6 +215,8 @@ class LocalCluster:
             known = {process.pid for process in found}
             found += [one for one in processes(self._scratch.cluster) if one.pid not in known]
             end_processes(found)
+            # What Ray's daemon started while it was ended.
+            end_processes(processes(self._scratch.cluster))
         self._scratch.remove()
         state = read_state()
         if state is not None and state.cluster == self._scratch.cluster:
