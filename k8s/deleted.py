@@ -19,7 +19,7 @@ from k8s.kube_api import KubeApi
 from k8s.yaml_text import Object
 
 
-class Control(Protocol):
+class Scaling(Protocol):
     """What is asked of the controller."""
 
     def scale(
@@ -46,7 +46,7 @@ def configured(api: KubeApi, namespace: str, reference: Object, role: str) -> Po
     return found
 
 
-def give_back(control: Control, found: pb.Pool, config: PoolConfig) -> None:
+def give_back(control: Scaling, found: pb.Pool, config: PoolConfig) -> None:
     """Bounds, and who sets the pool, as the config says; the size stays.
 
     Raises RefusedError where the present size is outside these bounds and nobody would change it.

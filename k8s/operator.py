@@ -26,7 +26,7 @@ from engine.errors import Conflict, NotFound, RefusedError, TandemError, Unreach
 from k8s import paths
 from k8s.bounds import Carrier, set_bounds
 from k8s.budget import Budgets
-from k8s.deleted import configured, give_back
+from k8s.deleted import Scaling, configured, give_back
 from k8s.events import PoolEvents, time_stamp
 from k8s.kube_api import KubeApi, connect
 from k8s.lease import Lease
@@ -52,20 +52,10 @@ ROUND = 5
 """Seconds between two looks at the controller, whose changes no watch of Kubernetes tells of."""
 
 
-class Control(Protocol):
+class Control(Scaling, Protocol):
     """What the operator asks of the controller: see cluster/control_client.py."""
 
     def status(self) -> pb.ClusterStatus: ...
-
-    def scale(
-        self,
-        pool: str,
-        replicas: int | None = None,
-        *,
-        least: int | None = None,
-        most: int | None = None,
-        automatic: bool = False,
-    ) -> pb.ScaleReply: ...
 
     def explain(self, subject: str) -> list[pb.Explanation]: ...
 

@@ -16,22 +16,17 @@ from opentelemetry.sdk.trace import ReadableSpan
 from cluster import control_pb2 as pb
 from cluster import trace_names as names
 from cluster.arrival import Arrival
-from cluster.cluster_facts import ClusterFacts
 from cluster.config import GatewayConfig
 from cluster.gateway_api import build_api
-from cluster.gateway_service import GatewayService
-from cluster.metrics import Metrics
 from cluster.migrations import Migrations
 from cluster.move_notes import AT_ONCE, MOST, MoveNotes
-from cluster.openai_answers import ModelCard
 from cluster.status_message import migration_message
 from cluster.timeline import MIGRATE, Phase, Timeline
 from engine.errors import Overloaded
-from model.tokenizer import Detokenizer, Tokenizer
 from tests.cluster.doubles import until
 from tests.cluster.local_cluster import local_cluster
 from tests.cluster.pools import Pools, pools
-from tests.cluster.test_tracing import Spans, attributes, seconds
+from tests.cluster.test_tracing import Spans, attributes, seconds, service_of
 
 PER_TOKEN = 0.005
 BODY = {"model": "tiny", "prompt": "one two three four " * 20, "max_tokens": 300, "ignore_eos": True}
@@ -63,25 +58,9 @@ class Controller:
 
 @asynccontextmanager
 async def gateway(real: Pools, spans: Spans, notes: MoveNotes) -> AsyncIterator[httpx.AsyncClient]:
-    tokenizer = Tokenizer(real.decode.runner.assets)
-    facts = ClusterFacts(_nothing)
-    service = GatewayService(
-        model=ModelCard("tiny", 2048, 0, "none"),
-        tokenizer=tokenizer,
-        detokenizer=lambda _: Detokenizer(tokenizer),
-        driver=real.driver,
-        facts=facts,
-        metrics=Metrics("tiny", lambda: facts.status),
-        config=GatewayConfig(),
-        version="0.0",
-    )
-    transport = httpx.ASGITransport(build_api(service, spans.traces, None, notes))
+    transport = httpx.ASGITransport(build_api(service_of(real), spans.traces, None, notes))
     async with httpx.AsyncClient(transport=transport, base_url="http://tandem", timeout=60) as client:
         yield client
-
-
-async def _nothing() -> pb.ClusterStatus:
-    raise ConnectionError("there is no controller")
 
 
 def traced(

@@ -284,12 +284,11 @@ class Clock:
         return timed
 
 
-@asynccontextmanager
-async def gateway(real: Pools, spans: Spans, clock: Clock) -> AsyncIterator[httpx.AsyncClient]:
-    """The whole gateway in front of real instances."""
+def service_of(real: Pools) -> GatewayService:
+    """What a gateway serves in front of real instances."""
     tokenizer = Tokenizer(real.decode.runner.assets)
     facts = ClusterFacts(_nothing)
-    service = GatewayService(
+    return GatewayService(
         model=ModelCard("tiny", 2048, 0, "none"),
         tokenizer=tokenizer,
         detokenizer=lambda _: Detokenizer(tokenizer),
@@ -299,7 +298,11 @@ async def gateway(real: Pools, spans: Spans, clock: Clock) -> AsyncIterator[http
         config=GatewayConfig(),
         version="0.0",
     )
-    transport = httpx.ASGITransport(clock.around(build_api(service, spans.traces)))
+
+
+@asynccontextmanager
+async def gateway(real: Pools, spans: Spans, clock: Clock) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(clock.around(build_api(service_of(real), spans.traces)))
     async with httpx.AsyncClient(transport=transport, base_url="http://tandem", timeout=60) as client:
         # The first call of an application builds it.
         await client.get("/version")
